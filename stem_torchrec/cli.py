@@ -1,0 +1,192 @@
+"""The commands; together with ``console.py`` the only place that prints for people.
+
+Heavy imports stand inside the commands, so that ``--help`` and mistakes answer at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
+from stem_torchrec.settings import Key, all_keys, load_config, load_options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else."""
+    options, rest = _parser().parse_known_args(arguments)
+    try:
+        options.run(options, rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if type(error).__name__ != "WorkerError":
+            raise
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_evaluation
+    from stem_torchrec.distributed.ranks import check_devices, device_type
+    from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
+    from stem_torchrec.run_folder import Existing, check_run_dir
+    from stem_torchrec.trainer import check_inputs
+    from stem_torchrec.workers import train_worker
+
+    config = load_config(options.config, rest)
+    existing: Existing = (
+        "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
+    )
+    num_workers = options.nproc or default_num_workers(device_type(config.distributed))
+    if not under_torchrun():
+        check_devices(config.distributed, num_workers)
+        check_run_dir(config.run.dir, existing)
+        check_inputs(config)
+    outcome = run_workers(num_workers, train_worker, config, existing)
+    if outcome is not None and outcome.test is not None:
+        print_evaluation(outcome.test, outcome.qps)
+
+
+def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_evaluation
+    from stem_torchrec.distributed.ranks import check_devices, device_type
+    from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
+    from stem_torchrec.run_folder import require_run
+    from stem_torchrec.trainer import check_inputs
+    from stem_torchrec.workers import evaluate_worker
+
+    require_run("--run", options.run_dir)
+    overrides = ["--run.dir", str(options.run_dir), *rest]
+    config = load_config(options.run_dir / "config.yaml", overrides)
+    num_workers = options.nproc or default_num_workers(device_type(config.distributed))
+    if not under_torchrun():
+        check_devices(config.distributed, num_workers)
+        check_inputs(config, splits=[options.split])
+    record = run_workers(num_workers, evaluate_worker, config, options.split)
+    if record is None:
+        return
+    if options.json:
+        print(json.dumps(record))
+    else:
+        print_evaluation(record)
+
+
+def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.distributed.plan import World
+    from stem_torchrec.trainer import plan_offline
+
+    config = load_config(options.config, rest)
+    per_node = config.distributed.ranks_per_node or min(options.world_size, 8)
+    print(plan_offline(config, World(options.world_size, per_node, options.device)), end="")
+
+
+def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_stats
+    from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
+
+    config = load_options(SyntheticConfig, rest)
+    stats = prepare_synthetic(config, options.out, overwrite=options.overwrite)
+    print_stats(stats, str(options.out))
+
+
+def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_stats
+    from stem_torchrec.data.kuairand import KuaiRandConfig, prepare_kuairand
+
+    config = load_options(KuaiRandConfig, rest)
+    stats = prepare_kuairand(
+        options.source, options.out, config=config, overwrite=options.overwrite
+    )
+    print_stats(stats, str(options.out))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("stem-torchrec", description=__import__(__package__).__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    config_keys = _key_help("config keys", "--section.key value", all_keys(Config))
+
+    prepare = commands.add_parser("prepare", help="raw data -> prepared Parquet folder")
+    sources = prepare.add_subparsers(required=True, metavar="SOURCE")
+    _add_prepare_commands(sources)
+
+    command = _add(commands, "train", "train, evaluate and save one run", config_keys)
+    command.add_argument("--config", type=Path, required=True, metavar="FILE")
+    command.add_argument(
+        "--nproc",
+        type=_positive,
+        metavar="N",
+        help="local workers (default: 1 "
+        "on CPU, one per GPU); torchrun's ranks where it started this",
+    )
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    existing.add_argument("--overwrite", action="store_true", help="replace the folder's run")
+    command.set_defaults(run=train)
+
+    command = _add(commands, "evaluate", "metrics of a split from a run's checkpoint", config_keys)
+    command.add_argument("--run", type=Path, required=True, metavar="DIR", dest="run_dir")
+    command.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    command.add_argument("--nproc", type=_positive, metavar="N", help="local workers")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=evaluate)
+
+    command = _add(commands, "plan", "print the sharding plan; needs no GPU", config_keys)
+    command.add_argument("--config", type=Path, required=True, metavar="FILE")
+    command.add_argument("--world-size", type=_positive, default=1, metavar="N")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    command.set_defaults(run=plan)
+    return parser
+
+
+def _add_prepare_commands(sources: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from stem_torchrec.data.kuairand import KuaiRandConfig
+    from stem_torchrec.data.synthetic_config import SyntheticConfig
+
+    keys = _key_help("options", "--key value", all_keys(SyntheticConfig))
+    command = _add(sources, "synthetic", "seeded data with planted conflicts between tasks", keys)
+    command.set_defaults(run=prepare_synthetic)
+    _add_out(command)
+
+    keys = _key_help("options", "--key value", all_keys(KuaiRandConfig))
+    command = _add(sources, "kuairand", "a KuaiRand release, or files in its format", keys)
+    command.add_argument("--source", type=Path, required=True, metavar="DIR")
+    command.set_defaults(run=prepare_kuairand)
+    _add_out(command)
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, more: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--overwrite", action="store_true", help="replace the folder")
+
+
+def _key_help(title: str, form: str, keys: Iterable[Key]) -> str:
+    lines = [f"{title} ({form}):"]
+    for key in keys:
+        lines.append(f"  --{key.name} (default: {key.default_text})")
+        lines.append(f"      {key.description}; {key.allowed}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value

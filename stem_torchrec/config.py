@@ -1,0 +1,207 @@
+"""Every key of a run, with its unit, default and allowed values.
+
+Sections are frozen; unknown keys are refused; nothing changes after validation. Reading YAML and
+command-line overrides is in ``settings.py``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ShardingName = Literal[
+    "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
+]
+KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching", "dense"]
+Widths = tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, no silent conversion of NaN or inf."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    dir: Path = Field(description="run folder: config, plan, metrics, checkpoints, TensorBoard")
+    seed: int = Field(0, ge=0, description="seed of weights, tables and row order")
+
+
+class DataConfig(Section):
+    path: Path = Field(description="prepared data folder (schema.json, train/, valid/, test/)")
+    features: tuple[str, ...] | None = Field(
+        None, description="features to use, by name; all of the schema if null"
+    )
+    shuffle: bool = Field(True, description="seeded shuffle of row groups and rows each epoch")
+    shuffle_row_groups: int = Field(
+        4, ge=1, description="row groups whose rows are shuffled together"
+    )
+    prefetch_batches: int = Field(2, ge=1, description="batches prepared in the background")
+
+
+class TasksConfig(Section):
+    names: tuple[str, ...] | None = Field(
+        None, description="tasks to train, in order; all of the schema if null"
+    )
+
+
+class ModelConfig(Section):
+    name: Literal["stem_net"] = Field("stem_net", description="model to train")
+    num_shared_experts: int = Field(1, ge=0, description="shared experts per layer (M_s)")
+    num_task_experts: int = Field(1, ge=0, description="experts per task and layer (M_t)")
+    expert_widths: Widths = Field((512, 512, 512), min_length=1, description="an expert's layers")
+    gate_widths: Widths = Field((128, 64), description="hidden layers of a gate")
+    tower_widths: Widths = Field((128, 64), description="hidden layers of a tower")
+    layers: int = Field(1, ge=1, description="stacked blocks of experts and gates")
+    gate_input: Literal["both", "task"] = Field(
+        "both", description="what a gate reads: the task's and the shared features, or its own"
+    )
+    stop_gradient: bool = Field(
+        True, description="keep a task's loss from training other tasks' experts and tables"
+    )
+    task_specific_features: Literal["all", "none", "user", "item"] | tuple[str, ...] = Field(
+        "all", description="features with a table per task: all, none, a side, or a list of names"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after each hidden layer")
+
+    @model_validator(mode="after")
+    def _some_expert(self) -> "ModelConfig":
+        if self.num_shared_experts + self.num_task_experts == 0:
+            raise ValueError("num_shared_experts and num_task_experts are both 0: nothing to gate")
+        if self.layers > 1 and self.num_shared_experts == 0:
+            raise ValueError("layers > 1 needs num_shared_experts >= 1 for the shared stream")
+        return self
+
+
+class EmbeddingConfig(Section):
+    dim: int = Field(16, ge=1, description="embedding dimension D of every table")
+    layout: Literal["separate"] = Field("separate", description="one table per owner and feature")
+    init_std: float = Field(
+        0.01, ge=0, description="standard deviation of the uniform initial values"
+    )
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
+        "rowwise_adagrad", description="optimizer of the tables, fused into their backward"
+    )
+    lr: float = Field(0.02, gt=0, description="peak learning rate of the tables")
+    eps: float = Field(1e-8, ge=0, description="epsilon of Adagrad and Adam")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second-moment decay")
+    weight_decay: float = Field(0.0, ge=0, description="L2 factor on the rows a step looks up")
+    max_gradient: float | None = Field(
+        None, gt=0, description="clip each element of the pooled features' gradient to +-this"
+    )
+
+
+class OptimConfig(Section):
+    optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = Field(
+        "adam", description="optimizer of the dense weights"
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of the dense weights")
+    eps: float = Field(1e-8, ge=0, description="epsilon of Adam and Adagrad")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second-moment decay")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the dense weights")
+    clip_norm: float | None = Field(
+        None, gt=0, description="clip the global norm of the dense gradient to this"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, dense and tables")
+    decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="learning-rate decay after the warm-up, dense and tables"
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="steps until the decay ends; the run's last step if null"
+    )
+    final_lr_ratio: float = Field(
+        0.0, ge=0, le=1, description="learning rate at the decay's end, as a share of the peak"
+    )
+
+
+class BalanceConfig(Section):
+    rule: Literal["equal"] = Field("equal", description="how the tasks' gradients are combined")
+
+
+class TrainConfig(Section):
+    epochs: int = Field(1, ge=1, description="passes over the train split")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps")
+    batch_size: int = Field(4096, ge=1, description="rows per rank and step")
+    log_every: int = Field(100, ge=1, description="steps between train records")
+    qps_warmup_steps: int = Field(
+        5, ge=0, description="first steps that the samples-per-second figure leaves out"
+    )
+    ne_window: int = Field(
+        1_000_000, ge=1, description="samples (all ranks) in the window of the windowed NE"
+    )
+
+
+class EvalConfig(Section):
+    every: int | None = Field(
+        None, ge=1, description="steps between evaluations of the valid split; per epoch if null"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="rows per rank and evaluation step; train.batch_size if null"
+    )
+
+
+class CheckpointConfig(Section):
+    every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; only at the end if null"
+    )
+    keep: int = Field(2, ge=1, description="checkpoints to keep, newest first")
+
+
+class TableConstraint(Section):
+    sharding: tuple[ShardingName, ...] | None = Field(None, description="sharding types to allow")
+    kernel: tuple[KernelName, ...] | None = Field(None, description="compute kernels to allow")
+    min_partition: int | None = Field(
+        None, ge=1, description="smallest column shard, in columns (column-wise sharding)"
+    )
+
+
+class DistributedConfig(Section):
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the ranks; cuda where there is one if auto"
+    )
+    sharding: Literal["auto"] | ShardingName = Field(
+        "auto", description="one sharding type for all tables, or the planner's choice"
+    )
+    kernel: Literal["auto"] | KernelName = Field(
+        "auto", description="one compute kernel for all tables, or the planner's choice"
+    )
+    hbm_gib: float | None = Field(
+        None, gt=0, description="device memory per rank for the plan, GiB; the device's if null"
+    )
+    host_gib: float | None = Field(
+        None, gt=0, description="host memory per rank for the plan, GiB; the planner's if null"
+    )
+    ranks_per_node: int | None = Field(
+        None, ge=1, description="ranks per node for the plan; torchrun's if null"
+    )
+    tables: dict[str, TableConstraint] = Field(
+        default_factory=dict,
+        description="constraints per table (owner__feature; * and ? match), over the global ones",
+    )
+    timeout_s: int = Field(600, ge=1, description="limit of one collective, seconds")
+
+
+class Config(Section):
+    """One run. ``config.yaml`` in a run folder is this, resolved."""
+
+    run: RunConfig
+    data: DataConfig
+    tasks: TasksConfig = TasksConfig()
+    model: ModelConfig = ModelConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    optim: OptimConfig = OptimConfig()
+    balance: BalanceConfig = BalanceConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    versions: dict[str, str] | None = Field(
+        None, description="package versions of the run that wrote this file; not read back"
+    )
+
+    @field_validator("run", "data", mode="before")
+    @classmethod
+    def _missing_section(cls, value: object) -> object:
+        return {} if value is None else value

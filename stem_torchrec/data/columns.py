@@ -1,0 +1,130 @@
+"""Decoded rows in memory, column by column.
+
+R rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+# Rows of a bag gathered at once: the positions of their ids stay in the cache.
+_GATHER_ROWS = 4096
+
+
+def empty(size: int, dtype: type[np.generic]) -> NDArray:
+    """An array from Arrow's allocator, which keeps freed pages at hand.
+
+    numpy's gives them back to the system, and faulting them in again costs more than the copy.
+    """
+    return np.frombuffer(pa.allocate_buffer(size * np.dtype(dtype).itemsize), dtype)
+
+
+def joined(parts: Sequence[NDArray], dtype: type[np.generic]) -> NDArray:
+    """All parts one after the other, cast to ``dtype``, which must hold their values."""
+    out = empty(sum(len(part) for part in parts), dtype)
+    return np.concatenate(parts, out=out, casting="unsafe")
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A column of lists.
+
+    Attributes:
+        offsets: (R + 1,) int64; row r is ``values[offsets[r] : offsets[r + 1]]``. The first need
+            not be 0, so that a slice of rows shares its values.
+        values: ids, of any integer type that holds them.
+    """
+
+    offsets: NDArray[np.int64]
+    values: NDArray[np.integer]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    @property
+    def flat(self) -> NDArray[np.integer]:
+        """Ids of all rows, one after the other."""
+        return self.values[self.offsets[0] : self.offsets[-1]]
+
+    def take(self, rows: NDArray[np.int64]) -> "Bag":
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        offsets = offsets_of(lengths)
+        values = empty(int(offsets[-1]), self.values.dtype.type)
+        for first in range(0, len(rows), _GATHER_ROWS):
+            part = slice(first, first + _GATHER_ROWS)
+            stop = min(part.stop, len(rows))
+            positions = np.repeat(starts[part] - offsets[first:stop], lengths[part])
+            positions += np.arange(offsets[first], offsets[stop])
+            out = values[offsets[first] : offsets[stop]]
+            np.take(self.values, positions, out=out, mode="clip")
+        return Bag(offsets, values)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """R rows of the columns that a schema reads.
+
+    Attributes:
+        num_rows: R.
+        scalars: (R,) arrays: int32 or int64 id features in schema order; float32 dense features,
+            labels and, if there is one, the weight; the int64 group if there is one.
+        bags: bag features in schema order.
+    """
+
+    num_rows: int
+    scalars: tuple[NDArray, ...]
+    bags: tuple[Bag, ...]
+
+    def cut(self, start: int, stop: int) -> "Columns":
+        """Rows ``start`` to ``stop - 1``, in the same memory."""
+        return Columns(
+            stop - start,
+            tuple(column[start:stop] for column in self.scalars),
+            tuple(Bag(bag.offsets[start : stop + 1], bag.values) for bag in self.bags),
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> "Columns":
+        """The rows named, each of which must exist, in that order."""
+        # Checked here once, "clip" spares numpy a check per row and column.
+        assert not len(rows) or (rows.min() >= 0 and rows.max() < self.num_rows)
+        return Columns(
+            len(rows),
+            tuple(_taken(column, rows) for column in self.scalars),
+            tuple(bag.take(rows) for bag in self.bags),
+        )
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """The rows of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    scalars = zip(*(part.scalars for part in parts), strict=True)
+    bags = zip(*(part.bags for part in parts), strict=True)
+    return Columns(
+        sum(part.num_rows for part in parts),
+        tuple(np.concatenate(column) for column in scalars),
+        tuple(concatenate_bags(column) for column in bags),
+    )
+
+
+def concatenate_bags(parts: Sequence[Bag], dtype: type[np.generic] | None = None) -> Bag:
+    """The rows of all parts, in order; values are cast to ``dtype``, which must hold them."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    flat = [part.flat for part in parts]
+    return Bag(offsets_of(lengths), joined(flat, dtype or flat[0].dtype.type))
+
+
+def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(R,) lengths -> (R + 1,) offsets."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _taken(column: NDArray, rows: NDArray[np.int64]) -> NDArray:
+    return np.take(column, rows, out=empty(len(rows), column.dtype.type), mode="clip")

@@ -1,0 +1,155 @@
+"""Arrow tables of row groups -> checked columns in memory.
+
+R rows of all row groups together.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as types
+from numpy.typing import NDArray
+
+from stem_torchrec.data.columns import Bag, Columns, concatenate_bags, empty, offsets_of
+from stem_torchrec.data.manifest import RowGroup, check_ids
+from stem_torchrec.errors import UserError
+from stem_torchrec.schema import Feature, Schema
+
+NO_GROUP = -1
+"""Group of a row whose group is null."""
+
+
+def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Schema) -> Columns:
+    """Stack the row groups' tables, of ``num_rows`` rows together, and check every value.
+
+    A null id is id 0, a null bag is empty, a null inside a bag is id 0, a null or NaN dense value
+    is 0.0, a null or NaN label is NaN, a null group is -1.
+
+    Raises:
+        UserError: an id outside its table, a label other than 0 and 1, an infinite dense value or
+            a weight that is missing, negative or infinite; names column, file, row group, value.
+    """
+    scalars = [empty(num_rows, dtype) for dtype in _scalar_dtypes(schema)]
+    bag_features = [feature for feature in schema.features if feature.kind == "bag"]
+    bags: list[list[Bag]] = [[] for _ in bag_features]
+    start = 0
+    for group, table in parts:
+        rows = slice(start, start + group.num_rows)
+        _decode_scalars(table, schema, str(group), iter([column[rows] for column in scalars]))
+        for feature, pieces in zip(bag_features, bags, strict=True):
+            pieces.append(_bag(_array(table, feature.name), feature, str(group)))
+        start = rows.stop
+    assert start == num_rows
+    joined_bags = (
+        concatenate_bags(pieces, _id_dtype(feature))
+        for feature, pieces in zip(bag_features, bags, strict=True)
+    )
+    return Columns(num_rows, tuple(scalars), tuple(joined_bags))
+
+
+def _scalar_dtypes(schema: Schema) -> list[type[np.generic]]:
+    dtypes = [_id_dtype(feature) for feature in schema.features if feature.kind == "id"]
+    dtypes += [np.float32] * (len(schema.dense) + len(schema.tasks))
+    dtypes += [np.float32] if schema.sample_weight is not None else []
+    return dtypes + ([np.int64] if schema.group is not None else [])
+
+
+def _id_dtype(feature: Feature) -> type[np.generic]:
+    # Half the memory to permute, wherever the table is small enough.
+    return np.int32 if (feature.num_embeddings or 0) <= 2**31 else np.int64
+
+
+def _decode_scalars(table: pa.Table, schema: Schema, where: str, out: Iterator[NDArray]) -> None:
+    """Fill the row group's part of each scalar column, in the order of ``Columns.scalars``."""
+    for feature in schema.features:
+        if feature.kind == "id":
+            next(out)[:] = _ids(_array(table, feature.name), feature, where)
+    for feature in schema.dense:
+        _dense(_array(table, feature.name), f"{where}: dense feature {feature.name!r}", next(out))
+    for task in schema.tasks:
+        column = task.label_column
+        _label(_array(table, column), f"{where}: label column {column!r}", next(out))
+    if schema.sample_weight is not None:
+        what = f"{where}: sample_weight column {schema.sample_weight!r}"
+        _weight(_array(table, schema.sample_weight), what, next(out))
+    if schema.group is not None:
+        next(out)[:] = _group(_array(table, schema.group))
+
+
+def _array(table: pa.Table, column: str) -> pa.Array:
+    chunks = table.column(column).chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+def _filled(array: pa.Array) -> NDArray[np.integer]:
+    """The values with 0 for nulls."""
+    # Arrow copies even where nothing is to be filled.
+    return (array.fill_null(0) if array.null_count else array).to_numpy()
+
+
+def _group(array: pa.Array) -> NDArray[np.int64]:
+    values = _filled(array).astype(np.int64)
+    if array.null_count:
+        values[_is_null(array)] = NO_GROUP
+    return values
+
+
+def _is_null(array: pa.Array) -> NDArray[np.bool_]:
+    return array.is_null().to_numpy(zero_copy_only=False)
+
+
+def _ids(array: pa.Array, feature: Feature, where: str) -> NDArray[np.integer]:
+    values = _filled(array)
+    if len(values):
+        check_ids(feature, int(values.min()), int(values.max()), where)
+    return values
+
+
+def _bag(array: pa.Array, feature: Feature, where: str) -> Bag:
+    if types.is_fixed_size_list(array.type):
+        lengths = np.full(len(array), array.type.list_size, np.int64)
+    else:
+        lengths = np.diff(array.offsets.to_numpy())
+    if array.null_count:
+        # flatten(), too, leaves out what lies under a null list.
+        lengths = np.where(_is_null(array), 0, lengths)
+    values = _ids(array.flatten(), feature, where)
+    bag = Bag(offsets_of(lengths), values)
+    assert len(values) == bag.offsets[-1]
+    return bag
+
+
+def _numbers(array: pa.Array) -> NDArray:
+    """The values with NaN for nulls; keeps a dtype that needs no such change."""
+    if types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _dense(array: pa.Array, what: str, out: NDArray[np.float32]) -> None:
+    with np.errstate(over="ignore"):
+        out[:] = _numbers(array)
+    if np.isfinite(out).all():
+        return
+    out[np.isnan(out)] = 0.0
+    _refuse(np.isinf(out), out, what, "finite numbers of 32 bits, null")
+
+
+def _label(array: pa.Array, what: str, out: NDArray[np.float32]) -> None:
+    values = _numbers(array)
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        wrong &= ~np.isnan(values)
+        _refuse(wrong, values, what, "0, 1, null")
+    out[:] = values
+
+
+def _weight(array: pa.Array, what: str, out: NDArray[np.float32]) -> None:
+    with np.errstate(over="ignore"):
+        out[:] = _numbers(array)
+    _refuse(~(np.isfinite(out) & (out >= 0)), out, what, "finite numbers >= 0, not null")
+
+
+def _refuse(wrong: NDArray[np.bool_], values: NDArray, what: str, allowed: str) -> None:
+    if wrong.any():
+        raise UserError(f"{what} has value {values[wrong.argmax()]}; allowed: {allowed}")

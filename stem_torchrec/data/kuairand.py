@@ -1,0 +1,197 @@
+"""KuaiRand (Gao et al., CIKM 2022) as published -> prepared folder, out of core with DuckDB."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field
+
+from stem_torchrec.data.kuairand_encode import encode, rows_of_day
+from stem_torchrec.data.kuairand_features import TASKS, RawFeature, features_of
+from stem_torchrec.data.kuairand_source import (
+    Release,
+    find_release,
+    read_header,
+    read_logs,
+    read_side,
+    require_columns,
+)
+from stem_torchrec.data.prepared import (
+    ROW_GROUP_ROWS,
+    VOCABULARY_FOLDER,
+    prepared_folder,
+    write_metadata,
+)
+from stem_torchrec.data.vocabulary import copy_to, write_vocabulary
+from stem_torchrec.errors import UserError
+from stem_torchrec.schema import SPLITS, Schema, Task
+
+GROUP_COLUMN = "group"
+
+_TEST_DAYS, _VALID_DAYS = 3, 2
+
+
+class KuaiRandConfig(BaseModel):
+    """How the log is split and encoded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: tuple[str, ...] | None = Field(
+        default=None, description="tasks; null: all that the log has columns for"
+    )
+    train_until: int | None = Field(
+        default=None,
+        description="last day of train, YYYYMMDD; null: the last 3 days are test, 2 before valid",
+    )
+    valid_until: int | None = Field(default=None, description="last day of valid, YYYYMMDD")
+    min_count: int = Field(
+        default=10, ge=1, description="rows of train a value needs for an id of its own"
+    )
+    include_random: bool = Field(
+        default=False, description="read the log of randomly exposed videos too"
+    )
+    row_group_rows: int = Field(default=ROW_GROUP_ROWS, ge=1, description="rows per row group")
+
+
+def prepare_kuairand(
+    source: Path, out: Path, *, config: KuaiRandConfig | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Prepare a KuaiRand release (1K, 27K, Pure, or files in their format).
+
+    Rows are split by day, one file per day, and ordered by time. Vocabularies are counted in the
+    train split; ids are 0 for values that are rare, unseen or missing there. The column ``group``
+    holds the raw user id, so users without an id of their own stay apart in GAUC.
+
+    Returns:
+        The statistics (see ``compute_stats``), with ``dates``: first and last day per split.
+
+    Raises:
+        UserError: files or columns are missing or malformed, a task is unknown, a split is empty,
+            or ``out`` is occupied.
+    """
+    config = config or KuaiRandConfig()
+    release = find_release(source.expanduser(), include_random=config.include_random)
+    log_columns = _common_columns(release.logs)
+    tasks = _choose_tasks(config, release, log_columns)
+    features = features_of(log_columns)
+    with prepared_folder(out, overwrite=overwrite) as folder:
+        database = folder / "work.duckdb"  # inside, so it goes with the folder after an error
+        with duckdb.connect(str(database)) as connection:
+            _read(connection, release, features, tasks)
+            days = _split_days(connection, config)
+            rows = encode(connection, features, days["train"][-1], config.min_count)
+            schema = Schema(
+                features=tuple(feature.encoded(rows[feature.name]) for feature in features),
+                tasks=tuple(Task(name=task) for task in tasks),
+                group=GROUP_COLUMN,
+            )
+            for split, dates in days.items():
+                for date in dates:
+                    query = rows_of_day(features, tasks, GROUP_COLUMN, date)
+                    path = folder / split / f"{date}.parquet"
+                    copy_to(connection, query, path, row_group_rows=config.row_group_rows)
+            for feature in features:
+                if feature.num_buckets is None:
+                    write_vocabulary(connection, feature.name, folder / VOCABULARY_FOLDER)
+            extra = _raw_counts(connection)
+        database.unlink()
+        extra["dates"] = {split: [dates[0], dates[-1]] for split, dates in days.items()}
+        return write_metadata(
+            folder, schema, user_column=GROUP_COLUMN, item_column="video_id", extra=extra
+        )
+
+
+def _common_columns(logs: Sequence[Path]) -> list[str]:
+    headers = [read_header(path) for path in logs]
+    return [column for column in headers[0] if all(column in header for header in headers)]
+
+
+def _choose_tasks(
+    config: KuaiRandConfig, release: Release, log_columns: Sequence[str]
+) -> list[str]:
+    available = [task for task, (column, _) in TASKS.items() if column in log_columns]
+    if config.tasks is None:
+        if not available:
+            outcomes = ", ".join(column for column, _ in TASKS.values())
+            raise UserError(f"{release.logs[0].name}: no outcome column; known are {outcomes}")
+        return available
+    for task in config.tasks:
+        if task not in TASKS:
+            raise UserError(f"tasks: unknown {task!r}; allowed are {', '.join(TASKS)}")
+        if config.tasks.count(task) > 1:
+            raise UserError(f"tasks: {task!r} is named twice")
+        for path in release.logs:
+            require_columns(path, [TASKS[task][0]])
+    if not config.tasks:
+        raise UserError(f"tasks: empty; the log has {', '.join(available)}")
+    return list(config.tasks)
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection,
+    release: Release,
+    features: Sequence[RawFeature],
+    tasks: Sequence[str],
+) -> None:
+    connection.execute("SET preserve_insertion_order = false")  # halves the memory of reading
+    read_logs(connection, release.logs, features, tasks)
+    users = [c for f in features if f.source == "user" for c in f.columns]
+    videos = [c for f in features if f.source in ("video", "joined") for c in f.columns]
+    read_side(connection, release.users, "users", "user_id", users)
+    read_side(connection, release.videos, "videos", "video_id", videos)
+    connection.execute("SET preserve_insertion_order = true")
+
+
+def _split_days(
+    connection: duckdb.DuckDBPyConnection, config: KuaiRandConfig
+) -> dict[str, list[int]]:
+    """Days of each split, in order."""
+    days = [row[0] for row in connection.execute("SELECT DISTINCT date FROM log").fetchall()]
+    days.sort()
+    if not days:
+        raise UserError("the log files hold no rows")
+    for day in days:
+        _check_day("date", day)
+    found = f"the log has {days[0]} to {days[-1]}"
+    train_until, valid_until = config.train_until, config.valid_until
+    if train_until is None and valid_until is None:
+        if len(days) <= _TEST_DAYS + _VALID_DAYS:
+            raise UserError(f"train_until, valid_until: needed for a log of few days; {found}")
+        train_until = days[-_TEST_DAYS - _VALID_DAYS - 1]
+        valid_until = days[-_TEST_DAYS - 1]
+    if train_until is None or valid_until is None:
+        raise UserError(f"train_until, valid_until: give both or none; {found}")
+    _check_day("train_until", train_until)
+    _check_day("valid_until", valid_until)
+    if train_until >= valid_until:
+        raise UserError(f"train_until: {train_until} is not before valid_until = {valid_until}")
+    split_days = {
+        "train": [day for day in days if day <= train_until],
+        "valid": [day for day in days if train_until < day <= valid_until],
+        "test": [day for day in days if day > valid_until],
+    }
+    for split in SPLITS:
+        if not split_days[split]:
+            raise UserError(
+                f"split {split!r} is empty with train_until = {train_until}, "
+                f"valid_until = {valid_until}; {found}"
+            )
+    return split_days
+
+
+def _check_day(what: str, day: int) -> None:
+    try:
+        datetime.strptime(f"{day:08d}", "%Y%m%d")
+    except ValueError:
+        raise UserError(f"{what}: {day} is no day; expected YYYYMMDD") from None
+
+
+def _raw_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Users and items of the raw log; the written ids merge the rare ones."""
+    found = connection.execute(
+        "SELECT count(DISTINCT user_id), count(DISTINCT video_id) FROM log"
+    ).fetchone()
+    assert found is not None
+    return {"users": found[0], "items": found[1]}

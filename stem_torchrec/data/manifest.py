@@ -1,0 +1,169 @@
+"""Which row groups a split consists of, and whether their columns fit the schema."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as types
+
+from stem_torchrec.errors import UserError
+from stem_torchrec.schema import Feature, Schema
+
+_FOOTER_THREADS = 8
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One non-empty row group: the unit in which a split is read."""
+
+    file: Path
+    index: int
+    num_rows: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, row group {self.index}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The row groups of a split in file order: files by name, groups by position."""
+
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.row_groups)
+
+
+class ColumnUse(NamedTuple):
+    """A column and what the schema takes it for."""
+
+    column: str
+    role: str
+    feature: Feature | None = None
+
+
+def column_uses(schema: Schema) -> list[ColumnUse]:
+    """The columns that a schema reads; one column may serve several uses."""
+    uses = [ColumnUse(feature.name, feature.kind, feature) for feature in schema.features]
+    uses += [ColumnUse(task.label_column, "label") for task in schema.tasks]
+    if schema.sample_weight is not None:
+        uses.append(ColumnUse(schema.sample_weight, "sample_weight"))
+    if schema.group is not None:
+        uses.append(ColumnUse(schema.group, "group"))
+    return uses
+
+
+def check_split(path: Path, split: str, schema: Schema) -> Manifest:
+    """List the row groups of ``path/split/*.parquet`` and check their footers.
+
+    Reads footers only, a few at a time; not collective. Names that start with a dot are other
+    programs' temporary files and are passed over.
+
+    Raises:
+        UserError: the folder, a file or a column is missing or unreadable, a column has a type
+            that its use does not allow, the statistics of an id or bag column show ids outside
+            ``[0, num_embeddings)``, or the split has no rows.
+    """
+    folder = Path(path) / split
+    if not folder.is_dir():
+        raise UserError(f"data.path: {str(folder)!r} is not a folder; split {split!r} is missing")
+    files = sorted(file for file in folder.glob("*.parquet") if not file.name.startswith("."))
+    if not files:
+        raise UserError(f"data.path: {str(folder)!r} has no *.parquet file")
+    uses = column_uses(schema)
+    with ThreadPoolExecutor(min(_FOOTER_THREADS, len(files))) as pool:
+        groups = [group for found in pool.map(partial(_check_file, uses), files) for group in found]
+    if not groups:
+        raise UserError(f"data.path: the files of {str(folder)!r} have no rows")
+    return Manifest(tuple(groups))
+
+
+def _check_file(uses: list[ColumnUse], file: Path) -> list[RowGroup]:
+    try:
+        with pq.ParquetFile(file) as opened:
+            footer, arrow_schema = opened.metadata, opened.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: cannot be read as Parquet ({error})") from None
+    for use in uses:
+        _check_type(file, arrow_schema, use)
+    _check_statistics(file, footer, [use.feature for use in uses if use.feature is not None])
+    rows = (footer.row_group(index).num_rows for index in range(footer.num_row_groups))
+    return [RowGroup(file, index, num_rows) for index, num_rows in enumerate(rows) if num_rows]
+
+
+def _check_type(file: Path, arrow_schema: pa.Schema, use: ColumnUse) -> None:
+    indices = arrow_schema.get_all_field_indices(use.column)
+    if not indices:
+        found = ", ".join(arrow_schema.names)
+        raise UserError(f"{file}: {use.role} column {use.column!r} is missing; it has {found}")
+    if len(indices) > 1:
+        raise UserError(f"{file}: {use.role} column {use.column!r} occurs {len(indices)} times")
+    found_type = arrow_schema.field(indices[0]).type
+    is_allowed, allowed = _ALLOWED[use.role]
+    if not is_allowed(found_type):
+        raise UserError(
+            f"{file}: {use.role} column {use.column!r} has type {found_type}; allowed: {allowed}"
+        )
+
+
+def _check_statistics(file: Path, footer: pq.FileMetaData, features: list[Feature]) -> None:
+    leaves = {
+        footer.schema.column(leaf).path.split(".", 1)[0]: leaf for leaf in range(footer.num_columns)
+    }
+    sparse = [(f, leaves[f.name]) for f in features if f.num_embeddings is not None]
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        for feature, leaf in sparse:
+            statistics = group.column(leaf).statistics
+            if statistics is not None and statistics.has_min_max:
+                where = str(RowGroup(file, index, group.num_rows))
+                check_ids(feature, statistics.min, statistics.max, where)
+
+
+def check_ids(feature: Feature, lowest: int, highest: int, where: str) -> None:
+    """Refuse ids outside the feature's table.
+
+    Raises:
+        UserError: ``lowest`` or ``highest`` is outside ``[0, num_embeddings)``.
+    """
+    assert feature.num_embeddings is not None
+    for value in (lowest, highest):
+        if not 0 <= value < feature.num_embeddings:
+            raise UserError(
+                f"{where}: feature {feature.name!r} has id {value}; "
+                f"allowed: 0 to {feature.num_embeddings - 1}"
+            )
+
+
+def _is_integer_list(found: pa.DataType) -> bool:
+    is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+    return is_list and types.is_integer(found.value_type)
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return types.is_integer(found) or types.is_floating(found)
+
+
+def _is_label(found: pa.DataType) -> bool:
+    return types.is_boolean(found) or _is_number(found)
+
+
+_ALLOWED: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "id": (types.is_integer, "any integer"),
+    "bag": (_is_integer_list, "list, large_list or fixed_size_list of any integer"),
+    "dense": (_is_number, "any float or integer"),
+    "label": (_is_label, "bool, any integer or float"),
+    "sample_weight": (_is_number, "any float or integer"),
+    "group": (types.is_integer, "any integer"),
+}
+
+
+def column_names(schema: Schema) -> list[str]:
+    """Names of the columns to read, each once."""
+    return list(dict.fromkeys(use.column for use in column_uses(schema)))

@@ -1,0 +1,180 @@
+"""Stream one rank's share of a split from Parquet, epoch by epoch."""
+
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stem_torchrec.batch import Batch
+from stem_torchrec.data import shares
+from stem_torchrec.data.collate import Collator
+from stem_torchrec.data.columns import Columns, concatenate
+from stem_torchrec.data.decode import decode
+from stem_torchrec.data.manifest import RowGroup, check_split, column_names
+from stem_torchrec.data.prefetch import prefetched
+from stem_torchrec.errors import UserError
+from stem_torchrec.schema import Schema
+
+_OPEN_FILES = 8
+_Window = tuple[shares.Piece, Columns]
+
+
+class ParquetReader:
+    """Batches of one rank, from row groups that are read, checked and permuted in the background.
+
+    The epoch's order depends on ``seed`` and the epoch only; every rank takes a contiguous share
+    of it and makes the same number of steps. Nothing here communicates. Memory holds three windows:
+    one as stored, the same one permuted, and the next. Arrow reads the columns of a row group on
+    its own thread pool, whose size follows ``OMP_NUM_THREADS`` or ``pyarrow.set_cpu_count``.
+
+    Args:
+        path: prepared folder; the split's files are ``path/split/*.parquet``.
+        schema: the features and tasks wanted; only their columns are read.
+        batch_size: rows per step and rank.
+        shuffle: permute row groups, then rows within windows of ``shuffle_row_groups`` of them.
+        prefetch: batches prepared ahead; 0 reads in the caller's thread.
+        pin_memory: put batches in page-locked memory (needs a GPU).
+
+    Raises:
+        UserError: as ``check_split`` does.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        split: str,
+        schema: Schema,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        shuffle_row_groups: int = 4,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        assert batch_size > 0
+        assert shuffle_row_groups > 0
+        assert 0 <= rank < world_size
+        self._row_groups = check_split(path, split, schema).row_groups
+        self.num_rows = sum(group.num_rows for group in self._row_groups)
+        self.steps_per_epoch = shares.steps_per_epoch(self.num_rows, world_size, batch_size)
+        self._share = shares.share(self.num_rows, rank, world_size)
+        self._schema = schema
+        self._columns = column_names(schema)
+        self._batch_size = batch_size
+        self._world_size = world_size
+        self._shuffle = shuffle
+        self._seed = seed
+        self._shuffle_row_groups = shuffle_row_groups
+        self._prefetch = prefetch
+        self._pin_memory = pin_memory
+
+    def samples_in_step(self, step: int) -> int:
+        """Real rows of all ranks in step 0 to ``steps_per_epoch - 1``; not collective."""
+        return shares.samples_in_step(self.num_rows, self._world_size, self._batch_size, step)
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """The rank's ``steps_per_epoch`` batches of an epoch.
+
+        The last batch may be smaller; a rank without rows left gives padding. Closing the
+        iterator early ends its threads.
+
+        Raises:
+            UserError: a file is damaged or holds a value that is not allowed; see ``decode``.
+        """
+        return prefetched(self._batches(epoch), self._prefetch)
+
+    def _batches(self, epoch: int) -> Generator[Batch, None, None]:
+        sequence = shares.EpochSequence(
+            [group.num_rows for group in self._row_groups],
+            epoch=epoch,
+            seed=self._seed,
+            shuffle=self._shuffle,
+            row_groups_per_window=self._shuffle_row_groups,
+        )
+        collator = Collator(self._schema)
+        num_batches = 0
+        # One window is read while the one before is cut into batches, so that the consumer does
+        # not wait at every window's end.
+        with closing(prefetched(self._windows(sequence), min(self._prefetch, 1))) as windows:
+            for columns in _rebatched(_ordered(windows, sequence), self._batch_size):
+                num_batches += 1
+                yield self._placed(collator.batch(columns))
+        for _ in range(num_batches, self.steps_per_epoch):
+            yield self._placed(collator.padding())
+
+    def _placed(self, batch: Batch) -> Batch:
+        return batch.pin_memory() if self._pin_memory else batch
+
+    def _windows(self, sequence: shares.EpochSequence) -> Generator[_Window, None, None]:
+        """The windows that overlap the share, as they are stored."""
+        with closing(_OpenFiles()) as files:
+            for piece in sequence.pieces(self._share):
+                groups = [self._row_groups[index] for index in piece.window.row_groups]
+                # Lazy: a row group's table can go before the next one is read.
+                tables = ((group, files.read(group, self._columns)) for group in groups)
+                yield piece, decode(tables, piece.window.interval.size, self._schema)
+
+
+def _ordered(windows: Iterator[_Window], sequence: shares.EpochSequence) -> Iterator[Columns]:
+    """The share's rows of each window, in the epoch's order."""
+    for piece, columns in windows:
+        order = sequence.row_order(piece)
+        yield columns.cut(*piece.rows) if order is None else columns.take(order)
+
+
+def _rebatched(blocks: Iterator[Columns], batch_size: int) -> Iterator[Columns]:
+    """The same rows in runs of ``batch_size``, the last one shorter."""
+    pending: list[Columns] = []
+    missing = batch_size
+    for block in blocks:
+        start = 0
+        while block.num_rows - start >= missing:
+            pending.append(block.cut(start, start + missing))
+            yield concatenate(pending)
+            start += missing
+            pending, missing = [], batch_size
+        if start < block.num_rows:
+            pending.append(block.cut(start, block.num_rows))
+            missing -= block.num_rows - start
+    if pending:
+        yield concatenate(pending)
+
+
+class _OpenFiles:
+    """Keeps the files used last open: a footer may take longer to parse than its row group."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+
+    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """The row group's columns.
+
+        Raises:
+            UserError: the file is damaged, missing or no longer the one that was checked.
+        """
+        try:
+            table = self._file(group.file).read_row_group(group.index, columns=columns)
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise UserError(f"{group}: cannot be read as Parquet ({error})") from None
+        if table.num_rows != group.num_rows or not set(columns) <= set(table.column_names):
+            raise UserError(f"{group.file}: was changed while it was being read")
+        return table
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        if path not in self._files:
+            if len(self._files) == _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = pq.ParquetFile(path)
+        self._files.move_to_end(path)
+        return self._files[path]

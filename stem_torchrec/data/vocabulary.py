@@ -1,0 +1,51 @@
+"""Raw values to ids, counted in the train split only."""
+
+from pathlib import Path
+
+import duckdb
+
+from stem_torchrec.data.prepared import COMPRESSION
+
+
+def create_vocabulary(
+    connection: duckdb.DuckDBPyConnection, feature: str, counted: str, *, min_count: int
+) -> int:
+    """Create the table ``vocab_FEATURE`` (value, id, count); returns the rows its table needs.
+
+    Ids run from 1 by falling count; 0 is left to rare, unseen and missing values.
+
+    Args:
+        counted: a query with the columns ``value`` and ``count``, values of the train split only;
+            nulls are left out and counts of one value added up.
+        min_count: values that occur less often get no id.
+    """
+    connection.execute(
+        f"""
+        CREATE TABLE vocab_{feature} AS
+        SELECT value, row_number() OVER (ORDER BY count DESC, value)::INTEGER AS id, count
+        FROM (
+            SELECT value, sum(count)::BIGINT AS count FROM ({counted})
+            WHERE value IS NOT NULL GROUP BY value HAVING sum(count) >= {min_count}
+        )
+        ORDER BY id
+        """
+    )
+    found = connection.execute(f"SELECT count(*) FROM vocab_{feature}").fetchone()
+    assert found is not None
+    return int(found[0]) + 1
+
+
+def write_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, folder: Path) -> None:
+    """Write ``folder/FEATURE.parquet`` in the order of the ids."""
+    copy_to(connection, f"SELECT * FROM vocab_{feature} ORDER BY id", folder / f"{feature}.parquet")
+
+
+def copy_to(
+    connection: duckdb.DuckDBPyConnection, query: str, path: Path, *, row_group_rows: int = 131_072
+) -> None:
+    """Write a query's rows to a Parquet file."""
+    literal = str(path).replace("'", "''")
+    connection.execute(
+        f"COPY ({query}) TO '{literal}' (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
+        f"ROW_GROUP_SIZE {row_group_rows})"
+    )

@@ -1,0 +1,1 @@
+"""Ranks: process group, sharding plan, sharded model, train pipeline."""

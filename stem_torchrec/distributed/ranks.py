@@ -1,0 +1,146 @@
+"""The ranks of one job: process groups, device, small collectives."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stem_torchrec.config import DistributedConfig
+from stem_torchrec.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all. The groups are made once, by ``start_ranks``.
+
+    Attributes:
+        device: device of this rank.
+        host_group: gloo group for tensors and objects on the host.
+        loss_group: own group of the small all-reduces that a step's loss needs.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+    host_group: dist.ProcessGroup
+    loss_group: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def rank_mean(self, local: Tensor) -> Callable[[], Tensor]:
+        """Start the mean over ranks of ``local``; call the result for it. Collective."""
+        if self.world_size == 1:
+            return lambda: local
+        total = local.clone()
+        work = dist.all_reduce(total, group=self.loss_group, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return total / self.world_size
+
+        return wait
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Rank 0's ``function()`` on every rank, its UserError too. Collective, on the host."""
+        box: list[Any] = [None]
+        if self.is_first:
+            try:
+                box = [function()]
+            except UserError as error:
+                box = [error]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.host_group)
+        if isinstance(box[0], UserError):
+            raise box[0]
+        return box[0]
+
+    def gather_rows(self, rows: Tensor) -> Tensor | None:
+        """All ranks' rows (n_r, C) on the host, joined in rank order on rank 0. Collective.
+
+        Returns:
+            (sum of n_r, C) on rank 0, None elsewhere.
+        """
+        if self.world_size == 1:
+            return rows
+        counts: list[int] = [0] * self.world_size
+        dist.all_gather_object(counts, len(rows), group=self.host_group)
+        padded = rows.new_zeros(max(counts), rows.shape[1])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts] if self.is_first else None
+        dist.gather(padded, parts, dst=0, group=self.host_group)
+        if parts is None:
+            return None
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.host_group)
+
+
+def device_type(config: DistributedConfig) -> str:
+    """``cpu`` or ``cuda``, by the config and by what the machine has."""
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def check_devices(config: DistributedConfig, local_world_size: int) -> None:
+    """Raise UserError if the node has fewer CUDA devices than ranks."""
+    if device_type(config) == "cuda" and local_world_size > torch.cuda.device_count():
+        raise UserError(
+            f"--nproc: {local_world_size} ranks on this node, but it has "
+            f"{torch.cuda.device_count()} CUDA devices; "
+            "start at most one rank per device, or set distributed.device to cpu"
+        )
+
+
+def start_ranks(config: DistributedConfig) -> Ranks:
+    """Join the job that torchrun (or ``--nproc``) started. Collective.
+
+    Reads the environment torch elastic sets; a process started alone is a job of one rank.
+    """
+    env = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} | dict(
+        os.environ
+    )
+    local_rank, local_world_size = int(env["LOCAL_RANK"]), int(env["LOCAL_WORLD_SIZE"])
+    check_devices(config, local_world_size)
+    device = torch.device("cpu")
+    if device_type(config) == "cuda":
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        alone = "RANK" not in os.environ
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+            store=dist.HashStore() if alone else None,
+            timeout=timedelta(seconds=config.timeout_s),
+        )
+    timeout = timedelta(seconds=config.timeout_s)
+    host_group = dist.new_group(backend="gloo", timeout=timeout)
+    loss_group = dist.new_group(timeout=timeout)
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        device=device,
+        host_group=host_group,
+        loss_group=loss_group,
+    )
+
+
+def stop_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

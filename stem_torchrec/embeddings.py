@@ -1,0 +1,95 @@
+"""Owners of tables -> one EmbeddingBagCollection -> pooled features by owner.
+
+B rows of the local batch, F_o features of owner o, D embedding dimension.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.regroup import KTRegroupAsDict
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stem_torchrec.config import EmbeddingConfig
+from stem_torchrec.layers.pooled_gradient import PooledGradient
+from stem_torchrec.schema import Feature, Schema
+
+SHARED = "shared"
+
+Owners = Mapping[str, Sequence[str]]
+"""Owner of tables (``shared`` or a task) -> names of the features it has tables for."""
+
+
+class OwnerEmbeddings(nn.Module):
+    """The tables of all owners in one collection; forward gives each owner's pooled features.
+
+    Table ``owner__feature`` belongs to one owner. Tables are made on the meta device and get
+    their values where they are sharded (see ``distributed/tables.py``).
+
+    Args:
+        schema: the features in use, in the order in which they are concatenated.
+        owners: which owner has tables for which features.
+        config: dimension D, clipping and decay.
+        world_size: W; a rank's gradient is W times its share of the global batch's.
+    """
+
+    def __init__(
+        self, schema: Schema, owners: Owners, config: EmbeddingConfig, world_size: int = 1
+    ) -> None:
+        super().__init__()
+        configs = table_configs(schema, owners, config.dim)
+        self.tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        self.regroup = KTRegroupAsDict(
+            groups=[
+                [_pooled_key(configs, schema, owner, name) for name in names]
+                for owner, names in owners.items()
+            ],
+            keys=list(owners),
+        )
+        self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
+
+    def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
+        return self.adjust_gradient(self.regroup([self.tables(sparse)]))
+
+
+def table_configs(schema: Schema, owners: Owners, dim: int) -> list[EmbeddingBagConfig]:
+    """One table per owner and feature; features with a common table share it per owner."""
+    configs = []
+    for owner, names in owners.items():
+        by_table: dict[str, list[Feature]] = {}
+        for feature in schema.sparse:
+            if feature.name in names:
+                by_table.setdefault(feature.table_name, []).append(feature)
+        for table, features in by_table.items():
+            rows = features[0].num_embeddings
+            assert rows is not None
+            bags = [f for f in features if f.kind == "bag"]
+            pooling = PoolingType.MEAN if bags and bags[0].pooling == "mean" else PoolingType.SUM
+            configs.append(
+                EmbeddingBagConfig(
+                    name=f"{owner}__{table}",
+                    embedding_dim=dim,
+                    num_embeddings=rows,
+                    feature_names=[f.name for f in features],
+                    pooling=pooling,
+                    # Values are set after sharding: they must not depend on the plan.
+                    init_fn=_leave_as_is,
+                )
+            )
+    return configs
+
+
+def _pooled_key(
+    configs: Sequence[EmbeddingBagConfig], schema: Schema, owner: str, feature: str
+) -> str:
+    """The name under which TorchRec returns a feature: with its table where several serve it."""
+    table = next(f.table_name for f in schema.sparse if f.name == feature)
+    serving = [config for config in configs if feature in config.feature_names]
+    return feature if len(serving) == 1 else f"{feature}@{owner}__{table}"
+
+
+def _leave_as_is(table: Tensor) -> Tensor:
+    return table

@@ -1,0 +1,79 @@
+"""Run a function on the ranks torchrun gave, or on local workers of torch's elastic launcher."""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from stem_torchrec.errors import UserError
+
+
+class WorkerError(Exception):
+    """A rank failed; the message is that rank's own, with its traceback."""
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ or "RANK" in os.environ
+
+
+def run_workers(num_workers: int, worker: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``worker(*arguments)`` on every rank and return rank 0's result.
+
+    Under torchrun this process is one of its ranks and returns its own result. One worker runs in
+    this process. When a worker fails the others are ended.
+
+    Raises:
+        UserError: a worker raised it; same message.
+        WorkerError: a worker failed otherwise.
+    """
+    if under_torchrun() or num_workers == 1:
+        return worker(*arguments)
+    # Each worker gets its share of the cores, unless told otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+    # The failed rank's message is reported below; the launcher's own log would follow it.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+    )
+    try:
+        results = elastic_launch(launch, worker)(*arguments)
+    except ChildFailedError as failure:
+        raise _as_error(*failure.get_first_failure()) from None
+    return results[0]
+
+
+def default_num_workers(device: str) -> int:
+    """One per CUDA device of this node; one on a CPU."""
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+def _as_error(rank: int, failure: ProcessFailure) -> Exception:
+    """The failed rank's exception from the error file torch elastic keeps."""
+    message: Any = failure.message
+    trace = ""
+    try:
+        message = json.loads(failure.message) if isinstance(message, str) else message
+    except ValueError:
+        pass
+    if isinstance(message, dict):
+        trace = message.get("extraInfo", {}).get("py_callstack", "")
+        message = message.get("message", "")
+    kind, _, text = str(message).partition(": ")
+    if kind == UserError.__name__:
+        return UserError(text)
+    ended = f"exit code {failure.exitcode}"
+    return WorkerError(f"{trace}\nrank {rank} failed ({ended}): {message}".lstrip())

@@ -1,0 +1,1 @@
+"""Building blocks of the models; they know nothing of ranks, optimizers or balancing."""

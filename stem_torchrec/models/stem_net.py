@@ -1,0 +1,141 @@
+"""STEM-Net (Su et al., AAAI 2024): shared and task-specific tables, AFTB gates.
+
+B rows, F features, D embedding dimension, N dense features, T tasks, M_s shared experts, M_t
+experts per task, H expert width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from stem_torchrec.config import ModelConfig
+from stem_torchrec.embeddings import SHARED
+from stem_torchrec.errors import UserError
+from stem_torchrec.layers.gates import mix, readable_experts
+from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.schema import Schema
+
+
+class StemNet(nn.Module):
+    """Experts per owner, one gate and one tower per task.
+
+    A task's loss reaches the shared tables and experts and its own, never another task's
+    (``layers`` = 1; in a stacked block the shared stream reads all experts, as in the paper).
+    """
+
+    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+        super().__init__()
+        self.tasks = schema.task_names
+        names = tuple(f.name for f in schema.sparse)
+        specific = task_specific_features(config, schema)
+        self.owners = {SHARED: names} | {task: specific for task in self.tasks if specific}
+        rest = [i for i, name in enumerate(names) if name not in specific]
+        columns = (torch.tensor(rest, dtype=torch.long)[:, None] * dim + torch.arange(dim)).ravel()
+        self.register_buffer("unspecific_columns", columns, persistent=False)
+
+        width = len(names) * dim + len(schema.dense)
+        self.blocks = nn.ModuleList()
+        for layer in range(config.layers):
+            last = layer == config.layers - 1
+            self.blocks.append(AftbBlock(config, len(self.tasks), width, shared_gate=not last))
+            width = config.expert_widths[-1]
+        self.towers = BatchedMlp(len(self.tasks), width, config.tower_widths, 1, config.dropout)
+
+    @staticmethod
+    def check(config: ModelConfig, schema: Schema) -> None:
+        """Raise UserError where the config does not fit the data."""
+        task_specific_features(config, schema)
+
+    def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
+        """Pooled features by owner and (B, N) dense features -> (B, T) logits."""
+        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        tasks = torch.stack([self._task_input(pooled, task, dense) for task in self.tasks])
+        for block in self.blocks:
+            shared, tasks = block(shared, tasks)
+        return self.towers(tasks).squeeze(-1).t()
+
+    def _task_input(self, pooled: dict[str, Tensor], task: str, dense: Tensor) -> Tensor:
+        """e^t: the task's own features, and the shared ones of features it has no table for."""
+        parts = [pooled[task]] if task in pooled else []
+        if len(self.unspecific_columns):
+            parts.append(pooled[SHARED].index_select(1, self.unspecific_columns))
+        return torch.cat([*parts, dense], dim=1)
+
+
+class AftbBlock(nn.Module):
+    """Experts of the shared and the tasks' streams, and a gate per task over all of them.
+
+    Args:
+        num_tasks: T.
+        width: width I of every stream.
+        shared_gate: also make the next shared stream, from all experts without stop-gradient.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_tasks: int, width: int, *, shared_gate: bool
+    ) -> None:
+        super().__init__()
+        self.num_shared = config.num_shared_experts
+        self.num_own = config.num_task_experts
+        self.stop_gradient = config.stop_gradient
+        self.gate_reads_shared = config.gate_input == "both"
+        num_experts = self.num_shared + num_tasks * self.num_own
+        widths, dropout = config.expert_widths, config.dropout
+
+        self.shared_experts = BatchedMlp(self.num_shared, width, widths, dropout=dropout)
+        self.task_experts = BatchedMlp(num_tasks * self.num_own, width, widths, dropout=dropout)
+        gate_width = 2 * width if self.gate_reads_shared else width
+        self.gates = BatchedMlp(num_tasks, gate_width, config.gate_widths, num_experts, dropout)
+        self.shared_gate = (
+            BatchedMlp(1, width, config.gate_widths, num_experts, dropout) if shared_gate else None
+        )
+
+    def forward(self, shared: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Streams (B, I) and (T, B, I) -> next streams (B, H) and (T, B, H).
+
+        Without a shared gate the shared stream is returned as it came.
+        """
+        shared_out = self.shared_experts(shared.expand(self.num_shared, -1, -1))
+        own_out = self.task_experts(tasks.repeat_interleave(self.num_own, dim=0))
+        own_out = own_out.unflatten(0, (len(tasks), self.num_own))
+
+        gate_logits = self.gates(self._gate_input(shared, tasks))
+        mixed = torch.stack(
+            [
+                mix(
+                    gate_logits[task],
+                    readable_experts(shared_out, own_out, task if self.stop_gradient else None),
+                )
+                for task in range(len(tasks))
+            ]
+        )
+        if self.shared_gate is None:
+            return shared, mixed
+        everything = readable_experts(shared_out, own_out, None)
+        return mix(self.shared_gate(shared.unsqueeze(0))[0], everything), mixed
+
+    def _gate_input(self, shared: Tensor, tasks: Tensor) -> Tensor:
+        if not self.gate_reads_shared:
+            return tasks
+        return torch.cat([tasks, shared.expand_as(tasks)], dim=-1)
+
+
+def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ...]:
+    """Names of the features that have a table per task.
+
+    Raises:
+        UserError: a listed feature is not an id or bag feature of the data.
+    """
+    wanted = config.task_specific_features
+    if wanted == "all":
+        return tuple(f.name for f in schema.sparse)
+    if wanted == "none":
+        return ()
+    if wanted in ("user", "item"):
+        return tuple(f.name for f in schema.sparse if f.side == wanted)
+    known = [f.name for f in schema.sparse]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(
+            f"model.task_specific_features: unknown feature {unknown[0]!r}; "
+            f"allowed: all, none, user, item, or some of {', '.join(known)}"
+        )
+    return tuple(name for name in known if name in wanted)

@@ -1,0 +1,144 @@
+"""Optimizers of tables and dense weights, and their common learning-rate schedule."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from stem_torchrec.config import Config, EmbeddingConfig, OptimConfig
+
+FUSED = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adam": EmbOptimType.ADAM,
+}
+
+
+def fused_params(config: EmbeddingConfig, device: str) -> dict[str, Any]:
+    """FBGEMM's arguments for the optimizer that runs inside a table's backward.
+
+    Fused Adam exists on GPU only; on CPU the tables get the ``dense`` kernel and a torch Adam.
+    """
+    if config.optimizer == "adam" and device == "cpu":
+        warnings.warn(
+            "embedding.optimizer adam on CPU is not fused: every step updates every row of every "
+            "table; rowwise_adagrad and adagrad touch only the rows of the batch",
+            stacklevel=2,
+        )
+        return {}
+    params: dict[str, Any] = {
+        "optimizer": FUSED[config.optimizer],
+        "learning_rate": config.lr,
+        "eps": config.eps,
+    }
+    if config.optimizer == "adam":
+        params |= {"beta1": config.beta1, "beta2": config.beta2}
+    return params
+
+
+class Optimizers:
+    """All optimizers of a sharded model.
+
+    Attributes:
+        fused: steps inside the tables' backward; only its learning rate is set here.
+        stepped: dense weights, and tables that no fused optimizer serves (data-parallel tables,
+            Adam on CPU); its ``step`` is the train pipeline's.
+    """
+
+    def __init__(self, config: Config, model: DistributedModelParallel) -> None:
+        self._config = config
+        self.fused: KeyedOptimizer = model.fused_optimizer
+        fused_names = set(self.fused.params)
+        tables, dense = {}, {}
+        for name, parameter in model.named_parameters():
+            if ".embedding_bags." not in name:
+                dense[name] = parameter
+            elif name not in fused_names:
+                tables[name] = parameter
+        self._dense = KeyedOptimizerWrapper(dense, lambda p: dense_optimizer(config.optim, p))
+        clipped: KeyedOptimizer = self._dense
+        if config.optim.clip_norm is not None:
+            clipped = GradientClippingOptimizer(
+                self._dense, GradientClipping.NORM, max_gradient=config.optim.clip_norm
+            )
+        self._tables = (
+            KeyedOptimizerWrapper(tables, lambda p: table_optimizer(config.embedding, p))
+            if tables
+            else None
+        )
+        parts = [("dense", clipped)]
+        if self._tables is not None:
+            parts.append(("tables", self._tables))
+        self.stepped = CombinedOptimizer(parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by parameter name, shards as ShardedTensor; learning rates are not in it."""
+        return {"fused": self.fused.state_dict(), "stepped": self.stepped.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.fused.load_state_dict(state["fused"])
+        self.stepped.load_state_dict(state["stepped"])
+
+    def set_learning_rates(self, factor: float) -> dict[str, float]:
+        """Set both learning rates to ``factor`` of their peaks, for the step that follows."""
+        rates = {
+            "dense": self._config.optim.lr * factor,
+            "embedding": self._config.embedding.lr * factor,
+        }
+        for optimizer, lr in (
+            (self._dense, rates["dense"]),
+            (self._tables, rates["embedding"]),
+            (self.fused, rates["embedding"]),
+        ):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = lr
+        self.fused.step()  # hands the learning rate to the kernels; changes no table
+        return rates
+
+
+def dense_optimizer(config: OptimConfig, parameters: Any) -> torch.optim.Optimizer:
+    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, **common, eps=config.eps, betas=betas)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **common, eps=config.eps, betas=betas)
+    if config.optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, **common, eps=config.eps)
+    return torch.optim.SGD(parameters, **common)
+
+
+def table_optimizer(config: EmbeddingConfig, parameters: Any) -> torch.optim.Optimizer:
+    """The torch twin of the fused optimizer, for tables outside of it."""
+    if config.optimizer == "adam":
+        betas = (config.beta1, config.beta2)
+        return torch.optim.Adam(parameters, lr=config.lr, eps=config.eps, betas=betas)
+    if config.optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=config.lr, eps=config.eps)
+    if config.optimizer == "rowwise_adagrad":
+        return RowWiseAdagrad(parameters, lr=config.lr, eps=config.eps)
+    return torch.optim.SGD(parameters, lr=config.lr)
+
+
+def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Share of the peak learning rate in step 0, 1, ...: linear warm-up, then decay.
+
+    Step s of the warm-up has (s + 1) / warmup_steps. The decay ends at ``decay_steps`` (the run's
+    last step if null) with ``final_lr_ratio`` and stays there.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.decay == "none":
+        return 1.0
+    end = config.decay_steps or total_steps
+    share = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))
+    left = 1 - share if config.decay == "linear" else (1 + math.cos(math.pi * share)) / 2
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * left

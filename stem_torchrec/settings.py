@@ -1,0 +1,186 @@
+"""YAML file + ``--section.key value`` -> validated ``Config``, and the reverse."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
+
+
+class Key(NamedTuple):
+    """One key of the config, for ``--help`` and error messages."""
+
+    name: str
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def default_text(self) -> str:
+        if self.default is None:
+            return "null"
+        if isinstance(self.default, tuple):
+            return ",".join(map(str, self.default))
+        return str(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """The type in words: choices where there are some."""
+        return _type_words(self.annotation)
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
+    """Every key that a file or the command line may set, sections' as ``section.key``."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        elif prefix or section is not Config:
+            default = "required" if field.default is PydanticUndefined else field.default
+            default = {} if field.default_factory is not None else default
+            yield Key(prefix + name, field.annotation, default, field.description or "")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path`` and apply overrides such as ``["--train.epochs", "2"]``.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value is not allowed.
+    """
+    if not path.is_file():
+        raise UserError(f"--config: no file {str(path)!r}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected sections such as 'data:', found {content!r}")
+    content.pop("versions", None)  # what wrote the file, not what runs it
+    for name, value in parse_options(overrides, all_keys()):
+        section, _, key = name.partition(".")
+        part = content.setdefault(section, {})
+        if not isinstance(part, dict):
+            raise UserError(f"{path}: {section}: expected keys, found {part!r}")
+        part[key] = value
+    return validate(content)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_options(model: type[Model], arguments: Sequence[str]) -> Model:
+    """Options of a command, such as ``["--num_tasks", "3"]``, as its pydantic model.
+
+    Raises:
+        UserError: as ``load_config`` does.
+    """
+    return _validated(model, dict(parse_options(arguments, all_keys(model))))
+
+
+def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tuple[str, Any]]:
+    """``--key value`` and ``--key=value`` as (key, YAML value)."""
+    keys = {key.name: key for key in known}
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise UserError(f"unexpected argument {option!r}; options are --key value")
+        name, equals, text = option[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in keys:
+            raise UserError(unknown_key(name, keys))
+        if not equals:
+            if not rest:
+                raise UserError(f"--{name}: a value is missing")
+            text = rest.pop(0)
+        yield name, _parse_value(keys[name], text)
+
+
+def validate(content: Mapping[str, Any]) -> Config:
+    """The config, or a UserError with one line per mistake."""
+    return _validated(Config, content)
+
+
+def _validated(model: type[Model], content: Mapping[str, Any]) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = {_describe(model, e): None for e in error.errors()}
+        raise UserError("\n".join(lines)) from None
+
+
+def dump_config(config: Config, versions: Mapping[str, str]) -> str:
+    """YAML that starts the same run from any folder: every key, paths absolute."""
+    content = config.model_dump(mode="json")
+    content["run"]["dir"] = str(config.run.dir.absolute())
+    content["data"]["path"] = str(config.data.path.absolute())
+    content["versions"] = dict(versions)
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def unknown_key(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    section = name.rpartition(".")[0]
+    siblings = [key for key in known if key.rpartition(".")[0] == section]
+    allowed = ", ".join(siblings or sorted({key.split(".")[0] for key in known}))
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name}: unknown key{hint} (allowed: {allowed})"
+
+
+def _type_words(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin is Annotated:
+        return _type_words(parts[0])
+    if origin in (Union, UnionType):
+        return " | ".join("null" if part is type(None) else _type_words(part) for part in parts)
+    if origin is tuple:
+        return f"list of {_type_words(parts[0])}"
+    if origin is dict:
+        return "mapping"
+    names = {str: "text", int: "integer", float: "number", bool: "true | false", Path: "path"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _parse_value(key: Key, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    is_list = "tuple[" in str(key.annotation)
+    if is_list and isinstance(value, str) and "," in value:
+        return [part.strip() for part in value.split(",")]
+    if is_list and str(key.annotation).startswith("tuple[str") and isinstance(value, str):
+        return [value]
+    if "Path" in str(key.annotation):
+        return text
+    return value
+
+
+def _describe(model: type[BaseModel], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    names = [key.name for key in all_keys(model)]
+    full = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return unknown_key(full, names if len(location) > 1 else list(model.model_fields))
+    if error["type"] == "missing":
+        return f"{full}: required"
+    # A location goes on into lists and alternatives; the key a person knows is its start.
+    key = next((name for name in names if full == name or full.startswith(name + ".")), full)
+    return f"{key or 'config'}: {error['msg']}, found {error['input']!r}"
