@@ -1,5 +1,6 @@
 """Run a function on the ranks torchrun gave, or on local workers of torch's elastic launcher."""
 
+import contextlib
 import json
 import logging
 import os
@@ -65,10 +66,8 @@ def _as_error(rank: int, failure: ProcessFailure) -> Exception:
     """The failed rank's exception from the error file torch elastic keeps."""
     message: Any = failure.message
     trace = ""
-    try:
+    with contextlib.suppress(ValueError):
         message = json.loads(failure.message) if isinstance(message, str) else message
-    except ValueError:
-        pass
     if isinstance(message, dict):
         trace = message.get("extraInfo", {}).get("py_callstack", "")
         message = message.get("message", "")

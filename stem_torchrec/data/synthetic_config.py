@@ -24,8 +24,8 @@ class SyntheticConfig(BaseModel):
     test_rows: int = Field(50_000, ge=1, description="rows of the test split")
     row_group_rows: int = Field(65_536, ge=1, description="rows drawn and written at once")
 
-    num_users: int = Field(3_000, ge=1, le=100_000_000, description="users")
-    num_items: int = Field(2_000, ge=1, le=100_000_000, description="items")
+    num_users: int = Field(2_000, ge=1, le=100_000_000, description="users")
+    num_items: int = Field(1_000, ge=1, le=100_000_000, description="items")
     activity_exponent: float = Field(0.5, ge=0, le=3, description="power law of users, 0 uniform")
     popularity_exponent: float = Field(0.8, ge=0, le=3, description="power law of items, 0 uniform")
 
@@ -43,12 +43,12 @@ class SyntheticConfig(BaseModel):
         0.3, ge=0, le=1, description="share of users whose preferences contradict between tasks"
     )
     num_clusters: int = Field(
-        32, ge=1, le=10_000, description="groups of like-minded users, and of alike items"
+        24, ge=1, le=10_000, description="groups of like-minded users, and of alike items"
     )
     individuality: float = Field(
-        0.2, ge=0, le=1, description="share of a preference's variance that is not its cluster's"
+        0.1, ge=0, le=1, description="share of a preference's variance that is not its cluster's"
     )
-    latent_dim: int = Field(4, ge=1, le=64, description="dimensions of a latent preference")
+    latent_dim: int = Field(2, ge=1, le=64, description="dimensions of a latent preference")
     shared_strength: float = Field(0.8, ge=0, le=10, description="preference common to the tasks")
     task_strength: float = Field(1.2, ge=0, le=10, description="preference of each task")
     bias_strength: float = Field(0.5, ge=0, le=10, description="main effect of a user, of an item")

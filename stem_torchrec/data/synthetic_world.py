@@ -140,12 +140,15 @@ def _preferences(
     clusters: NDArray[np.int64],
     config: SyntheticConfig,
 ) -> Floats:
-    """(U or I, d): the cluster's vector and the user's (item's) own part."""
-    centres = _normal(
-        rng, scale * (1 - config.individuality) ** 0.5, config.num_clusters, config.latent_dim
-    )
+    """(U or I, d): the cluster's vector and the user's (item's) own part.
+
+    All clusters' vectors have the same length, so no cluster is without a preference.
+    """
+    centres = _normal(rng, 1.0, config.num_clusters, config.latent_dim)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    length = scale * (config.latent_dim * (1 - config.individuality)) ** 0.5
     own = _normal(rng, scale * config.individuality**0.5, len(clusters), config.latent_dim)
-    return centres[clusters] + own
+    return np.float32(length) * centres[clusters] + own
 
 
 def _biases(rng: np.random.Generator, strength: float, num_tasks: int, size: int) -> Floats:

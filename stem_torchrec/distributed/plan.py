@@ -113,8 +113,14 @@ def plan_report(options: Sequence[ShardingOption], world: World) -> str:
         num_rows, dim = option.tensor.shape
         where = "all" if len(set(ranks)) == world.size else ",".join(map(str, sorted(ranks)))
         rows.append(
-            (option.name, f"{num_rows:,}", str(dim), option.sharding_type, option.compute_kernel)
-            + (where,)
+            (
+                option.name,
+                f"{num_rows:,}",
+                str(dim),
+                option.sharding_type,
+                option.compute_kernel,
+                where,
+            )
         )
         for shard in option.shards:
             tables_bytes[shard.rank] += shard.size[0] * shard.size[1] * option.tensor.element_size()

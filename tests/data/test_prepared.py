@@ -26,8 +26,8 @@ SCHEMA = Schema(
     sample_weight="weight",
     group="session",
 )
-TRAIN = {"click": [1, 0, None, 1], "is_buy": [None, None, 0, 1]}
-TEST = {"click": [0, 0], "is_buy": [None, None]}
+TRAIN: dict[str, list[int | None]] = {"click": [1, 0, None, 1], "is_buy": [None, None, 0, 1]}
+TEST: dict[str, list[int | None]] = {"click": [0, 0], "is_buy": [None, None]}
 
 
 def _write_rows(path: Path, labels: dict[str, list[int | None]], user_ids: list[int]) -> None:

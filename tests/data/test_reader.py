@@ -95,6 +95,7 @@ def is_padding(batch):
         and batch.sparse.stride() == 1
         and batch.sparse.lengths().tolist() == [0] * 4
         and batch.sparse.values().numel() == 0
+        and batch.sparse.length_per_key() == [0] * 4
         and batch.dense.tolist() == [[0.0, 0.0]]
         and bool(batch.labels.isnan().all())
         and batch.labels.shape == (1, 2)
