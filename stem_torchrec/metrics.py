@@ -66,7 +66,9 @@ class TrainMetrics:
         self._loss_steps += 1
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Figures by name and task; the loss is the mean since the last call. Collective.
+        """Figures by name and task, on rank 0; elsewhere the loss alone. Collective.
+
+        The loss is the mean since the last call.
 
         ``loss`` in nats; ``ne`` since the start, ``ne_window`` over the last window;
         ``calibration`` is predicted over observed positives in the window.
@@ -80,6 +82,8 @@ class TrainMetrics:
         reports: dict[str, float] = {}
         for metric in self._metrics:
             reports |= {key: float(value) for key, value in metric.compute().items()}
+        if not reports:
+            return result
         for name, key in (
             ("ne", "ne-{}|lifetime_ne"),
             ("ne_window", "ne-{}|window_ne"),

@@ -61,7 +61,7 @@ class Optimizers:
         for name, parameter in model.named_parameters():
             if ".embedding_bags." not in name:
                 dense[name] = parameter
-            elif name not in fused_names:
+            elif name not in fused_names and parameter.numel() > 0:  # empty: on other ranks only
                 tables[name] = parameter
         self._dense = KeyedOptimizerWrapper(dense, lambda p: dense_optimizer(config.optim, p))
         clipped: KeyedOptimizer = self._dense

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stem_torchrec.auc import auc
 from stem_torchrec.data.prepared import (
     COMPRESSION,
     arrow_schema,
@@ -22,7 +23,7 @@ from stem_torchrec.data.synthetic_config import SyntheticConfig
 from stem_torchrec.data.synthetic_world import Bag, World, build_world, sigmoid
 from stem_torchrec.schema import SPLITS, Schema
 
-__all__ = ["TRUTH_FOLDER", "SyntheticConfig", "exact_auc", "prepare_synthetic"]
+__all__ = ["TRUTH_FOLDER", "SyntheticConfig", "prepare_synthetic"]
 
 TRUTH_FOLDER = "truth"
 
@@ -53,7 +54,7 @@ def prepare_synthetic(
             scored = _write_split(folder, split, schema, world, config)
         _write_conflicts(folder, world)
         bayes_auc = {
-            name: exact_auc(scores, labels)
+            name: auc(scores, labels, np.ones(len(labels)))
             for name, (scores, labels) in zip(schema.task_names, scored, strict=True)
         }
         return write_metadata(
@@ -63,22 +64,6 @@ def prepare_synthetic(
             item_column="item_id",
             extra={"bayes_auc": bayes_auc},
         )
-
-
-def exact_auc(scores: NDArray[np.float32], labels: NDArray[np.int8]) -> float | None:
-    """Area under the ROC curve of (B,) scores for 0/1 labels; equal scores count one half.
-
-    None if only one class is there.
-    """
-    positive = labels == 1
-    num_positive = int(positive.sum())
-    num_negative = len(labels) - num_positive
-    if not num_positive or not num_negative:
-        return None
-    _, value, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = float(mean_rank[value[positive]].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
 def _write_split(
