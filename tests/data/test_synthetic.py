@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from stem_torchrec.data.synthetic import SyntheticConfig, exact_auc, prepare_synthetic
+from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
 from stem_torchrec.data.synthetic_world import build_world
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, load_schema
@@ -99,17 +97,6 @@ def test_bayes_auc_is_that_of_the_written_truth(folder: Path) -> None:
         expected = roc_auc_score(labels[seen], truth[f"p_{task}"][seen])
         assert stats["bayes_auc"][task] == pytest.approx(expected, abs=1e-9)
         assert expected > 0.75
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
-def test_exact_auc_equals_scikit_learn_with_ties(rows: list[tuple[int, bool]]) -> None:
-    scores = np.array([score for score, _ in rows], dtype=np.float32)
-    labels = np.array([label for _, label in rows], dtype=np.int8)
-    found = exact_auc(scores, labels)
-    if 0 < labels.sum() < len(labels):
-        assert found == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    else:
-        assert found is None
 
 
 def test_conflict_users_want_the_opposite(tmp_path: Path) -> None:
