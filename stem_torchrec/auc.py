@@ -3,13 +3,16 @@
 n samples.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
+Numbers = NDArray[np.number[Any]]
 
 
-def auc(scores: Floats, labels: Floats, weights: Floats) -> float | None:
+def auc(scores: Floats, labels: Numbers, weights: Floats) -> float | None:
     """Probability that a positive scores above a negative, ties half (as scikit-learn's).
 
     Args:
@@ -22,7 +25,7 @@ def auc(scores: Floats, labels: Floats, weights: Floats) -> float | None:
     return float(areas[0]) if len(areas) else None
 
 
-def grouped_auc(scores: Floats, labels: Floats, weights: Floats, groups: Floats) -> float | None:
+def grouped_auc(scores: Floats, labels: Numbers, weights: Floats, groups: Numbers) -> float | None:
     """GAUC: the mean of the groups' AUCs, each with the group's summed weight.
 
     Groups with only positives or only negatives are left out (Zhu et al., KDD 2017, eq. 11).
@@ -35,7 +38,7 @@ def grouped_auc(scores: Floats, labels: Floats, weights: Floats, groups: Floats)
 
 
 def _auc_per_group(
-    scores: Floats, labels: Floats, weights: Floats, groups: Floats
+    scores: Floats, labels: Numbers, weights: Floats, groups: Numbers
 ) -> tuple[Floats, Floats]:
     """AUC and summed weight of each group that has positives and negatives."""
     order = np.lexsort((scores, groups))
@@ -57,11 +60,13 @@ def _auc_per_group(
     num_groups = len(group_starts)
     pairs = [np.bincount(group_of_tie, part, num_groups) for part in (tie_positive, tie_negative)]
     both = (pairs[0] > 0) & (pairs[1] > 0)
-    areas = np.bincount(group_of_tie, wins, num_groups)[both] / (pairs[0] * pairs[1])[both]
-    return areas, (pairs[0] + pairs[1])[both]
+    won = np.bincount(group_of_tie, wins, num_groups)[both]
+    areas: Floats = won / (pairs[0] * pairs[1])[both]
+    group_weights: Floats = (pairs[0] + pairs[1])[both]
+    return areas, group_weights
 
 
-def _starts(sorted_values: Floats) -> NDArray[np.int64]:
+def _starts(sorted_values: Numbers) -> NDArray[np.int64]:
     """First index of each run of equal neighbours."""
     if len(sorted_values) == 0:
         return np.zeros(0, dtype=np.int64)

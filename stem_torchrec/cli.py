@@ -78,8 +78,10 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.distributed.plan import World
+    from stem_torchrec.notices import hide_dependency_notices
     from stem_torchrec.trainer import plan_offline
 
+    hide_dependency_notices()
     config = load_config(options.config, rest)
     per_node = config.distributed.ranks_per_node or min(options.world_size, 8)
     print(plan_offline(config, World(options.world_size, per_node, options.device)), end="")

@@ -105,15 +105,15 @@ class Optimizers:
 
 
 def dense_optimizer(config: OptimConfig, parameters: Any) -> torch.optim.Optimizer:
-    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    lr, eps, decay = config.lr, config.eps, config.weight_decay
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, **common, eps=config.eps, betas=betas)
+        return torch.optim.Adam(parameters, lr=lr, eps=eps, weight_decay=decay, betas=betas)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **common, eps=config.eps, betas=betas)
+        return torch.optim.AdamW(parameters, lr=lr, eps=eps, weight_decay=decay, betas=betas)
     if config.optimizer == "adagrad":
-        return torch.optim.Adagrad(parameters, **common, eps=config.eps)
-    return torch.optim.SGD(parameters, **common)
+        return torch.optim.Adagrad(parameters, lr=lr, eps=eps, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay)
 
 
 def table_optimizer(config: EmbeddingConfig, parameters: Any) -> torch.optim.Optimizer:

@@ -1,27 +1,18 @@
 """What each rank runs for a command."""
 
-import logging
-import warnings
 from contextlib import nullcontext
 
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
+from stem_torchrec.notices import hide_dependency_notices
 from stem_torchrec.run_folder import Existing
 from stem_torchrec.trainer import Outcome, Record, evaluate_run, train
 
 
-def _quiet_dependencies() -> None:
-    """Hide notices of torch and torchrec about their own internals; errors stay."""
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    for message in ("`broadcast_buffers` is deprecated", "`torch.distributed.*is deprecated"):
-        warnings.filterwarnings("ignore", message, FutureWarning)
-
-
 def train_worker(config: Config, existing: Existing) -> Outcome | None:
     """Train; the outcome on rank 0, None elsewhere."""
-    _quiet_dependencies()
+    hide_dependency_notices()
     ranks = start_ranks(config.distributed)
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore
@@ -32,7 +23,7 @@ def train_worker(config: Config, existing: Existing) -> Outcome | None:
 
 def evaluate_worker(config: Config, split: str) -> Record | None:
     """Evaluate a split; the eval record on rank 0, None elsewhere."""
-    _quiet_dependencies()
+    hide_dependency_notices()
     ranks = start_ranks(config.distributed)
     record = evaluate_run(config, ranks, split)
     stop_ranks()

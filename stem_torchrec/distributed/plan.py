@@ -128,7 +128,7 @@ def plan_report(options: Sequence[ShardingOption], world: World) -> str:
             host_bytes[shard.rank] += shard.storage.ddr
     lines += _columns(rows)
     lines += ["", "Memory per rank, GiB (planner's estimate: tables, optimizer state, buffers)", ""]
-    memory = [("rank", "tables", "device", "host")]
+    memory: list[tuple[str, ...]] = [("rank", "tables", "device", "host")]
     for rank in range(world.size):
         figures = (tables_bytes[rank], device_bytes[rank], host_bytes[rank])
         memory.append((str(rank), *(f"{value / GIB:.3f}" for value in figures)))

@@ -22,6 +22,8 @@ class StemNet(nn.Module):
     (``layers`` = 1; in a stacked block the shared stream reads all experts, as in the paper).
     """
 
+    unspecific_columns: Tensor
+
     def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
         super().__init__()
         self.tasks = schema.task_names

@@ -1,0 +1,165 @@
+"""What ``throughput.py`` times, each contestant in a process of its own that keeps its state."""
+
+import logging
+import resource
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count, cycle, islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from workload import L2, NUM_TASKS, Workload
+
+Step = Callable[[], None]
+IN_MEMORY_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing to time.
+
+    Attributes:
+        kind: ``trainer``, ``plain`` or ``floor``.
+        overrides: the trainer's config keys by section.
+        memory_limit_bytes: allocations beyond it fail; None for no limit.
+    """
+
+    name: str
+    kind: str
+    workload: Workload
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory_limit_bytes: int | None = None
+
+
+class Report(NamedTuple):
+    """A child's answer.
+
+    Attributes:
+        seconds: of the steps asked for; 0 in the first report, which says that it is ready.
+        peak_rss_bytes: largest resident set so far.
+        sharding: number of tables by sharding type and kernel; trainer only.
+        failure: what went wrong, the process has ended then; None if nothing did.
+    """
+
+    seconds: float
+    peak_rss_bytes: int
+    sharding: dict[str, int] | None = None
+    failure: str | None = None
+
+
+def serve(contestant: Contestant, threads: int, commands: Connection) -> None:
+    """Run as many steps as each command says and report their time; end at None."""
+    import torch
+
+    if contestant.memory_limit_bytes is not None:
+        limit = contestant.memory_limit_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    torch.set_num_threads(threads)
+    try:
+        step, sharding = _BUILDERS[contestant.kind](contestant)
+        commands.send(Report(0.0, peak_rss_bytes(), sharding))
+        while (num_steps := commands.recv()) is not None:
+            start = perf_counter()
+            for _ in range(num_steps):
+                step()
+            commands.send(Report(perf_counter() - start, peak_rss_bytes(), sharding))
+    except (RuntimeError, MemoryError) as error:
+        if "allocate memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        commands.send(Report(0.0, peak_rss_bytes(), failure=f"does not fit: {error}"))
+
+
+def peak_rss_bytes() -> int:
+    """Of this process alone; ``getrusage`` would count what it was forked from."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
+    """The trainer's loop body, data read as it does."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    from stem_torchrec.distributed.ranks import start_ranks
+    from stem_torchrec.metrics import TrainMetrics
+    from stem_torchrec.optim import learning_rate_factor
+    from stem_torchrec.trainer import build, open_split
+
+    config = contestant.workload.config(contestant.overrides)
+    ranks = start_ranks(config.distributed)
+    session = build(config, ranks)
+    reader = open_split(session, "train")
+    metrics = TrainMetrics(
+        session.schema.task_names,
+        batch_size=config.train.batch_size,
+        window=config.train.ne_window,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+    batches = (batch for epoch in count() for batch in reader.epoch(epoch))
+    steps = count()
+    session.model.train()
+
+    def step() -> None:
+        factor = learning_rate_factor(config.optim, next(steps), total_steps=1_000_000)
+        session.optimizers.set_learning_rates(factor)
+        metrics.update(session.pipeline.step(batches))
+
+    sharding = Counter(
+        f"{table.sharding_type}, {table.compute_kernel}"
+        for tables in session.model.plan.plan.values()
+        for table in tables.values()
+    )
+    return step, dict(sharding)
+
+
+def _plain(contestant: Contestant) -> tuple[Step, None]:
+    import torch
+    from plain_stem_net import PlainStemNet, PlainTrainer
+
+    workload = contestant.workload
+    torch.manual_seed(0)
+    model = PlainStemNet(
+        workload.vocabularies,
+        NUM_TASKS,
+        workload.dim,
+        workload.expert_widths,
+        workload.hidden_widths,
+    )
+    return PlainTrainer(model, _in_memory(workload), L2).step, None
+
+
+def _in_memory(workload: Workload) -> Iterator[tuple[Any, Any]]:
+    """Ids (F, B) and labels (B, T) of the first batches, again and again."""
+    batches = islice(workload.reader(prefetch=0).epoch(0), IN_MEMORY_BATCHES)
+    num_features = len(workload.vocabularies)
+    loaded = [(b.sparse.values().view(num_features, -1), b.labels) for b in batches]
+    return cycle(loaded)
+
+
+def _floor(contestant: Contestant) -> tuple[Step, None]:
+    from matrix_floor import MatrixFloor
+
+    workload = contestant.workload
+    floor = MatrixFloor(
+        workload.batch_size,
+        len(workload.vocabularies) * workload.dim,
+        NUM_TASKS,
+        workload.expert_widths,
+        workload.hidden_widths,
+    )
+    return floor.step, None
+
+
+_BUILDERS: dict[str, Callable[[Contestant], tuple[Step, dict[str, int] | None]]] = {
+    "trainer": _trainer,
+    "plain": _plain,
+    "floor": _floor,
+}

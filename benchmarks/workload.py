@@ -1,0 +1,93 @@
+"""The TikTok-shaped workload of ``throughput.py``: sizes, config and prepared data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stem_torchrec.config import Config
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.schema import SCHEMA_FILE, load_schema
+
+# Ids of user, item, two features of the user, three of the item, one of the context.
+VOCABULARIES = (70_000, 400_000, 75_000, 400, 150_000, 90_000, 100, 5)
+SCALED_FROM = 1_000  # smaller vocabularies stay as they are
+NUM_TASKS = 2
+L2 = 1e-6
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Data and model sizes that all contestants share.
+
+    Attributes:
+        path: prepared folder.
+        vocabularies: ids of each feature; every owner (shared, task 1, task 2) has as many rows.
+        expert_widths: layers of an expert.
+        hidden_widths: hidden layers of gates and towers.
+    """
+
+    path: Path
+    vocabularies: tuple[int, ...] = VOCABULARIES
+    batch_size: int = 4096
+    dim: int = 16
+    expert_widths: tuple[int, ...] = (512, 512, 512)
+    hidden_widths: tuple[int, ...] = (128, 64)
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of one owner's tables."""
+        return sum(self.vocabularies)
+
+    def config(self, overrides: dict[str, dict[str, Any]]) -> Config:
+        """The trainer's config; ``overrides`` are keys by section, over the workload's."""
+        sections: dict[str, dict[str, Any]] = {
+            "run": {"dir": self.path / "run"},
+            "data": {"path": self.path},
+            "model": {
+                "num_shared_experts": 1,
+                "num_task_experts": 1,
+                "expert_widths": self.expert_widths,
+                "gate_widths": self.hidden_widths,
+                "tower_widths": self.hidden_widths,
+            },
+            "embedding": {"dim": self.dim, "weight_decay": L2},
+            "train": {"batch_size": self.batch_size},
+            "distributed": {"device": "cpu"},
+        }
+        for section, keys in overrides.items():
+            sections[section] = sections.get(section, {}) | keys
+        return Config.model_validate(sections)
+
+    def reader(self, prefetch: int) -> ParquetReader:
+        return ParquetReader(
+            self.path,
+            "train",
+            load_schema(self.path),
+            batch_size=self.batch_size,
+            shuffle=True,
+            prefetch=prefetch,
+        )
+
+    def prepare(self, num_rows: int) -> None:
+        """Write the train split where it is not there yet: power-law users and items."""
+        if (self.path / SCHEMA_FILE).is_file():
+            return
+        config = SyntheticConfig(
+            vocabulary_sizes=self.vocabularies,
+            num_user_features=2,
+            num_item_features=3,
+            num_noise_features=1,
+            num_tasks=NUM_TASKS,
+            train_rows=num_rows,
+            valid_rows=1,
+            test_rows=1,
+        )
+        prepare_synthetic(config, self.path)
+
+
+def scaled(vocabularies: tuple[int, ...], table_rows: int) -> tuple[int, ...]:
+    """Vocabularies with the large ones enlarged in proportion, ``table_rows`` in all."""
+    small = sum(size for size in vocabularies if size < SCALED_FROM)
+    factor = (table_rows - small) / (sum(vocabularies) - small)
+    return tuple(round(size * factor) if size >= SCALED_FROM else size for size in vocabularies)

@@ -1,0 +1,13 @@
+"""Notices of torch and torchrec about their own internals, which no user of ours can act on."""
+
+import logging
+import warnings
+
+
+def hide_dependency_notices() -> None:
+    """For command-line processes: show errors of the dependencies only."""
+    for name in ("", "torchrec", "torch.fx", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in ("`broadcast_buffers` is deprecated", "`torch.distributed.*is deprecated"):
+        warnings.filterwarnings("ignore", message, FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="fbgemm_gpu")
