@@ -16,6 +16,7 @@ from workload import L2, NUM_TASKS, Workload
 
 Step = Callable[[], None]
 IN_MEMORY_BATCHES = 32
+MEMORY_LEFT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,15 @@ class Contestant:
     Attributes:
         kind: ``trainer``, ``plain`` or ``floor``.
         overrides: the trainer's config keys by section.
-        memory_limit_bytes: allocations beyond it fail; None for no limit.
+        alone: runs after the others, for the memory it needs; allocations beyond what is free
+            fail.
     """
 
     name: str
     kind: str
     workload: Workload
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
-    memory_limit_bytes: int | None = None
+    alone: bool = False
 
 
 class Report(NamedTuple):
@@ -55,8 +57,8 @@ def serve(contestant: Contestant, threads: int, commands: Connection) -> None:
     """Run as many steps as each command says and report their time; end at None."""
     import torch
 
-    if contestant.memory_limit_bytes is not None:
-        limit = contestant.memory_limit_bytes
+    if contestant.alone:
+        limit = _available_memory_bytes() - MEMORY_LEFT_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(threads)
     try:
@@ -75,10 +77,18 @@ def serve(contestant: Contestant, threads: int, commands: Connection) -> None:
 
 def peak_rss_bytes() -> int:
     """Of this process alone; ``getrusage`` would count what it was forked from."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+    return _kernel_figure_bytes("/proc/self/status", "VmHWM")
+
+
+def _available_memory_bytes() -> int:
+    return _kernel_figure_bytes("/proc/meminfo", "MemAvailable")
+
+
+def _kernel_figure_bytes(path: str, name: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    raise RuntimeError(f"{path} has no {name}")
 
 
 def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:

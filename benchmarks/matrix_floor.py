@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 
-class _LayerProducts:
+class LayerProducts:
     """Forward and backward products of one affine layer, into tensors that are there already."""
 
     def __init__(self, batch_size: int, width_in: int, width_out: int) -> None:
@@ -46,13 +46,13 @@ class MatrixFloor:
         perceptrons = [[width, *expert_widths]] * num_experts
         perceptrons += [[2 * width, *hidden_widths, num_experts]] * num_tasks
         perceptrons += [[expert_widths[-1], *hidden_widths, 1]] * num_tasks
-        self._layers = [
-            _LayerProducts(batch_size, width_in, width_out)
+        self.layers = [
+            LayerProducts(batch_size, width_in, width_out)
             for widths in perceptrons
             for width_in, width_out in pairwise(widths)
         ]
 
     @torch.no_grad()
     def step(self) -> None:
-        for layer in self._layers:
+        for layer in self.layers:
             layer.run()

@@ -35,30 +35,43 @@ from workload import VOCABULARIES, Workload, scaled
 Row = dict[str, Any]
 
 LARGE_TABLE_ROWS = 20_000_000
-FEW_STEPS = 3
-MEMORY_LEFT_BYTES = 1 << 30
+TRAIN_ROWS = 512 * 4096
+ROUNDS_ALONE = 3
 TRAINERS: dict[str, dict[str, dict[str, Any]]] = {
     "trainer rowwise_adagrad": {},
     "trainer adagrad": {"embedding": {"optimizer": "adagrad"}},
     "trainer rowwise_adagrad table_wise": {"distributed": {"sharding": "table_wise"}},
 }
-TRAINERS_OF_LARGE_TABLES = ("trainer rowwise_adagrad", "trainer adagrad")
 
 
 def contestants(small: Workload, large: Workload) -> list[Contestant]:
-    """All that fit beside each other in memory."""
+    """All that is measured; those to run alone last."""
     return [
         Contestant("floor", "floor", small),
         Contestant("plain", "plain", small),
         *(Contestant(name, "trainer", small, keys) for name, keys in TRAINERS.items()),
-        *(
-            Contestant(name, "trainer", large, TRAINERS[name]) for name in TRAINERS_OF_LARGE_TABLES
-        ),
+        Contestant("trainer rowwise_adagrad", "trainer", large),
+        Contestant("plain", "plain", large, alone=True),
     ]
 
 
+def measure(
+    wanted: list[Contestant], *, threads: int, rounds: int, steps: int, warmup_steps: int
+) -> list[Timing]:
+    """All timings for one number of threads; what runs alone makes a few single steps."""
+    together = [contestant for contestant in wanted if not contestant.alone]
+    results = timings(
+        together, threads=threads, rounds=rounds, steps=steps, warmup_steps=warmup_steps
+    )
+    for contestant in wanted:
+        if contestant.alone:
+            few = min(rounds, ROUNDS_ALONE)
+            results += timings([contestant], threads=threads, rounds=few, steps=1, warmup_steps=1)
+    return results
+
+
 def rows_of(results: list[Timing], threads: int) -> list[Row]:
-    """One row per contestant, with its ratios to the others; the first with a name is the small."""
+    """One row per timing, with its ratios to the others; of a name's timings the small is first."""
     small: dict[str, Timing] = {}
     plain: dict[int, Timing] = {}
     for result in results:
@@ -68,9 +81,7 @@ def rows_of(results: list[Timing], threads: int) -> list[Row]:
     return [_row(result, small, plain, threads) for result in results]
 
 
-def _row(
-    result: Timing, small: dict[str, Timing], plain: dict[int, Timing], threads: int
-) -> Row:
+def _row(result: Timing, small: dict[str, Timing], plain: dict[int, Timing], threads: int) -> Row:
     contestant, workload = result.contestant, result.contestant.workload
     row: Row = {
         "name": contestant.name,
@@ -89,46 +100,36 @@ def _row(
         "rounds": len(speeds),
         "samples_per_s": round(median(speeds)),
         "samples_per_s_range": [round(min(speeds)), round(max(speeds))],
-        "ratio_to_plain": _ratio(baseline, result),
-        "ratio_paired": baseline is None or _paired(baseline, result),
-        "share_of_floor": _ratio(small.get("floor"), result),
-        "ratio_to_small_tables": _ratio(small[contestant.name], result),
+        "ratio_to_plain": _speed_ratio(result, baseline),
+        "ratio_paired": baseline is not None and not baseline.contestant.alone,
+        "share_of_floor": _speed_ratio(result, small.get("floor")),
+        "ratio_to_small_tables": _speed_ratio(result, small[contestant.name]),
     }
 
 
-def _paired(one: Timing, other: Timing) -> bool:
-    return len(one.seconds) == len(other.seconds)
-
-
-def _ratio(base: Timing | None, own: Timing) -> float | None:
-    """Speed of ``own`` over that of ``base``."""
+def _speed_ratio(own: Timing, base: Timing | None) -> float | None:
+    """Speed of ``own`` over that of ``base``; of medians where they did not run in one round."""
     if base is None or not base.seconds:
         return None
-    if not _paired(base, own):
+    if own.contestant.alone or base.contestant.alone:
         return round(median(base.seconds) / median(own.seconds), 3)
     return round(median(b / o for b, o in zip(base.seconds, own.seconds, strict=True)), 3)
 
 
-def measure(small: Workload, large: Workload, threads: int, rounds: int, steps: int) -> list[Row]:
-    """All rows for one number of threads."""
-    results = timings(
-        contestants(small, large), threads=threads, rounds=rounds, steps=steps, warmup_steps=3
-    )
-    limit = _available_memory_bytes() - MEMORY_LEFT_BYTES
-    alone = Contestant("plain", "plain", large, memory_limit_bytes=limit)
-    few = min(steps, FEW_STEPS)
-    # One round less at most, so that no one takes its ratios for paired ones.
-    results += timings(
-        [alone], threads=threads, rounds=max(1, min(rounds, FEW_STEPS) - 1), steps=few, warmup_steps=1
-    )
-    return rows_of(results, threads)
-
-
-def _available_memory_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable")
+def workloads(workdir: Path, *, smoke: bool) -> tuple[Workload, Workload]:
+    """With small and with large tables, their data prepared in ``workdir``."""
+    if smoke:
+        vocabularies, large_rows, train_rows = (60, 80, 9, 9, 40, 20, 8, 5), 4_000, 8 * 64
+        small = Workload(workdir / "smoke-small", vocabularies, 64, 4, (16, 8), (8, 4))
+    else:
+        large_rows, train_rows = LARGE_TABLE_ROWS, TRAIN_ROWS
+        small = Workload(workdir / "small", VOCABULARIES)
+    large_vocabularies = scaled(small.vocabularies, large_rows)
+    large_path = small.path.with_name(small.path.name.replace("small", "large"))
+    large = replace(small, path=large_path, vocabularies=large_vocabularies)
+    for workload in (small, large):
+        workload.prepare(train_rows)
+    return small, large
 
 
 def main() -> None:
@@ -137,3 +138,48 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     parser.add_argument("--workdir", type=Path, required=True, help="keeps the prepared data")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="numbers of threads; null: all cores, and 1"
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=6, help="of each contestant in a round")
+    parser.add_argument("--warmup-steps", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", help="trainer, plain, floor; all if left out")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    wanted = [
+        contestant
+        for contestant in contestants(*workloads(options.workdir, smoke=options.smoke))
+        if options.kinds is None or contestant.kind in options.kinds
+    ]
+    rows: list[Row] = []
+    for threads in options.threads or sorted({len(os.sched_getaffinity(0)), 1}, reverse=True):
+        results = measure(
+            wanted,
+            threads=threads,
+            rounds=options.rounds,
+            steps=options.steps,
+            warmup_steps=options.warmup_steps,
+        )
+        rows += rows_of(results, threads)
+        # After each number of threads, so that a long run leaves what it has.
+        result = {"rows": rows, "provenance": provenance()}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    _show(rows)
+
+
+def _show(rows: list[Row]) -> None:
+    for row in rows:
+        speed = row["samples_per_s"] or row["failure"]
+        ratios = " ".join(
+            f"{key} {row.get(key)}"
+            for key in ("ratio_to_plain", "share_of_floor", "ratio_to_small_tables")
+        )
+        print(
+            f"{row['name']:<36} {row['table_rows']:>12,} rows {row['threads']} threads "
+            f"{speed!s:>8} samples/s {row['peak_rss_bytes'] / 2**30:6.2f} GiB  {ratios}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from stem_torchrec.schema import SCHEMA_FILE, load_schema
 
 # Ids of user, item, two features of the user, three of the item, one of the context.
 VOCABULARIES = (70_000, 400_000, 75_000, 400, 150_000, 90_000, 100, 5)
-SCALED_FROM = 1_000  # smaller vocabularies stay as they are
+SMALLEST_SCALED_SHARE = 1_000  # vocabularies of less than a thousandth of all rows stay
 NUM_TASKS = 2
 L2 = 1e-6
 
@@ -87,7 +87,11 @@ class Workload:
 
 
 def scaled(vocabularies: tuple[int, ...], table_rows: int) -> tuple[int, ...]:
-    """Vocabularies with the large ones enlarged in proportion, ``table_rows`` in all."""
-    small = sum(size for size in vocabularies if size < SCALED_FROM)
-    factor = (table_rows - small) / (sum(vocabularies) - small)
-    return tuple(round(size * factor) if size >= SCALED_FROM else size for size in vocabularies)
+    """Vocabularies enlarged in proportion to ``table_rows`` in all; very small ones stay."""
+    is_large = [size * SMALLEST_SCALED_SHARE >= sum(vocabularies) for size in vocabularies]
+    kept = sum(size for size, large in zip(vocabularies, is_large, strict=True) if not large)
+    factor = (table_rows - kept) / (sum(vocabularies) - kept)
+    return tuple(
+        round(size * factor) if large else size
+        for size, large in zip(vocabularies, is_large, strict=True)
+    )

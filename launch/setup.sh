@@ -139,10 +139,9 @@ run_pip() {
 
 # One line: what is installed, or what does not fit.
 check() {
-    local line
-    if ! line="$("$VENV/bin/python" "$ROOT/launch/check.py" "$@" 2>&1)"; then
-        die "${line##*$'\n'}; launch/setup.sh --force installs the versions that fit"
-    fi
+    local line hint=""
+    if [[ "$*" == *--versions-only ]]; then hint="; launch/setup.sh --force installs what fits"; fi
+    line="$("$VENV/bin/python" "$ROOT/launch/check.py" "$@" 2>&1)" || die "${line##*$'\n'}$hint"
     say "$line"
 }
 

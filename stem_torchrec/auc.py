@@ -57,13 +57,14 @@ def _auc_per_group(
     below = before - before[first_tie][group_of_tie]
     wins = tie_positive * (below + tie_negative / 2)
 
-    num_groups = len(group_starts)
-    pairs = [np.bincount(group_of_tie, part, num_groups) for part in (tie_positive, tie_negative)]
-    both = (pairs[0] > 0) & (pairs[1] > 0)
-    won = np.bincount(group_of_tie, wins, num_groups)[both]
-    areas: Floats = won / (pairs[0] * pairs[1])[both]
-    group_weights: Floats = (pairs[0] + pairs[1])[both]
-    return areas, group_weights
+    def sums(values: Floats) -> Floats:
+        totals = np.bincount(group_of_tie, values, len(group_starts))
+        return totals.astype(np.float64)
+
+    positives, negatives = sums(tie_positive), sums(tie_negative)
+    both = (positives > 0) & (negatives > 0)
+    areas = sums(wins)[both] / (positives * negatives)[both]
+    return areas, (positives + negatives)[both]
 
 
 def _starts(sorted_values: Numbers) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ single rank would see.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ SCHEMA = Schema(
 DIM = 8
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """B rows: ids per feature and row, dense (B, N), labels (B, T) NaN for null, weights (B,)."""
 
     ids: dict[str, list[list[int]]]
@@ -79,25 +81,26 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
     names = parts[0].ids
     return Rows(
         {name: [bag for part in parts for bag in part.ids[name]] for name in names},
-        *(np.concatenate([part[i] for part in parts]) for i in range(1, 4)),
+        np.concatenate([part.dense for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.weights for part in parts]),
     )
 
 
-def batch_of(rows: Rows, schema: Schema = SCHEMA) -> Batch:
-    """The rows as a batch; no rows give the one row of padding."""
-    if len(rows) == 0:
-        empty = torch.full((1, len(schema.tasks)), float("nan"))
-        return Batch(
-            sparse=_jagged({f.name: [[]] for f in schema.sparse}, 1),
-            dense=torch.zeros(1, len(schema.dense)),
-            labels=empty,
-            weights=torch.zeros(1) if schema.sample_weight else None,
-        )
+def batch_of(rows: Rows, schema: Schema = SCHEMA, num_rows: int | None = None) -> Batch:
+    """The rows as a batch of ``num_rows``: padding fills it up, as on a rank that has fewer."""
+    num_padding = (num_rows or len(rows)) - len(rows)
+
+    def fill(values: np.ndarray, padding: float) -> Tensor:
+        shape = (num_padding, *values.shape[1:])
+        return torch.from_numpy(np.concatenate([values, np.full(shape, padding, np.float32)]))
+
+    bags = {name: [*per_row, *([[]] * num_padding)] for name, per_row in rows.ids.items()}
     return Batch(
-        sparse=_jagged(rows.ids, len(rows)),
-        dense=torch.from_numpy(rows.dense),
-        labels=torch.from_numpy(rows.labels),
-        weights=torch.from_numpy(rows.weights) if schema.sample_weight else None,
+        sparse=_jagged(bags, len(rows) + num_padding),
+        dense=fill(rows.dense, 0.0),
+        labels=fill(rows.labels, np.nan),
+        weights=fill(rows.weights, 0.0) if schema.sample_weight else None,
         num_samples=len(rows),
     )
 
@@ -120,14 +123,14 @@ def config_of(folder: Path, schema: Schema = SCHEMA, **sections: dict[str, Any])
         "run": {"dir": str(folder / "run"), "seed": 3},
         "data": {"path": str(folder)},
         "model": {
-            "expert_widths": [8, 6],
-            "gate_widths": [5],
-            "tower_widths": [4],
+            "expert_widths": [24, 16],
+            "gate_widths": [8],
+            "tower_widths": [16],
             "num_shared_experts": 2,
         },
         # Large values and rates: every step moves every table by far more than the tolerance.
-        "embedding": {"dim": DIM, "init_std": 0.5, "lr": 0.1},
-        "optim": {"lr": 0.05},
+        "embedding": {"dim": DIM, "init_std": 0.5, "lr": 0.2},
+        "optim": {"lr": 0.02},
         "train": {"batch_size": 8},
         "distributed": {"device": "cpu"},
     }
@@ -158,12 +161,13 @@ def state_of(session: Session) -> State:
         if ".embedding_bags." not in name
     }
     everywhere = gather((pieces, dense), session.ranks)
+    all_pieces = [piece for rank_pieces, _ in everywhere for piece in rank_pieces]
     sizes: dict[str, tuple[int, int]] = {}
-    for table, row, column, values in (piece for ranks_pieces, _ in everywhere for piece in ranks_pieces):
+    for table, row, column, values in all_pieces:
         rows, columns = sizes.get(table, (0, 0))
         sizes[table] = max(rows, row + values.shape[0]), max(columns, column + values.shape[1])
     tables = {table: torch.full(size, float("nan")) for table, size in sorted(sizes.items())}
-    for table, row, column, values in (piece for ranks_pieces, _ in everywhere for piece in ranks_pieces):
+    for table, row, column, values in all_pieces:
         place = tables[table][row : row + values.shape[0], column : column + values.shape[1]]
         assert (place.isnan() | (place == values)).all(), f"replicas of {table} differ"
         place.copy_(values)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Stats
 from torchrec.distributed.types import ShardingPlan
@@ -18,6 +19,9 @@ from stem_torchrec.errors import UserError
 GIB = 1024**3
 # Column shards: the planner's own lower bound is 128 columns, too wide for small tables.
 MIN_COLUMNS = 4
+# Proposals in a row that may be worse than the best before the search ends: hundreds of small
+# tables would otherwise take minutes.
+PATIENCE = 50
 # Share of memory left to the dense weights, activations and the caching allocator.
 RESERVED_SHARE = 0.15
 
@@ -60,30 +64,67 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
         if isinstance(part, EmbeddingBagCollection)
         for table in part.embedding_bag_configs()
     ]
-    stats = _Recorder()
-    planner = EmbeddingShardingPlanner(
-        topology=_topology(config.distributed, world),
-        batch_size=config.train.batch_size,
-        storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
-        constraints=constraints(config.distributed, tables),
-        stats=stats,
-        debug=False,
-    )
-    try:
-        plan = planner.plan(module, [sharder])
-    except PlannerError as error:
-        raise UserError(
-            "distributed: no sharding plan fits the constraints and the memory "
-            f"({world.size} {world.device} ranks, hbm_gib {config.distributed.hbm_gib}, host_gib "
-            f"{config.distributed.host_gib}); the planner says: {str(error).strip()}"
-        ) from None
+    plan, options = _search(config, module, world, sharder, tables)
     if config.embedding.optimizer == "adam" and world.device == "cpu":
         _use_dense_kernel(plan)
-    return Planned(plan, plan_report(stats.options, world))
+    return Planned(plan, plan_report(options, world))
 
 
-def constraints(config: DistributedConfig, tables: Sequence[str]) -> dict[str, Any]:
-    """The planner's constraints of each table: the first matching pattern's, else the global."""
+def _search(
+    config: Config, module: nn.Module, world: World, sharder: Sharder, tables: Sequence[str]
+) -> tuple[ShardingPlan, list[ShardingOption]]:
+    recorder = _Recorder()
+    failure: PlannerError | None = None
+    for free in _free_choices(world):
+        planner = EmbeddingShardingPlanner(
+            topology=_topology(config.distributed, world),
+            batch_size=config.train.batch_size,
+            storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
+            proposer=[
+                GreedyProposer(threshold=PATIENCE),
+                GreedyProposer(use_depth=False, threshold=PATIENCE),
+                UniformProposer(),
+            ],
+            constraints=constraints(config.distributed, tables, free),
+            stats=recorder,
+            debug=False,
+        )
+        try:
+            return planner.plan(module, [sharder]), recorder.options
+        except PlannerError as error:
+            failure = error
+    raise UserError(
+        "distributed: no sharding plan fits the constraints and the memory "
+        f"({world.size} {world.device} ranks, hbm_gib {config.distributed.hbm_gib}, host_gib "
+        f"{config.distributed.host_gib}); the planner says: {str(failure).strip()}"
+    )
+
+
+class Free(NamedTuple):
+    """What the planner may choose from where the config leaves a choice."""
+
+    sharding: tuple[str, ...]
+    kernel: tuple[str, ...] | None
+
+
+def _free_choices(world: World) -> list[Free]:
+    """In order of preference; the next one is tried where nothing fits.
+
+    The planner's cost model is of GPUs. On CPU ranks whole tables are cheapest (no bucketing of
+    ids, no reduce-scatter). On GPU, tables in device memory come before tables on the host.
+    """
+    every = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
+    first = every[:1] if world.device == "cpu" else every
+    return [Free(first, ("fused", "dense")), Free(every, None)]
+
+
+def constraints(
+    config: DistributedConfig, tables: Sequence[str], free: Free
+) -> dict[str, ParameterConstraints]:
+    """The planner's constraints of each table: the first matching pattern's, else the global.
+
+    ``free`` holds where the config names nothing for a table.
+    """
     for pattern in config.tables:
         if not any(fnmatch(table, pattern) for table in tables):
             raise UserError(
@@ -92,12 +133,12 @@ def constraints(config: DistributedConfig, tables: Sequence[str]) -> dict[str, A
     result = {}
     for table in tables:
         own = next((c for pattern, c in config.tables.items() if fnmatch(table, pattern)), None)
-        sharding = own.sharding if own and own.sharding else _one(config.sharding)
-        kernel = own.kernel if own and own.kernel else _one(config.kernel)
+        asked = (own and own.sharding) or _one(config.sharding)
+        kernel = (own and own.kernel) or _one(config.kernel) or free.kernel
         result[table] = ParameterConstraints(
-            sharding_types=list(sharding) if sharding else None,
+            sharding_types=list(asked or free.sharding),
             compute_kernels=list(kernel) if kernel else None,
-            min_partition=(own.min_partition if own else None) or MIN_COLUMNS,
+            min_partition=(own and own.min_partition) or (MIN_COLUMNS if asked else None),
         )
     return result
 

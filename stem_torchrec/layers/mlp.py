@@ -18,10 +18,10 @@ class BatchedLinear(nn.Module):
         super().__init__()
         bound = 1 / math.sqrt(width_in)
         self.weight = nn.Parameter(torch.empty(num, width_in, width_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(num, 1, width_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num, width_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
 
 
 class BatchedMlp(nn.Module):
