@@ -57,7 +57,11 @@ def load(
     Returns:
         The position that was saved with it.
     """
+    if optimizers is not None:
+        optimizers.make_state()
     position = {"step": 0, "samples": 0, "epoch": 0, "step_in_epoch": 0}
+    if optimizers is not None:
+        optimizers.make_state()
     state = state_of(model, optimizers, position)
     dcp.load(state, checkpoint_id=folder, process_group=ranks.host_group)
     model.load_state_dict(state["model"])

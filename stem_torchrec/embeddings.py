@@ -42,32 +42,52 @@ class OwnerEmbeddings(nn.Module):
         self.tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
         self.by_owner = ByOwner(
             {
-                owner: [_pooled_key(configs, schema, owner, name) for name in names]
+                owner: {name: _pooled_key(configs, schema, owner, name) for name in names}
                 for owner, names in owners.items()
-            }
+            },
+            [f.name for f in schema.sparse if f.kind == "bag" and f.pooling == "mean"],
         )
         self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
-        return self.adjust_gradient(self.by_owner(self.tables(sparse)))
+        return self.adjust_gradient(self.by_owner(self.tables(sparse), sparse))
 
 
 class ByOwner(nn.Module):
     """Joins the pooled features of each owner by name: their order follows the sharding plan.
 
+    Tables pool by sum and bags of mean pooling are divided by their lengths here: TorchRec's
+    row-wise mean is wrong where several tables serve one feature (it divides sums as well).
+
     Splitting and joining beats FBGEMM's ``permute_multi_embedding`` (TorchRec's ``regroup``),
     which on CPU copies element by element.
+
+    Args:
+        keys: per owner, feature -> its name among the tables' outputs.
+        mean_bags: names of the features whose sums are to be divided.
     """
 
-    def __init__(self, keys: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, keys: Mapping[str, Mapping[str, str]], mean_bags: Sequence[str]) -> None:
         super().__init__()
         self._keys = keys
+        self._mean_bags = mean_bags
 
-    def forward(self, pooled: KeyedTensor) -> dict[str, Tensor]:
-        by_key = pooled.to_dict()
+    def forward(self, sums: KeyedTensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """Sums by output name, and the ids they came from -> (B, F_o * D) by owner."""
+        by_key = sums.to_dict()
+        sizes = {}
+        if self._mean_bags:
+            lengths = sparse.lengths().view(len(sparse.keys()), -1, 1).clamp(min=1)
+            sizes = {name: lengths[sparse.keys().index(name)] for name in self._mean_bags}
         return {
-            owner: torch.cat([by_key[key] for key in keys], dim=1)
+            owner: torch.cat(
+                [
+                    by_key[key] / sizes[name] if name in sizes else by_key[key]
+                    for name, key in keys.items()
+                ],
+                dim=1,
+            )
             for owner, keys in self._keys.items()
         }
 
@@ -83,15 +103,13 @@ def table_configs(schema: Schema, owners: Owners, dim: int) -> list[EmbeddingBag
         for table, features in by_table.items():
             rows = features[0].num_embeddings
             assert rows is not None
-            bags = [f for f in features if f.kind == "bag"]
-            pooling = PoolingType.MEAN if bags and bags[0].pooling == "mean" else PoolingType.SUM
             configs.append(
                 EmbeddingBagConfig(
                     name=f"{owner}__{table}",
                     embedding_dim=dim,
                     num_embeddings=rows,
                     feature_names=[f.name for f in features],
-                    pooling=pooling,
+                    pooling=PoolingType.SUM,  # means are made in ByOwner
                     # Values are set after sharding: they must not depend on the plan.
                     init_fn=_leave_as_is,
                 )

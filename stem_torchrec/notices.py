@@ -8,6 +8,10 @@ def hide_dependency_notices() -> None:
     """For command-line processes: show errors of the dependencies only."""
     for name in ("", "torchrec", "torch.fx", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in ("`broadcast_buffers` is deprecated", "`torch.distributed.*is deprecated"):
+    for message in (
+        "`broadcast_buffers` is deprecated",
+        "`torch.distributed.*is deprecated",
+        "Please use DTensor instead",
+    ):
         warnings.filterwarnings("ignore", message, FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="fbgemm_gpu")

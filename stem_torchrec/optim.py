@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
@@ -44,6 +46,9 @@ def fused_params(config: EmbeddingConfig, device: str) -> dict[str, Any]:
     return params
 
 
+_TABLES = "tables"
+
+
 class Optimizers:
     """All optimizers of a sharded model.
 
@@ -55,6 +60,7 @@ class Optimizers:
 
     def __init__(self, config: Config, model: DistributedModelParallel) -> None:
         self._config = config
+        self._model = model
         self.fused: KeyedOptimizer = model.fused_optimizer
         fused_names = set(self.fused.params)
         tables, dense = {}, {}
@@ -76,12 +82,19 @@ class Optimizers:
         )
         parts = [("dense", clipped)]
         if self._tables is not None:
-            parts.append(("tables", self._tables))
+            parts.append((_TABLES, self._tables))
         self.stepped = CombinedOptimizer(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, shards as ShardedTensor; learning rates are not in it."""
         return {"fused": self.fused.state_dict(), "stepped": self.stepped.state_dict()}
+
+    def make_state(self) -> None:
+        """Create the state that optimizers make in their first step, for loading into it.
+
+        The step has zero gradients, yet may change weights (decay): load those afterwards.
+        """
+        self.stepped.init_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.fused.load_state_dict(state["fused"])
@@ -102,6 +115,17 @@ class Optimizers:
                 group["lr"] = lr
         self.fused.step()  # hands the learning rate to the kernels; changes no table
         return rates
+
+
+def _as_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The local tensors behind ``_as_shards``."""
+    return {
+        parameter: {
+            name: value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
+            for name, value in values.items()
+        }
+        for parameter, values in state.items()
+    }
 
 
 def dense_optimizer(config: OptimConfig, parameters: Any) -> torch.optim.Optimizer:

@@ -16,12 +16,11 @@ from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.parallel import plan_on_first_rank, shard, sharder_for
 from stem_torchrec.distributed.pipeline import Pipeline
-from stem_torchrec.distributed.plan import World, make_plan
+from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.evaluation import Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.models import MODELS
 from stem_torchrec.optim import Optimizers, learning_rate_factor
 from stem_torchrec.recommender import Recommender, TrainStep
 from stem_torchrec.run_folder import Existing, Recorder, check_run_dir, create_run
@@ -101,7 +100,8 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
     ``splits`` are the splits a command needs; null: train, and the others where they are.
     """
     schema = selected_schema(config)
-    MODELS[config.model.name].check(config.model, schema)
+    with torch.device("meta"):
+        check_patterns(config.distributed, table_names(Recommender(config, schema)))
     if splits is None:
         others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
         splits = ["train", *others]

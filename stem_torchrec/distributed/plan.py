@@ -58,16 +58,31 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
     Raises:
         UserError: a constraint names no table, or no plan fits the memory and the constraints.
     """
-    tables = [
+    tables = table_names(module)
+    check_patterns(config.distributed, tables)
+    plan, options = _search(config, module, world, sharder, tables)
+    if config.embedding.optimizer == "adam" and world.device == "cpu":
+        _use_dense_kernel(plan)
+    return Planned(plan, plan_report(options, world))
+
+
+def table_names(module: nn.Module) -> list[str]:
+    """Names ``owner__feature`` of the tables of an unsharded module."""
+    return [
         table.name
         for part in module.modules()
         if isinstance(part, EmbeddingBagCollection)
         for table in part.embedding_bag_configs()
     ]
-    plan, options = _search(config, module, world, sharder, tables)
-    if config.embedding.optimizer == "adam" and world.device == "cpu":
-        _use_dense_kernel(plan)
-    return Planned(plan, plan_report(options, world))
+
+
+def check_patterns(config: DistributedConfig, tables: Sequence[str]) -> None:
+    """Raise UserError if a pattern of ``distributed.tables`` matches no table."""
+    for pattern in config.tables:
+        if not any(fnmatch(table, pattern) for table in tables):
+            raise UserError(
+                f"distributed.tables: {pattern!r} matches no table; there are {', '.join(tables)}"
+            )
 
 
 def _search(
@@ -125,11 +140,6 @@ def constraints(
 
     ``free`` holds where the config names nothing for a table.
     """
-    for pattern in config.tables:
-        if not any(fnmatch(table, pattern) for table in tables):
-            raise UserError(
-                f"distributed.tables: {pattern!r} matches no table; there are {', '.join(tables)}"
-            )
     result = {}
     for table in tables:
         own = next((c for pattern, c in config.tables.items() if fnmatch(table, pattern)), None)

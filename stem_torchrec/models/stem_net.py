@@ -42,11 +42,6 @@ class StemNet(nn.Module):
             width = config.expert_widths[-1]
         self.towers = BatchedMlp(len(self.tasks), width, config.tower_widths, 1, config.dropout)
 
-    @staticmethod
-    def check(config: ModelConfig, schema: Schema) -> None:
-        """Raise UserError where the config does not fit the data."""
-        task_specific_features(config, schema)
-
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Pooled features by owner and (B, N) dense features -> (B, T) logits."""
         shared = torch.cat([pooled[SHARED], dense], dim=1)

@@ -1,7 +1,7 @@
 """Processes that the tests of this folder share."""
 
 import pytest
-from processes import Processes
+from tests.distributed.processes import Processes
 
 
 @pytest.fixture(scope="session")

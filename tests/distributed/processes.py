@@ -149,7 +149,11 @@ def _join(rank: int, world_size: int, store: Path) -> Any:
         timeout=timeout,
     )
     warnings.simplefilter("error")
-    for message in (r"`broadcast_buffers` is deprecated", r"`torch\.distributed.* is deprecated"):
+    for message in (
+        "Please use DTensor instead",
+        r"`broadcast_buffers` is deprecated",
+        r"`torch\.distributed.* is deprecated",
+    ):
         warnings.filterwarnings("ignore", message, FutureWarning)
     # FBGEMM's dense kernel: its gradients are checked against one rank's fused ones.
     warnings.filterwarnings("ignore", "fbgemm::dense_embedding_codegen_lookup", UserWarning)

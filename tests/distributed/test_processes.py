@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from processes import Processes, RankFailed
+from tests.distributed.processes import Processes, RankFailed
 
 
 def total_of(ranks, value):

@@ -1,0 +1,104 @@
+"""A checkpoint of two ranks goes on where it stopped, on other ranks and under another plan."""
+
+import numpy as np
+import pytest
+import torch
+from tests.steps import (
+    assert_close,
+    batch_of,
+    config_of,
+    join_rows,
+    random_rows,
+    run_steps,
+    start,
+    state_of,
+)
+
+from stem_torchrec import checkpoint
+from stem_torchrec.errors import UserError
+
+POSITION = {"step": 3, "samples": 48, "epoch": 1, "step_in_epoch": 2}
+TABLE_RATE = {"sgd": 5.0, "adagrad": 0.2, "rowwise_adagrad": 0.2, "adam": 0.02}
+EPSILON = 1e-4
+
+
+def rows_of_steps():
+    generator = np.random.default_rng(11)
+    return [[random_rows(generator, 8) for _ in range(2)] for _ in range(6)]
+
+
+def batches(ranks, steps):
+    if ranks.world_size == 1:
+        return [batch_of(join_rows(parts)) for parts in steps]
+    return [batch_of(parts[ranks.rank]) for parts in steps]
+
+
+def train_save_train(ranks, config, folder):
+    """Three steps, a checkpoint, three more; the states after each three."""
+    session = start(config, ranks)
+    run_steps(session, batches(ranks, rows_of_steps()[:3]))
+    halfway = state_of(session)
+    state = checkpoint.state_of(session.model, session.optimizers, POSITION)
+    checkpoint.save(folder, 3, state, ranks, keep=2)
+    run_steps(session, batches(ranks, rows_of_steps()[3:]))
+    return halfway, state_of(session)
+
+
+def load_train(ranks, config, folder):
+    """A fresh model that loads and makes the last three steps; its states and the position."""
+    session = start(config, ranks)
+    position = checkpoint.load(folder / "step_3", session.model, session.optimizers, ranks)
+    halfway = state_of(session)
+    run_steps(session, batches(ranks, rows_of_steps()[3:]))
+    return halfway, state_of(session), position
+
+
+def load_for_evaluation(ranks, config, folder):
+    session = start(config, ranks)
+    checkpoint.load(folder / "step_3", session.model, None, ranks)
+    return state_of(session)
+
+
+def config_with(folder, sharding, tables, *, dense="adam", seed=3, **model):
+    return config_of(
+        folder,
+        run={"dir": "unused", "seed": seed},
+        model=model,
+        embedding={"optimizer": tables, "lr": TABLE_RATE[tables], "eps": EPSILON},
+        optim={"optimizer": dense, "lr": 0.005, "eps": EPSILON},
+        distributed={"sharding": sharding},
+    )
+
+
+def assert_same(one, other, tolerance):
+    assert_close(one.tables, other.tables, tolerance)
+    assert_close(one.dense, other.dense, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("tables", "sharding"),
+    [
+        ("rowwise_adagrad", "row_wise"),
+        ("rowwise_adagrad", "data_parallel"),
+        ("adagrad", "row_wise"),
+        ("adagrad", "column_wise"),
+        ("adagrad", "table_wise"),
+        ("adagrad", "data_parallel"),
+        ("sgd", "table_row_wise"),
+        ("adam", "table_wise"),
+        ("adam", "row_wise"),
+        ("adam", "column_wise"),
+        ("adam", "data_parallel"),
+    ],
+)
+def test_two_ranks_go_on_as_one(tmp_path, pair, alone, tables, sharding):
+    config = config_with(tmp_path, sharding, tables)
+    halfway, end = pair.run(train_save_train, config, tmp_path / "saved")[0]
+
+    # Another seed: what is not loaded is not there by chance.
+    to = "data_parallel" if sharding == "data_parallel" else "table_wise"
+    other = config_with(tmp_path, to, tables, seed=4)
+    loaded, loaded_end, position = load_train(alone, other, tmp_path / "saved")
+    assert position == POSITION
+    assert_same(loaded, halfway, 0.0)
+    assert_same(loaded_end, end, 1e-5)
