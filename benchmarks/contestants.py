@@ -99,7 +99,7 @@ def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
     from stem_torchrec.distributed.ranks import start_ranks
     from stem_torchrec.metrics import TrainMetrics
     from stem_torchrec.optim import learning_rate_factor
-    from stem_torchrec.trainer import build, open_split
+    from stem_torchrec.session import build, open_split
 
     config = contestant.workload.config(contestant.overrides)
     ranks = start_ranks(config.distributed)

@@ -12,7 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
-USER_ERROR = 2
+from stem_torchrec.errors import UserError
+from stem_torchrec.launcher import error_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,19 +31,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def report(rank: int, failure: ProcessFailure) -> int:
-    """Print what the rank that failed first left in its error file; its exit code otherwise."""
-    message = failure.error_file_data["message"]
-    if not isinstance(message, dict):
-        if failure.exitcode != USER_ERROR:  # else the rank has said all there is to say
-            print(f"rank {rank} failed (exit code {failure.exitcode})", file=sys.stderr)
-        return USER_ERROR if failure.exitcode == USER_ERROR else 1
-    kind, _, text = message["message"].partition(": ")
-    if kind == "UserError":
-        print(f"error: {text}", file=sys.stderr)
-        return USER_ERROR
-    print(message["extraInfo"]["py_callstack"], file=sys.stderr)
-    print(f"rank {rank} failed (exit code {failure.exitcode}): {kind}: {text}", file=sys.stderr)
-    return 1
+    """Print the message of the rank that failed first; the exit code to end with."""
+    error = error_of(rank, failure)
+    mistake = isinstance(error, UserError)
+    print(f"error: {error}" if mistake else error, file=sys.stderr)
+    return 2 if mistake else 1
 
 
 if __name__ == "__main__":

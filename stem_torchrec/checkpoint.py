@@ -12,6 +12,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.optim import Optimizers
 
 FOLDER = "checkpoints"
+POSITION = ("step", "samples", "epoch", "step_in_epoch", "world_size", "batch_size")
 
 
 def state_of(
@@ -59,7 +60,7 @@ def load(
     """
     if optimizers is not None:
         optimizers.make_state()
-    position = {"step": 0, "samples": 0, "epoch": 0, "step_in_epoch": 0}
+    position = dict.fromkeys(POSITION, 0)
     if optimizers is not None:
         optimizers.make_state()
     state = state_of(model, optimizers, position)

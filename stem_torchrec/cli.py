@@ -5,12 +5,13 @@ Heavy imports stand inside the commands, so that ``--help`` and mistakes answer 
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stem_torchrec.config import Config
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
 
 
@@ -20,22 +21,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options, rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not _left_to_torchrun(error):
+            print(f"error: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
-        if type(error).__name__ != "WorkerError":
-            raise
+    except WorkerError as error:
         print(error, file=sys.stderr)
         return 1
+    except Exception as error:
+        _left_to_torchrun(error)
+        raise
     return 0
 
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.checks import check_inputs
     from stem_torchrec.console import print_evaluation
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import Existing, check_run_dir
-    from stem_torchrec.trainer import check_inputs
     from stem_torchrec.workers import train_worker
 
     config = load_config(options.config, rest)
@@ -53,11 +56,11 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.checks import check_inputs
     from stem_torchrec.console import print_evaluation
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import require_run
-    from stem_torchrec.trainer import check_inputs
     from stem_torchrec.workers import evaluate_worker
 
     require_run("--run", options.run_dir)
@@ -77,9 +80,9 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.checks import plan_offline
     from stem_torchrec.distributed.plan import World
     from stem_torchrec.notices import hide_dependency_notices
-    from stem_torchrec.trainer import plan_offline
 
     hide_dependency_notices()
     config = load_config(options.config, rest)
@@ -105,6 +108,16 @@ def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.source, options.out, config=config, overwrite=options.overwrite
     )
     print_stats(stats, str(options.out))
+
+
+def _left_to_torchrun(error: Exception) -> bool:
+    """Hand a rank's error to torchrun, which reports the first of all ranks' once."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

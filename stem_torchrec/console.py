@@ -1,6 +1,6 @@
 """What a person sees: a live progress line, tables of results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+LOG_COLUMNS = 160
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
 
 
@@ -15,7 +16,7 @@ class TrainConsole:
     """Shows the records of a run as they come: a progress line, a line per evaluation."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = _console(stderr=True)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -39,6 +40,10 @@ class TrainConsole:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+    def warn(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            self._console.print(f"warning: {message}", style="yellow")
 
     def show(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "train":
@@ -71,7 +76,7 @@ def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> Non
         table.add_row(task, *figures, f"{record['labels'][task]:,}")
     mean = _figure(record["auc_mean"])
     table.add_row("mean", *(mean if name == "auc" else "" for name in METRICS), "", style="bold")
-    console = Console(width=None if Console().is_terminal else 100)
+    console = _console()
     console.print(table)
     if qps is not None:
         console.print(f"training: {qps:,.0f} samples/s (all ranks, after warm-up)")
@@ -81,13 +86,28 @@ def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     """What ``prepare`` wrote."""
     table = Table("", "", title=folder, show_header=False)
     for name, value in stats.items():
-        text = f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(name, text)
-    Console(width=None if Console().is_terminal else 100).print(table)
+        table.add_row(name, _text(value))
+    _console().print(table)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """The terminal, or a log wide enough that no line is broken."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=LOG_COLUMNS)
 
 
 def _by_task(values: Mapping[str, float | None]) -> str:
     return " ".join(f"{task} {_figure(value)}" for task, value in values.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _figure(value: float | None) -> str:

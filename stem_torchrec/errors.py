@@ -1,4 +1,4 @@
-"""The one error a user can cause."""
+"""Errors that end a command with a message of our own."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message names the key or column, the value found and what is allowed. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+class WorkerError(Exception):
+    """A rank failed; the message is that rank's own, with its traceback."""

@@ -12,11 +12,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stem_torchrec.errors import UserError
-
-
-class WorkerError(Exception):
-    """A rank failed; the message is that rank's own, with its traceback."""
+from stem_torchrec.errors import UserError, WorkerError
 
 
 def under_torchrun() -> bool:
@@ -53,7 +49,7 @@ def run_workers(num_workers: int, worker: Callable[..., Any], *arguments: Any) -
     try:
         results = elastic_launch(launch, worker)(*arguments)
     except ChildFailedError as failure:
-        raise _as_error(*failure.get_first_failure()) from None
+        raise error_of(*failure.get_first_failure()) from None
     return results[0]
 
 
@@ -62,8 +58,8 @@ def default_num_workers(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
-def _as_error(rank: int, failure: ProcessFailure) -> Exception:
-    """The failed rank's exception from the error file torch elastic keeps."""
+def error_of(rank: int, failure: ProcessFailure) -> Exception:
+    """The failed rank's error, from the error file that torch elastic keeps."""
     message: Any = failure.message
     trace = ""
     with contextlib.suppress(ValueError):

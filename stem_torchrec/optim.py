@@ -1,7 +1,6 @@
 """Optimizers of tables and dense weights, and their common learning-rate schedule."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,17 +23,17 @@ FUSED = {
 }
 
 
+def is_fused(config: EmbeddingConfig, device: str) -> bool:
+    """Whether the tables' optimizer runs inside their backward: all but Adam on CPU."""
+    return not (config.optimizer == "adam" and device == "cpu")
+
+
 def fused_params(config: EmbeddingConfig, device: str) -> dict[str, Any]:
     """FBGEMM's arguments for the optimizer that runs inside a table's backward.
 
     Fused Adam exists on GPU only; on CPU the tables get the ``dense`` kernel and a torch Adam.
     """
-    if config.optimizer == "adam" and device == "cpu":
-        warnings.warn(
-            "embedding.optimizer adam on CPU is not fused: every step updates every row of every "
-            "table; rowwise_adagrad and adagrad touch only the rows of the batch",
-            stacklevel=2,
-        )
+    if not is_fused(config, device):
         return {}
     params: dict[str, Any] = {
         "optimizer": FUSED[config.optimizer],
@@ -87,7 +86,9 @@ class Optimizers:
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, shards as ShardedTensor; learning rates are not in it."""
-        return {"fused": self.fused.state_dict(), "stepped": self.stepped.state_dict()}
+        stepped = self.stepped.state_dict()
+        shards = self._as_shards(stepped["state"])
+        return {"fused": self.fused.state_dict(), "stepped": stepped | {"state": shards}}
 
     def make_state(self) -> None:
         """Create the state that optimizers make in their first step, for loading into it.
@@ -98,7 +99,31 @@ class Optimizers:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.fused.load_state_dict(state["fused"])
-        self.stepped.load_state_dict(state["stepped"])
+        stepped = state["stepped"]
+        self.stepped.load_state_dict(stepped | {"state": _as_tensors(stepped["state"])})
+
+    def _as_shards(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """State of sharded tables as shards of one tensor.
+
+        The dense kernel's parameters are local tensors whose names do not tell ranks apart.
+        """
+        whole = {f"{_TABLES}.{name}": value for name, value in self._model.state_dict().items()}
+
+        def wrapped(parameter: str, value: Any) -> Any:
+            table = whole.get(parameter)
+            if not isinstance(table, ShardedTensor) or not isinstance(value, Tensor):
+                return value
+            local = [shard.metadata for shard in table.local_shards()]
+            if len(local) != 1 or value.shape != torch.Size(local[0].shard_sizes):
+                return value
+            return ShardedTensor._init_from_local_shards_and_global_metadata(
+                [Shard(value, local[0])], table.metadata(), process_group=table._process_group
+            )
+
+        return {
+            parameter: {name: wrapped(parameter, value) for name, value in values.items()}
+            for parameter, values in state.items()
+        }
 
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """Set both learning rates to ``factor`` of their peaks, for the step that follows."""

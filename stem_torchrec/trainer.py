@@ -1,30 +1,22 @@
 """One run, read top to bottom: build, loop, evaluate, save."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec import checkpoint
 from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
-from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.distributed.parallel import plan_on_first_rank, shard, sharder_for
-from stem_torchrec.distributed.pipeline import Pipeline
-from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.optim import Optimizers, learning_rate_factor
-from stem_torchrec.recommender import Recommender, TrainStep
+from stem_torchrec.optim import learning_rate_factor
 from stem_torchrec.run_folder import Existing, Recorder, check_run_dir, create_run
-from stem_torchrec.schema import Schema, load_schema
+from stem_torchrec.session import Session, build, has_split, open_split
 from stem_torchrec.throughput import Throughput
 
 Record = dict[str, Any]
@@ -63,58 +55,6 @@ class Outcome(NamedTuple):
     qps: float | None
 
 
-@dataclass(frozen=True)
-class Session:
-    """A sharded model with what trains it, on this rank."""
-
-    config: Config
-    schema: Schema
-    ranks: Ranks
-    model: DistributedModelParallel
-    optimizers: Optimizers
-    pipeline: Pipeline
-    plan_report: str
-
-
-def selected_schema(config: Config) -> Schema:
-    """The data's schema with the config's features and tasks only."""
-    schema = load_schema(config.data.path)
-    return schema.select(features=config.data.features, tasks=config.tasks.names)
-
-
-def build(config: Config, ranks: Ranks) -> Session:
-    """Model, plan, sharding, optimizers, pipeline. Collective."""
-    schema = selected_schema(config)
-    torch.manual_seed(config.run.seed)
-    step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
-    planned = plan_on_first_rank(config, step, ranks)
-    model = shard(config, step, planned, ranks)
-    optimizers = Optimizers(config, model)
-    pipeline = Pipeline(model, optimizers, ranks)
-    return Session(config, schema, ranks, model, optimizers, pipeline, planned.report)
-
-
-def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
-    """Raise the UserErrors that config and data can tell before any rank starts.
-
-    ``splits`` are the splits a command needs; null: train, and the others where they are.
-    """
-    schema = selected_schema(config)
-    with torch.device("meta"):
-        check_patterns(config.distributed, table_names(Recommender(config, schema)))
-    if splits is None:
-        others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
-        splits = ["train", *others]
-    for split in splits:
-        check_split(config.data.path, split, schema)
-
-
-def plan_offline(config: Config, world: World) -> str:
-    """The report of the plan for a world that need not be here."""
-    recommender = Recommender(config, selected_schema(config), world.size)
-    return make_plan(config, recommender, world, sharder_for(config, world.device)).report
-
-
 def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listener) -> Outcome:
     """Train, evaluate and save one run. Collective.
 
@@ -128,7 +68,9 @@ def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listene
     position = Position()
     if existing == "resume":
         saved = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
-        position = Position(**checkpoint.load(saved, session.model, session.optimizers, ranks))
+        position = _resumed(
+            checkpoint.load(saved, session.model, session.optimizers, ranks), session
+        )
     else:
         ranks.on_first(lambda: create_run(config, session.plan_report, existing))
 
@@ -186,12 +128,33 @@ def _fit(
     return throughput.total()
 
 
+def _shape(session: Session) -> dict[str, int]:
+    """What a place in the data depends on besides the step."""
+    batch_size = session.config.train.batch_size
+    return {"world_size": session.ranks.world_size, "batch_size": batch_size}
+
+
+def _resumed(saved: Mapping[str, int], session: Session) -> Position:
+    """The saved position, if it means the same place in the data here.
+
+    Raises:
+        UserError: the checkpoint is of another number of ranks or batch size.
+    """
+    for name, value in _shape(session).items():
+        if saved[name] != value:
+            raise UserError(
+                f"--resume: the checkpoint was written with {name} {saved[name]}, this run has "
+                f"{value}; its place in the data is known for {saved[name]} only"
+            )
+    return Position(**{name: saved[name] for name in asdict(Position())})
+
+
 def _save(session: Session, position: Position) -> None:
     config = session.config
     checkpoint.save(
         config.run.dir / checkpoint.FOLDER,
         position.step,
-        checkpoint.state_of(session.model, session.optimizers, asdict(position)),
+        checkpoint.state_of(session.model, session.optimizers, asdict(position) | _shape(session)),
         session.ranks,
         keep=config.checkpoint.keep,
     )
@@ -261,28 +224,3 @@ def evaluate_run(config: Config, ranks: Ranks, split: str) -> Record:
     session = build(config, ranks)
     position = checkpoint.load(folder, session.model, None, ranks)
     return evaluate(session, split, position["step"])
-
-
-def open_split(session: Session, split: str) -> ParquetReader:
-    """The reader of a split: shuffled for ``train``, in file order for the others."""
-    config, ranks = session.config, session.ranks
-    training = split == "train"
-    return ParquetReader(
-        config.data.path,
-        split,
-        session.schema,
-        batch_size=config.train.batch_size
-        if training
-        else config.eval.batch_size or config.train.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        shuffle=training and config.data.shuffle,
-        seed=config.run.seed,
-        shuffle_row_groups=config.data.shuffle_row_groups,
-        prefetch=config.data.prefetch_batches,
-        pin_memory=ranks.device.type == "cuda",
-    )
-
-
-def has_split(path: Path, split: str) -> bool:
-    return (path / split).is_dir()

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+from stem_torchrec.checks import costly_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
@@ -16,6 +17,8 @@ def train_worker(config: Config, existing: Existing) -> Outcome | None:
     ranks = start_ranks(config.distributed)
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore
+        if console is not None:
+            console.warn(costly_settings(config))
         outcome = train(config, ranks, existing=existing, listener=listener)
     stop_ranks()
     return outcome if ranks.is_first else None

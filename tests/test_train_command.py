@@ -113,8 +113,9 @@ def test_resume_ends_where_an_uninterrupted_run_ends(folder: Path) -> None:
 
 def test_auc_is_that_of_the_models_predictions(folder: Path, alone: object) -> None:
     """The reported AUC against scikit-learn on predictions read in another way."""
+    from stem_torchrec.session import build, open_split
     from stem_torchrec.settings import load_config
-    from stem_torchrec.trainer import build, evaluate, open_split
+    from stem_torchrec.trainer import evaluate
 
     path = small_config(folder / "auc.yaml", folder / "data", folder / "auc")
     session = build(load_config(path), alone)  # type: ignore[arg-type]
@@ -127,6 +128,16 @@ def test_auc_is_that_of_the_models_predictions(folder: Path, alone: object) -> N
         column = [[row[index] for part in parts for row in part.tolist()]
                   for parts in (labels, scores)]  # fmt: skip
         assert record["auc"][task] == pytest.approx(roc_auc_score(*column), abs=1e-6)
+
+
+def test_resume_refuses_another_place_in_the_data(
+    two_ranks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved = str(two_ranks / "config.yaml")
+    before = (two_ranks / "metrics.jsonl").read_text()
+    assert main(["train", "--config", resolved, "--resume"]) == 2
+    assert "world_size 2" in capsys.readouterr().err
+    assert (two_ranks / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "data_parallel"])

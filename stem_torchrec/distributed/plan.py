@@ -15,6 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Config, DistributedConfig
 from stem_torchrec.errors import UserError
+from stem_torchrec.optim import is_fused
 
 GIB = 1024**3
 # Column shards: the planner's own lower bound is 128 columns, too wide for small tables.
@@ -61,7 +62,7 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
     tables = table_names(module)
     check_patterns(config.distributed, tables)
     plan, options = _search(config, module, world, sharder, tables)
-    if config.embedding.optimizer == "adam" and world.device == "cpu":
+    if not is_fused(config.embedding, world.device):
         _use_dense_kernel(plan)
     return Planned(plan, plan_report(options, world))
 

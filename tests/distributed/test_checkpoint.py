@@ -17,7 +17,7 @@ from tests.steps import (
 from stem_torchrec import checkpoint
 from stem_torchrec.errors import UserError
 
-POSITION = {"step": 3, "samples": 48, "epoch": 1, "step_in_epoch": 2}
+POSITION = {name: number for number, name in enumerate(checkpoint.POSITION, start=3)}
 TABLE_RATE = {"sgd": 5.0, "adagrad": 0.2, "rowwise_adagrad": 0.2, "adam": 0.02}
 EPSILON = 1e-4
 
@@ -102,3 +102,61 @@ def test_two_ranks_go_on_as_one(tmp_path, pair, alone, tables, sharding):
     assert position == POSITION
     assert_same(loaded, halfway, 0.0)
     assert_same(loaded_end, end, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tables", "sharding"), [("adagrad", "row_wise"), ("adam", "row_wise"), ("adam", "column_wise")]
+)
+def test_one_rank_goes_on_as_two(tmp_path, pair, alone, tables, sharding):
+    config = config_with(tmp_path, "table_wise", tables)
+    halfway, end = train_save_train(alone, config, tmp_path / "saved")
+    other = config_with(tmp_path, sharding, tables, seed=4)
+    loaded, loaded_end, position = pair.run(load_train, other, tmp_path / "saved")[0]
+    assert position == POSITION
+    assert_same(loaded, halfway, 0.0)
+    assert_same(loaded_end, end, 1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "data_parallel"])
+def test_evaluation_reads_the_model_under_any_plan(tmp_path, pair, alone, sharding):
+    saved = config_with(tmp_path, "row_wise", "rowwise_adagrad")
+    halfway, _ = pair.run(train_save_train, saved, tmp_path / "saved")[0]
+    other = config_with(tmp_path, sharding, "rowwise_adagrad", seed=4)
+    assert_same(load_for_evaluation(alone, other, tmp_path / "saved"), halfway, 0.0)
+    assert_same(pair.run(load_for_evaluation, other, tmp_path / "saved")[0], halfway, 0.0)
+
+
+@pytest.mark.parametrize("dense", ["adam", "adamw", "adagrad", "sgd"])
+@pytest.mark.parametrize("model", [{}, {"num_shared_experts": 0}, {"num_task_experts": 0}], ids=str)
+def test_dense_optimizers_go_on(tmp_path, alone, dense, model):
+    config = config_with(tmp_path, "table_wise", "adagrad", dense=dense, **model)
+    config = config.model_copy(
+        update={"optim": config.optim.model_copy(update={"weight_decay": 0.1, "clip_norm": 0.1})}
+    )
+    _, end = train_save_train(alone, config, tmp_path / "saved")
+    _, loaded_end, _ = load_train(alone, config, tmp_path / "saved")
+    assert_same(loaded_end, end, 1e-6)
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path, alone):
+    session = start(config_with(tmp_path, "table_wise", "sgd"), alone)
+    folder = tmp_path / "run" / checkpoint.FOLDER
+    for step in (9, 10, 100):
+        state = checkpoint.state_of(session.model, session.optimizers, POSITION)
+        checkpoint.save(folder, step, state, alone, keep=2)
+    (folder / "step_200.partial").mkdir()
+    assert checkpoint.saved_steps(folder) == [10, 100]
+    assert checkpoint.newest(tmp_path / "run") == folder / "step_100"
+
+
+def test_saving_a_step_again_replaces_it(tmp_path, alone):
+    session = start(config_with(tmp_path, "table_wise", "sgd"), alone)
+    for step in (1, 2):
+        state = checkpoint.state_of(session.model, None, POSITION | {"step": step})
+        checkpoint.save(tmp_path / "saved", 5, state, alone, keep=1)
+    assert checkpoint.load(tmp_path / "saved" / "step_5", session.model, None, alone)["step"] == 2
+
+
+def test_a_run_without_checkpoints_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint under"):
+        checkpoint.newest(tmp_path)

@@ -173,3 +173,13 @@ def test_padding_rows_change_nothing(tmp_path, alone):
     padded = train_on(alone, config, [batch_of(rows, num_rows=24) for rows in joined])
     assert_close(padded.after.tables, plain.after.tables, 1e-6)
     assert_close(padded.after.dense, plain.after.dense, 1e-6)
+
+
+@pytest.mark.parametrize("tables", ["sgd", "adagrad", "adam"])
+def test_column_shards_on_one_rank(tmp_path, alone, on_one_rank, tables):
+    steps = rows_of_steps()
+    config = sharded(tmp_path, "column_wise", tables, "sgd")
+    joined = [batch_of(join_rows(parts)) for parts in steps]
+    trained, reference = train_on(alone, config, joined), on_one_rank(config, steps)
+    assert_close(trained.after.tables, reference.after.tables, TOLERANCE)
+    assert_close(trained.after.dense, reference.after.dense, TOLERANCE)

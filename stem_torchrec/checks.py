@@ -1,0 +1,46 @@
+"""What config and data can tell before any rank starts."""
+
+from collections.abc import Sequence
+
+import torch
+
+from stem_torchrec.config import Config
+from stem_torchrec.data.manifest import check_split
+from stem_torchrec.distributed.parallel import sharder_for
+from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
+from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.optim import is_fused
+from stem_torchrec.recommender import Recommender
+from stem_torchrec.session import has_split, selected_schema
+
+
+def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
+    """Raise the UserErrors that config and data can tell before any rank starts.
+
+    ``splits`` are the splits a command needs; null: train, and the others where they are.
+    """
+    schema = selected_schema(config)
+    with torch.device("meta"):
+        check_patterns(config.distributed, table_names(Recommender(config, schema)))
+    if splits is None:
+        others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
+        splits = ["train", *others]
+    for split in splits:
+        check_split(config.data.path, split, schema)
+
+
+def costly_settings(config: Config) -> list[str]:
+    """Warnings about settings that are allowed but expensive here."""
+    warnings = []
+    if not is_fused(config.embedding, device_type(config.distributed)):
+        warnings.append(
+            "embedding.optimizer adam on CPU is not fused: every step updates every row of every "
+            "table; rowwise_adagrad and adagrad touch only the rows of the batch"
+        )
+    return warnings
+
+
+def plan_offline(config: Config, world: World) -> str:
+    """The report of the plan for a world that need not be here."""
+    recommender = Recommender(config, selected_schema(config), world.size)
+    return make_plan(config, recommender, world, sharder_for(config, world.device)).report

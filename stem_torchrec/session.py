@@ -1,0 +1,72 @@
+"""A model with what trains it, built and sharded on these ranks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from stem_torchrec.config import Config
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
+from stem_torchrec.distributed.pipeline import Pipeline
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.optim import Optimizers
+from stem_torchrec.recommender import Recommender, TrainStep
+from stem_torchrec.schema import Schema, load_schema
+
+
+@dataclass(frozen=True)
+class Session:
+    """A sharded model with what trains it, on this rank."""
+
+    config: Config
+    schema: Schema
+    ranks: Ranks
+    model: DistributedModelParallel
+    optimizers: Optimizers
+    pipeline: Pipeline
+    plan_report: str
+
+
+def selected_schema(config: Config) -> Schema:
+    """The data's schema with the config's features and tasks only."""
+    schema = load_schema(config.data.path)
+    return schema.select(features=config.data.features, tasks=config.tasks.names)
+
+
+def build(config: Config, ranks: Ranks) -> Session:
+    """Model, plan, sharding, optimizers, pipeline. Collective."""
+    schema = selected_schema(config)
+    torch.manual_seed(config.run.seed)
+    step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
+    planned = plan_on_first_rank(config, step, ranks)
+    model = shard(config, step, planned, ranks)
+    optimizers = Optimizers(config, model)
+    pipeline = Pipeline(model, optimizers, ranks)
+    return Session(config, schema, ranks, model, optimizers, pipeline, planned.report)
+
+
+def open_split(session: Session, split: str) -> ParquetReader:
+    """The reader of a split: shuffled for ``train``, in file order for the others."""
+    config, ranks = session.config, session.ranks
+    training = split == "train"
+    return ParquetReader(
+        config.data.path,
+        split,
+        session.schema,
+        batch_size=config.train.batch_size
+        if training
+        else config.eval.batch_size or config.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=training and config.data.shuffle,
+        seed=config.run.seed,
+        shuffle_row_groups=config.data.shuffle_row_groups,
+        prefetch=config.data.prefetch_batches,
+        pin_memory=ranks.device.type == "cuda",
+    )
+
+
+def has_split(path: Path, split: str) -> bool:
+    return (path / split).is_dir()
