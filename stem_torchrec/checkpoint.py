@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.distributed.ranks import Ranks
@@ -64,7 +65,10 @@ def load(
     if optimizers is not None:
         optimizers.make_state()
     state = state_of(model, optimizers, position)
-    dcp.load(state, checkpoint_id=folder, process_group=ranks.host_group)
+    # Flattening drops tables without a shard on this rank, and the planner then takes the
+    # checkpoint for one of an older format.
+    planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
+    dcp.load(state, checkpoint_id=folder, planner=planner, process_group=ranks.host_group)
     model.load_state_dict(state["model"])
     if optimizers is not None:
         optimizers.load_state_dict(state["optimizers"])

@@ -4,11 +4,13 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -35,21 +37,23 @@ def run_workers(num_workers: int, worker: Callable[..., Any], *arguments: Any) -
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
     # The failed rank's message is reported below; the launcher's own log would follow it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_workers,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-    )
-    try:
-        results = elastic_launch(launch, worker)(*arguments)
-    except ChildFailedError as failure:
-        raise error_of(*failure.get_first_failure()) from None
+    with tempfile.TemporaryDirectory() as log_dir:
+        launch = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_workers,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=log_dir),
+        )
+        try:
+            results = elastic_launch(launch, worker)(*arguments)
+        except ChildFailedError as failure:
+            raise error_of(*failure.get_first_failure()) from None
     return results[0]
 
 

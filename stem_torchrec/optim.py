@@ -113,11 +113,15 @@ class Optimizers:
             table = whole.get(parameter)
             if not isinstance(table, ShardedTensor) or not isinstance(value, Tensor):
                 return value
-            local = [shard.metadata for shard in table.local_shards()]
-            if len(local) != 1 or value.shape != torch.Size(local[0].shard_sizes):
+            # Several column shards on one rank are one parameter, stacked by rows.
+            places = [shard.metadata for shard in table.local_shards()]
+            rows = [place.shard_sizes[0] for place in places]
+            if value.shape != (sum(rows), places[0].shard_sizes[1]):
                 return value
             return ShardedTensor._init_from_local_shards_and_global_metadata(
-                [Shard(value, local[0])], table.metadata(), process_group=table._process_group
+                [Shard(part, place) for part, place in zip(value.split(rows), places, strict=True)],
+                table.metadata(),
+                process_group=table._process_group,
             )
 
         return {
@@ -143,12 +147,15 @@ class Optimizers:
 
 
 def _as_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The local tensors behind ``_as_shards``."""
+    """The inverse of ``_as_shards``."""
+
+    def joined(value: Any) -> Any:
+        if not isinstance(value, ShardedTensor):
+            return value
+        return torch.cat([shard.tensor for shard in value.local_shards()])
+
     return {
-        parameter: {
-            name: value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
-            for name, value in values.items()
-        }
+        parameter: {name: joined(value) for name, value in values.items()}
         for parameter, values in state.items()
     }
 

@@ -20,8 +20,8 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.schema import Feature, Schema, Task
-from stem_torchrec.settings import validate
 from stem_torchrec.session import Session, build
+from stem_torchrec.settings import validate
 
 # item and history share a table; three rows do not split evenly; dim 8 gives two column shards.
 SCHEMA = Schema(

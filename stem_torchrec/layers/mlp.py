@@ -47,6 +47,7 @@ class BatchedMlp(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.num = num
         widths = [width_in, *hidden]
         self.hidden = nn.ModuleList(BatchedLinear(num, i, o) for i, o in pairwise(widths))
         self.last = BatchedLinear(num, widths[-1], width_out) if width_out else None
@@ -54,7 +55,9 @@ class BatchedMlp(nn.Module):
         self.width_out = width_out or widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(K, B, I) -> (K, B, O)."""
+        """(K, B, I), or (B, I) that all K read, -> (K, B, O)."""
+        if x.dim() == 2:
+            x = x.expand(self.num, -1, -1)
         for layer in self.hidden:
             x = self.dropout(layer(x).relu_())
         return self.last(x) if self.last is not None else x

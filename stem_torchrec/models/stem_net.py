@@ -4,12 +4,15 @@ B rows, F features, D embedding dimension, N dense features, T tasks, M_s shared
 experts per task, H expert width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
+from stem_torchrec.layers.fork import Fork, Forked, Handle, PlainFork
 from stem_torchrec.layers.gates import mix, readable_experts
 from stem_torchrec.layers.mlp import BatchedMlp
 from stem_torchrec.schema import Schema
@@ -20,6 +23,9 @@ class StemNet(nn.Module):
 
     A task's loss reaches the shared tables and experts and its own, never another task's
     (``layers`` = 1; in a stacked block the shared stream reads all experts, as in the paper).
+
+    Attributes:
+        fork: parts the first block's shared experts and their input into tasks.
     """
 
     unspecific_columns: Tensor
@@ -40,21 +46,34 @@ class StemNet(nn.Module):
             last = layer == config.layers - 1
             self.blocks.append(AftbBlock(config, len(self.tasks), width, shared_gate=not last))
             width = config.expert_widths[-1]
+        self.fork: Fork = PlainFork()
         self.towers = BatchedMlp(len(self.tasks), width, config.tower_widths, 1, config.dropout)
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Pooled features by owner and (B, N) dense features -> (B, T) logits."""
         shared = torch.cat([pooled[SHARED], dense], dim=1)
-        tasks = torch.stack([self._task_input(pooled, task, dense) for task in self.tasks])
-        for block in self.blocks:
-            shared, tasks = block(shared, tasks)
+        first, *stacked = self.blocks
+        assert isinstance(first, AftbBlock)
+        forked = self.fork(first.shared_experts, shared, len(self.tasks))
+        tasks = torch.stack(
+            [
+                self._task_input(pooled, task, handle, dense)
+                for task, handle in zip(self.tasks, forked.tasks, strict=True)
+            ]
+        )
+        shared, tasks = first(forked, tasks)
+        for block in stacked:
+            forked = PlainFork()(block.shared_experts, shared, len(self.tasks))
+            shared, tasks = block(forked, tasks)
         return self.towers(tasks).squeeze(-1).t()
 
-    def _task_input(self, pooled: dict[str, Tensor], task: str, dense: Tensor) -> Tensor:
+    def _task_input(
+        self, pooled: dict[str, Tensor], task: str, handle: Handle, dense: Tensor
+    ) -> Tensor:
         """e^t: the task's own features, and the shared ones of features it has no table for."""
         parts = [pooled[task]] if task in pooled else []
         if len(self.unspecific_columns):
-            parts.append(pooled[SHARED].index_select(1, self.unspecific_columns))
+            parts.append(handle.features.index_select(1, self.unspecific_columns))
         return torch.cat([*parts, dense], dim=1)
 
 
@@ -86,34 +105,30 @@ class AftbBlock(nn.Module):
             BatchedMlp(1, width, config.gate_widths, num_experts, dropout) if shared_gate else None
         )
 
-    def forward(self, shared: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
-        """Streams (B, I) and (T, B, I) -> next streams (B, H) and (T, B, H).
+    def forward(self, forked: Forked, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Forked shared stream and streams (T, B, I) -> next streams (B, H) and (T, B, H).
 
         Without a shared gate the shared stream is returned as it came.
         """
-        shared_out = self.shared_experts(shared.expand(self.num_shared, -1, -1))
         own_out = self.task_experts(tasks.repeat_interleave(self.num_own, dim=0))
         own_out = own_out.unflatten(0, (len(tasks), self.num_own))
+        gate_logits = self.gates(self._gate_input(forked.tasks, tasks))
+        mixed = []
+        for task, handle in enumerate(forked.tasks):
+            reader = task if self.stop_gradient else None
+            mixed.append(mix(gate_logits[task], readable_experts(handle.outputs, own_out, reader)))
+        return self._next_shared(forked.shared, own_out), torch.stack(mixed)
 
-        gate_logits = self.gates(self._gate_input(shared, tasks))
-        mixed = torch.stack(
-            [
-                mix(
-                    gate_logits[task],
-                    readable_experts(shared_out, own_out, task if self.stop_gradient else None),
-                )
-                for task in range(len(tasks))
-            ]
-        )
-        if self.shared_gate is None:
-            return shared, mixed
-        everything = readable_experts(shared_out, own_out, None)
-        return mix(self.shared_gate(shared.unsqueeze(0))[0], everything), mixed
-
-    def _gate_input(self, shared: Tensor, tasks: Tensor) -> Tensor:
+    def _gate_input(self, handles: Sequence[Handle], tasks: Tensor) -> Tensor:
         if not self.gate_reads_shared:
             return tasks
-        return torch.cat([tasks, shared.expand_as(tasks)], dim=-1)
+        return torch.cat([tasks, torch.stack([handle.features for handle in handles])], dim=-1)
+
+    def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:
+        if self.shared_gate is None:
+            return shared.features
+        everything = readable_experts(shared.outputs, own_out, None)
+        return mix(self.shared_gate(shared.features)[0], everything)
 
 
 def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Processes that the tests of this folder share."""
 
 import pytest
+
 from tests.distributed.processes import Processes
 
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
+
+from stem_torchrec import checkpoint
+from stem_torchrec.errors import UserError
 from tests.steps import (
     assert_close,
     batch_of,
@@ -13,9 +15,6 @@ from tests.steps import (
     start,
     state_of,
 )
-
-from stem_torchrec import checkpoint
-from stem_torchrec.errors import UserError
 
 POSITION = {name: number for number, name in enumerate(checkpoint.POSITION, start=3)}
 TABLE_RATE = {"sgd": 5.0, "adagrad": 0.2, "rowwise_adagrad": 0.2, "adam": 0.02}
@@ -105,7 +104,14 @@ def test_two_ranks_go_on_as_one(tmp_path, pair, alone, tables, sharding):
 
 
 @pytest.mark.parametrize(
-    ("tables", "sharding"), [("adagrad", "row_wise"), ("adam", "row_wise"), ("adam", "column_wise")]
+    ("tables", "sharding"),
+    [
+        ("adagrad", "table_wise"),
+        ("adagrad", "row_wise"),
+        ("adam", "table_wise"),
+        ("adam", "row_wise"),
+        ("adam", "column_wise"),
+    ],
 )
 def test_one_rank_goes_on_as_two(tmp_path, pair, alone, tables, sharding):
     config = config_with(tmp_path, "table_wise", tables)
@@ -160,3 +166,14 @@ def test_saving_a_step_again_replaces_it(tmp_path, alone):
 def test_a_run_without_checkpoints_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="no checkpoint under"):
         checkpoint.newest(tmp_path)
+
+
+@pytest.mark.parametrize("tables", ["adagrad", "adam"])
+@pytest.mark.parametrize("to", ["column_wise", "table_wise"])
+def test_column_shards_of_one_rank(tmp_path, alone, tables, to):
+    saved = config_with(tmp_path, "column_wise", tables)
+    halfway, end = train_save_train(alone, saved, tmp_path / "saved")
+    other = config_with(tmp_path, to, tables, seed=4)
+    loaded, loaded_end, _ = load_train(alone, other, tmp_path / "saved")
+    assert_same(loaded, halfway, 0.0)
+    assert_same(loaded_end, end, 1e-5)

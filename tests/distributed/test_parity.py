@@ -5,6 +5,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+
 from tests.steps import (
     SCHEMA,
     assert_close,

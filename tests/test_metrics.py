@@ -1,0 +1,101 @@
+"""Metrics of the training stream against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+
+from stem_torchrec.layers.losses import labelled, task_losses
+from stem_torchrec.metrics import TrainMetrics
+from stem_torchrec.recommender import StepOutput
+
+TASKS = ("click", "like")
+BATCH = 16
+
+
+def outputs(num_steps, *, weighted=True, null_share=0.3):
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for _ in range(num_steps):
+        logits = torch.randn(BATCH, 2, generator=generator)
+        labels = torch.randint(0, 2, (BATCH, 2), generator=generator).float()
+        labels[torch.rand(BATCH, 2, generator=generator) < null_share] = float("nan")
+        weights = torch.rand(BATCH, generator=generator) + 0.1 if weighted else None
+        target = labelled(labels, weights)
+        losses = task_losses(logits, target, target.weights.sum(0))
+        result.append(StepOutput(losses, logits, target))
+    return result
+
+
+def metrics_with(window=BATCH * 1000):
+    return TrainMetrics(
+        TASKS, batch_size=BATCH, window=window, rank=0, world_size=1, device=torch.device("cpu")
+    )
+
+
+def expected_figures(steps):
+    """NE and calibration per task, from their definitions."""
+    figures = {}
+    for index, task in enumerate(TASKS):
+        y, w, p = (
+            torch.cat([part[:, index] for part in parts]).double().numpy()
+            for parts in (
+                [step.target.labels for step in steps],
+                [step.target.weights for step in steps],
+                [step.logits.sigmoid() for step in steps],
+            )
+        )
+        mean = np.average(y, weights=w)
+        loss = np.average(-y * np.log(p) - (1 - y) * np.log(1 - p), weights=w)
+        entropy = -mean * np.log(mean) - (1 - mean) * np.log(1 - mean)
+        figures[task] = loss / entropy, np.average(p, weights=w) / mean
+    return figures
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_figures(weighted):
+    steps = outputs(5, weighted=weighted)
+    metrics = metrics_with()
+    for step in steps:
+        metrics.update(step)
+    found = metrics.compute()
+    for index, (task, (ne, calibration)) in enumerate(expected_figures(steps).items()):
+        assert found["ne"][task] == pytest.approx(ne, rel=1e-5)
+        assert found["ne_window"][task] == pytest.approx(ne, rel=1e-5)
+        assert found["calibration"][task] == pytest.approx(calibration, rel=1e-5)
+        mean_loss = torch.stack([step.losses for step in steps]).mean(0)[index].item()
+        assert found["loss"][task] == pytest.approx(mean_loss, rel=1e-6)
+
+
+def test_the_window_forgets_and_the_lifetime_does_not():
+    steps = outputs(6)
+    metrics = metrics_with(window=2 * BATCH)
+    for step in steps:
+        metrics.update(step)
+    found = metrics.compute()
+    lifetime, window = expected_figures(steps), expected_figures(steps[-2:])
+    for task in TASKS:
+        assert found["ne"][task] == pytest.approx(lifetime[task][0], rel=1e-5)
+        assert found["ne_window"][task] == pytest.approx(window[task][0], rel=1e-5)
+        assert found["calibration"][task] == pytest.approx(window[task][1], rel=1e-5)
+
+
+def test_the_loss_is_the_mean_since_the_last_report():
+    steps = outputs(3)
+    metrics = metrics_with()
+    metrics.update(steps[0])
+    metrics.compute()
+    for step in steps[1:]:
+        metrics.update(step)
+    expected = (steps[1].losses + steps[2].losses) / 2
+    found = metrics.compute()["loss"]
+    assert [found[task] for task in TASKS] == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_null_labels_alone_leave_other_tasks_as_they_are():
+    step = outputs(1)[0]
+    target = step.target._replace(weights=step.target.weights * torch.tensor([1.0, 0.0]))
+    metrics = metrics_with()
+    metrics.update(step._replace(target=target))
+    found = metrics.compute()
+    assert found["ne"]["click"] == pytest.approx(expected_figures([step])["click"][0], rel=1e-5)
+    assert np.isfinite(found["ne"]["like"])
