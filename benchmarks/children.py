@@ -15,11 +15,13 @@ class Timing:
 
     Attributes:
         seconds: per step, one entry per round.
+        busy_cores: processor time over time, one entry per round.
         failure: why it ended early; None if it did not.
     """
 
     contestant: Contestant
     seconds: list[float] = field(default_factory=list)
+    busy_cores: list[float] = field(default_factory=list)
     peak_rss_bytes: int = 0
     sharding: dict[str, int] | None = None
     failure: str | None = None
@@ -43,7 +45,7 @@ class Child:
         except EOFError:
             self.process.join()
             code = self.process.exitcode
-            return Report(0.0, 0, failure=f"process ended with exit code {code}")
+            return Report(0.0, 0.0, 0, failure=f"process ended with exit code {code}")
 
     def run(self, num_steps: int) -> Report:
         self._commands.send(num_steps)
@@ -88,6 +90,7 @@ def timings(
                     _record(result, report)
                     if report.failure is None and round_number >= 0:
                         result.seconds.append(report.seconds / num_steps)
+                        result.busy_cores.append(report.cpu_seconds / report.seconds)
     return results
 
 

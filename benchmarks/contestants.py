@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count, cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 from workload import L2, NUM_TASKS, Workload
@@ -42,12 +42,14 @@ class Report(NamedTuple):
 
     Attributes:
         seconds: of the steps asked for; 0 in the first report, which says that it is ready.
+        cpu_seconds: of all the process's threads in that time.
         peak_rss_bytes: largest resident set so far.
         sharding: number of tables by sharding type and kernel; trainer only.
         failure: what went wrong, the process has ended then; None if nothing did.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int
     sharding: dict[str, int] | None = None
     failure: str | None = None
@@ -63,16 +65,17 @@ def serve(contestant: Contestant, threads: int, commands: Connection) -> None:
     torch.set_num_threads(threads)
     try:
         step, sharding = _BUILDERS[contestant.kind](contestant)
-        commands.send(Report(0.0, peak_rss_bytes(), sharding))
+        commands.send(Report(0.0, 0.0, peak_rss_bytes(), sharding))
         while (num_steps := commands.recv()) is not None:
-            start = perf_counter()
+            start, cpu_start = perf_counter(), process_time()
             for _ in range(num_steps):
                 step()
-            commands.send(Report(perf_counter() - start, peak_rss_bytes(), sharding))
+            seconds, cpu_seconds = perf_counter() - start, process_time() - cpu_start
+            commands.send(Report(seconds, cpu_seconds, peak_rss_bytes(), sharding))
     except (RuntimeError, MemoryError) as error:
         if "allocate memory" not in str(error) and not isinstance(error, MemoryError):
             raise
-        commands.send(Report(0.0, peak_rss_bytes(), failure=f"does not fit: {error}"))
+        commands.send(Report(0.0, 0.0, peak_rss_bytes(), failure=f"does not fit: {error}"))
 
 
 def peak_rss_bytes() -> int:

@@ -16,7 +16,9 @@ and the fastest round. ``ratio_to_plain`` (speed over that of ``plain`` with the
 ``share_of_floor`` (the floor's time over the own) and ``ratio_to_small_tables`` (speed over the
 same contestant's with the smallest tables) are medians of ratios within a round. ``plain`` with
 large tables runs alone, after the others, for the memory it needs; ``ratio_paired`` is false where
-a ratio compares medians of different rounds. ``table_rows`` are the rows of one owner's tables.
+a ratio compares medians of different rounds. ``busy_cores`` is processor time over time: well below
+``threads``, the machine had other work to do and the figures are no results. ``table_rows`` are the
+rows of one owner's tables.
 """
 
 import argparse
@@ -100,6 +102,7 @@ def _row(result: Timing, small: dict[str, Timing], plain: dict[int, Timing], thr
         "rounds": len(speeds),
         "samples_per_s": round(median(speeds)),
         "samples_per_s_range": [round(min(speeds)), round(max(speeds))],
+        "busy_cores": round(median(result.busy_cores), 2),
         "ratio_to_plain": _speed_ratio(result, baseline),
         "ratio_paired": baseline is not None and not baseline.contestant.alone,
         "share_of_floor": _speed_ratio(result, small.get("floor")),

@@ -15,8 +15,8 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """Rows of one step, on the host or on a device.
 
-    A rank whose share of an epoch has run out gets one row of padding: empty bags, null labels,
-    ``num_samples`` 0. It takes part in every collective and changes nothing.
+    Every rank's batch of a step has as many rows; where a rank has fewer samples, the last rows
+    are padding: empty bags, null labels. They take part in every collective and change nothing.
 
     Attributes:
         sparse: ids of the F features in schema order, int64 values, int32 lengths.
@@ -24,7 +24,7 @@ class Batch(Pipelineable):
         labels: (B, T) float32; NaN where the task was not observed.
         weights: (B,) float32 sample weights, or None where the data has none.
         groups: (B,) int64 groups of GAUC, or None where the data has none.
-        num_samples: real rows among the B.
+        num_samples: real rows among the B, the first ones.
     """
 
     sparse: KeyedJaggedTensor

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from stem_torchrec.balancing.install import check_balance
+from stem_torchrec.balancing.rules import SETTINGS, settings_of
 from stem_torchrec.config import Config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.parallel import sharder_for
@@ -20,6 +22,7 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
     ``splits`` are the splits a command needs; null: train, and the others where they are.
     """
     schema = selected_schema(config)
+    check_balance(config, schema)
     with torch.device("meta"):
         check_patterns(config.distributed, table_names(Recommender(config, schema)))
     if splits is None:
@@ -29,9 +32,15 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
         check_split(config.data.path, split, schema)
 
 
-def costly_settings(config: Config) -> list[str]:
-    """Warnings about settings that are allowed but expensive here."""
-    warnings = []
+def doubtful_settings(config: Config) -> list[str]:
+    """Warnings about settings that are allowed but have no effect, or are expensive here."""
+    rule = config.balance.rule
+    idle = [
+        name
+        for name in config.balance.model_fields_set
+        if name in set(SETTINGS) - set(settings_of(rule))
+    ]
+    warnings = [f"balance.{name} has no effect with balance.rule {rule}" for name in sorted(idle)]
     if not is_fused(config.embedding, device_type(config.distributed)):
         warnings.append(
             "embedding.optimizer adam on CPU is not fused: every step updates every row of every "

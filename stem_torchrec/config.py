@@ -7,7 +7,7 @@ command-line overrides is in ``settings.py``.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 ShardingName = Literal[
     "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
@@ -20,6 +20,14 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, no silent conversion of NaN or inf."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
+            raise ValueError("Input should be a number")
+        return value
 
 
 class RunConfig(Section):
@@ -53,8 +61,8 @@ class ModelConfig(Section):
     gate_widths: Widths = Field((128, 64), description="hidden layers of a gate")
     tower_widths: Widths = Field((128, 64), description="hidden layers of a tower")
     layers: int = Field(1, ge=1, description="stacked blocks of experts and gates")
-    gate_input: Literal["both", "task"] = Field(
-        "both", description="what a gate reads: the task's and the shared features, or its own"
+    gate_input: Literal["both", "task", "shared"] = Field(
+        "both", description="features a gate reads: the task's and the shared ones, or one of them"
     )
     stop_gradient: bool = Field(
         True, description="keep a task's loss from training other tasks' experts and tables"
@@ -117,7 +125,32 @@ class OptimConfig(Section):
 
 
 class BalanceConfig(Section):
-    rule: Literal["equal"] = Field("equal", description="how the tasks' gradients are combined")
+    rule: str = Field(
+        "equal",
+        description="how the tasks' gradients of the shared part are combined: equal, static, "
+        "multi_balance, mgda, pcgrad, cagrad or torchjd:NAME",
+    )
+    boundary: Literal["pooled", "experts", "parameters", "dense_parameters"] = Field(
+        "pooled", description="which gradients are compared"
+    )
+    gram_rows: int | None = Field(
+        None, ge=1, description="rows of the local batch in the Gram matrix (pooled); all if null"
+    )
+    gram_every: int = Field(1, ge=1, description="steps from one Gram matrix to the next")
+    weights: tuple[float, ...] | None = Field(None, description="static: one weight per task")
+    gamma: float = Field(0.01, description="multi_balance: share of the newest norm, (0, 1]")
+    rho: float = Field(0.1, description="multi_balance: pull of the average gradient, >= 0")
+    beta: float | None = Field(
+        None, description="multi_balance: step of the weights; 1 / largest row sum if null"
+    )
+    matrix: Literal["cosine", "gram"] = Field("cosine", description="multi_balance: matrix in use")
+    normalization: Literal["none", "l2", "loss", "loss+"] = Field(
+        "none", description="mgda: what each gradient is divided by"
+    )
+    cagrad_c: float = Field(0.5, description="cagrad: distance from the average gradient")
+    torchjd_options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="torchjd: keyword arguments of the weighting"
+    )
 
 
 class TrainConfig(Section):

@@ -64,7 +64,9 @@ class TrainConsole:
 
 def train_line(record: Mapping[str, Any]) -> str:
     qps = f"{record['qps']:,.0f} samples/s  " if record["qps"] else ""
-    return f"{qps}loss {_by_task(record['loss'])}  ne {_by_task(record['ne_window'])}"
+    weights = record["balance"].get("weight")
+    balance = f"  weight {_by_task(weights)}" if weights else ""
+    return f"{qps}loss {_by_task(record['loss'])}  ne {_by_task(record['ne_window'])}{balance}"
 
 
 def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> None:

@@ -164,9 +164,13 @@ def dense_optimizer(config: OptimConfig, parameters: Any) -> torch.optim.Optimiz
     lr, eps, decay = config.lr, config.eps, config.weight_decay
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, eps=eps, weight_decay=decay, betas=betas)
+        return torch.optim.Adam(
+            parameters, lr=lr, eps=eps, weight_decay=decay, betas=betas, fused=True
+        )
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, eps=eps, weight_decay=decay, betas=betas)
+        return torch.optim.AdamW(
+            parameters, lr=lr, eps=eps, weight_decay=decay, betas=betas, fused=True
+        )
     if config.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=lr, eps=eps, weight_decay=decay)
     return torch.optim.SGD(parameters, lr=lr, weight_decay=decay)
@@ -176,7 +180,7 @@ def table_optimizer(config: EmbeddingConfig, parameters: Any) -> torch.optim.Opt
     """The torch twin of the fused optimizer, for tables outside of it."""
     if config.optimizer == "adam":
         betas = (config.beta1, config.beta2)
-        return torch.optim.Adam(parameters, lr=config.lr, eps=config.eps, betas=betas)
+        return torch.optim.Adam(parameters, lr=config.lr, eps=config.eps, betas=betas, fused=True)
     if config.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=config.lr, eps=config.eps)
     if config.optimizer == "rowwise_adagrad":

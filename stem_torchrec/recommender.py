@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
@@ -65,11 +66,20 @@ class TrainStep(nn.Module):
         self.target = GlobalTarget(rank_mean)
         self.recommender = recommender
         self.loss = GlobalBatchLoss()
+        self.balance: nn.Module = Unbalanced()
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
         target, total_weights = self.target(batch.labels, batch.weights)
         logits = self.recommender(batch)
-        return self.loss(logits, target, total_weights)
+        losses, output = self.loss(logits, target, total_weights)
+        return self.balance(losses, batch.sparse), output
+
+
+class Unbalanced(nn.Module):
+    """Stands between losses and backward where no balancing does."""
+
+    def forward(self, losses: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        return losses
 
 
 class GlobalTarget(nn.Module):

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from stem_torchrec.balancing.fork import BalancedFork
+from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
@@ -26,6 +28,7 @@ class Session:
     model: DistributedModelParallel
     optimizers: Optimizers
     pipeline: Pipeline
+    fork: BalancedFork | None
     plan_report: str
 
 
@@ -40,11 +43,19 @@ def build(config: Config, ranks: Ranks) -> Session:
     schema = selected_schema(config)
     torch.manual_seed(config.run.seed)
     step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
+    fork = install(
+        config,
+        schema,
+        step,
+        world_size=ranks.world_size,
+        rank_mean=ranks.rank_mean,
+        group=ranks.loss_group,
+    )
     planned = plan_on_first_rank(config, step, ranks)
     model = shard(config, step, planned, ranks)
     optimizers = Optimizers(config, model)
     pipeline = Pipeline(model, optimizers, ranks)
-    return Session(config, schema, ranks, model, optimizers, pipeline, planned.report)
+    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
 
 
 def open_split(session: Session, split: str) -> ParquetReader:

@@ -166,6 +166,8 @@ def _parse_value(key: Key, text: str) -> Any:
     is_list = "tuple[" in str(key.annotation)
     if is_list and isinstance(value, str) and "," in value:
         return [part.strip() for part in value.split(",")]
+    if is_list and isinstance(value, int | float) and not isinstance(value, bool):
+        return [value]
     if is_list and str(key.annotation).startswith("tuple[str") and isinstance(value, str):
         return [value]
     if "Path" in str(key.annotation):

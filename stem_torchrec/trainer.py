@@ -113,12 +113,14 @@ def _fit(
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
+        if session.fork is not None:
+            session.fork.begin(position.step)
         metrics.update(session.pipeline.step(batches))
         throughput.count(position.advance(reader))
 
         step, last = position.step, position.step == total_steps
         if step % config.train.log_every == 0 or last:
-            publish(_train_record(position, total_steps, metrics, throughput, rates))
+            publish(_train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
         if _due(config.eval.every, position, last) and has_split(config.data.path, "valid"):
             publish(evaluate(session, "valid", step))
@@ -183,6 +185,7 @@ def _due(every: int | None, position: Position, last: bool) -> bool:
 
 
 def _train_record(
+    session: Session,
     position: Position,
     total_steps: int,
     metrics: TrainMetrics,
@@ -198,7 +201,17 @@ def _train_record(
         "qps_total": throughput.total(),
         **metrics.compute(),
         "lr": dict(rates),
-        "balance": {},
+        "balance": _balance_record(session),
+    }
+
+
+def _balance_record(session: Session) -> Record:
+    """The balancing of the last step, per task; empty where the tasks' gradients just add up."""
+    figures = session.fork.metrics() if session.fork is not None else {}
+    tasks = session.schema.task_names
+    return {
+        name: dict(zip(tasks, value.tolist(), strict=True)) if value.dim() else value.item()
+        for name, value in figures.items()
     }
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 
-from stem_torchrec.checks import costly_settings
+from stem_torchrec.checks import doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
@@ -18,7 +18,7 @@ def train_worker(config: Config, existing: Existing) -> Outcome | None:
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore
         if console is not None:
-            console.warn(costly_settings(config))
+            console.warn(doubtful_settings(config))
         outcome = train(config, ranks, existing=existing, listener=listener)
     stop_ranks()
     return outcome if ranks.is_first else None

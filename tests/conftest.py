@@ -4,6 +4,7 @@ import pytest
 
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
+from tests.distributed.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -11,3 +12,11 @@ def alone():
     """This process as a job of one rank."""
     yield start_ranks(DistributedConfig(device="cpu"))
     stop_ranks()
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """Two gloo ranks; ``pair.run(function, *arguments)``."""
+    processes = Processes(2)
+    yield processes
+    processes.close()

@@ -1,6 +1,7 @@
 """The learning-rate schedule, and that optimizers do with it what they say."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_factors_rise_then_fall_within_their_bounds(warmup, decay, decay_steps, 
     assert found[:warmup] == sorted(found[:warmup])
     rest = found[warmup:]
     assert all(ratio - 1e-12 <= f <= 1 for f in rest)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(rest, rest[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rest))
 
 
 def rows(seed=0):
@@ -128,7 +129,7 @@ def test_rates_change_between_steps(tmp_path, alone, sharding):
         states.append(state_of(session))
     moved = [
         {**largest_difference(a.tables, b.tables), **largest_difference(a.dense, b.dense)}
-        for a, b in zip(states, states[1:], strict=False)
+        for a, b in pairwise(states)
     ]
     assert min(moved[0].values()) > 0
     assert max(moved[1].values()) == 0

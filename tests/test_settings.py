@@ -122,7 +122,10 @@ def test_a_wrong_override_is_the_users_error(load, overrides, message):
         ("- 1", r"expected sections.*found \[1\]"),
         ("a: [", "not valid YAML"),
         ("", "run: required"),
-        (SMALL | {"distributed": {"tables": {"x": {"shard": 1}}}}, r"tables\.x\.shard: unknown key"),
+        (
+            SMALL | {"distributed": {"tables": {"x": {"shard": 1}}}},
+            r"tables\.x\.shard: unknown key",
+        ),
         (
             SMALL | {"distributed": {"tables": {"x": {"sharding": ["rows"]}}}},
             r"distributed\.tables: .*'row_wise'.*found 'rows'",
@@ -191,5 +194,5 @@ def test_options_of_a_command():
     )
     with pytest.raises(UserError, match="coutn: unknown key; did you mean count"):
         load_options(Options, ["--coutn", "3"])
-    with pytest.raises(UserError, match="count: .*greater than or equal to 1, found 0"):
+    with pytest.raises(UserError, match=r"count: .*greater than or equal to 1, found 0"):
         load_options(Options, ["--count", "0"])

@@ -1,5 +1,7 @@
 """Our trainer against STEM-Net written down plainly: one module per expert, gate and tower."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ TASKS = SCHEMA.task_names
 def perceptron(widths, *, last):
     """ReLU after every layer, but for a ``last`` one that is linear."""
     layers = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1] if last else layers)
 
@@ -39,7 +41,10 @@ class PlainStemNet(nn.Module):
         super().__init__()
         self.model, self.specific = model, specific
         self.tables = nn.ModuleDict()
-        for owner, names in ((SHARED, [f.name for f in SCHEMA.sparse]), *((t, specific) for t in TASKS)):
+        for owner, names in (
+            (SHARED, [f.name for f in SCHEMA.sparse]),
+            *((t, specific) for t in TASKS),
+        ):
             for feature in SCHEMA.sparse:
                 if feature.name in names and f"{owner}__{feature.table_name}" not in self.tables:
                     bag = nn.EmbeddingBag(feature.num_embeddings, DIM)
@@ -84,9 +89,7 @@ class PlainStemNet(nn.Module):
         # A task without a table of its own for a feature reads the shared one, after its own.
         rest = [name for name in names if name not in self.specific]
         inputs = [
-            torch.cat(
-                [*pooled[task].values(), *(pooled[SHARED][name] for name in rest), dense], 1
-            )
+            torch.cat([*pooled[task].values(), *(pooled[SHARED][name] for name in rest), dense], 1)
             for task in TASKS
         ]
         outputs = [(None, expert(shared)) for expert in self.shared_experts]
@@ -94,8 +97,11 @@ class PlainStemNet(nn.Module):
             outputs += [(owner, expert(inputs[owner])) for expert in experts]
         logits = []
         for task in range(len(TASKS)):
-            both = self.model.gate_input == "both"
-            gate_input = torch.cat([inputs[task], shared], 1) if both else inputs[task]
+            gate_input = {
+                "both": torch.cat([inputs[task], shared], 1),
+                "task": inputs[task],
+                "shared": shared,
+            }[self.model.gate_input]
             weights = torch.softmax(self.gates[task](gate_input), 1)
             mixed = 0
             for k, (owner, output) in enumerate(outputs):
@@ -231,6 +237,7 @@ ALL = tuple(f.name for f in SCHEMA.sparse)
     [
         ({}, ALL),
         ({"gate_input": "task", "num_task_experts": 2}, ALL),
+        ({"gate_input": "shared"}, ALL),
         ({"stop_gradient": False}, ALL),
         ({"num_shared_experts": 0}, ALL),
         ({"task_specific_features": "none"}, ()),

@@ -36,6 +36,9 @@ def test_warm_up_is_left_out(clock):
         throughput.count(7)
         assert throughput.lap() is None
         assert throughput.total() is None
+    throughput.pause()
+    clock.now += 60
+    throughput.resume()
     clock.now += 2
     throughput.count(100)
     assert throughput.lap() == pytest.approx(50)
@@ -61,6 +64,7 @@ def test_a_pause_during_warm_up_does_not_start_the_clock(clock):
     clock.now += 100
     throughput.resume()
     clock.now += 100
+    assert throughput.total() is None
     throughput.count(1)
     clock.now += 4
     throughput.count(8)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.batch import Batch
@@ -43,6 +44,24 @@ class Collator:
             weights=torch.from_numpy(next(scalars).copy()) if self._has_weight else None,
             groups=torch.from_numpy(next(scalars).copy()) if self._has_group else None,
             num_samples=columns.num_rows,
+        )
+
+    def padded(self, batch: Batch, num_rows: int) -> Batch:
+        """The batch with rows of padding up to ``num_rows``; ``num_samples`` stays."""
+        missing = num_rows - len(batch.labels)
+        if missing == 0:
+            return batch
+        lengths = pad(batch.sparse.lengths().view(len(self._keys), -1), (0, missing)).reshape(-1)
+        per_key = batch.sparse.length_per_key()
+        return Batch(
+            sparse=self._jagged(batch.sparse.values(), lengths, num_rows, per_key),
+            dense=pad(batch.dense, (0, 0, 0, missing)),
+            labels=pad(batch.labels, (0, 0, 0, missing), value=float("nan")),
+            weights=None if batch.weights is None else pad(batch.weights, (0, missing)),
+            groups=None
+            if batch.groups is None
+            else pad(batch.groups, (0, missing), value=NO_GROUP),
+            num_samples=batch.num_samples,
         )
 
     def padding(self) -> Batch:

@@ -81,8 +81,8 @@ class ParquetReader:
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The rank's ``steps_per_epoch`` batches of an epoch.
 
-        The last batch may be smaller; a rank without rows left gives padding. Closing the
-        iterator early ends its threads.
+        The last batch may be smaller, equally on every rank: a rank with fewer rows left fills
+        up with padding. Closing the iterator early ends its threads.
 
         Raises:
             UserError: a file is damaged or holds a value that is not allowed; see ``decode``.
@@ -98,14 +98,16 @@ class ParquetReader:
             row_groups_per_window=self._shuffle_row_groups,
         )
         collator = Collator(self._schema)
-        num_batches = 0
+        step = 0
         # One window is read while the one before is cut into batches, so that the consumer does
         # not wait at every window's end.
         with closing(prefetched(self._windows(sequence), min(self._prefetch, 1))) as windows:
             for columns in _rebatched(_ordered(windows, sequence), self._batch_size):
-                num_batches += 1
-                yield self._placed(collator.batch(columns))
-        for _ in range(num_batches, self.steps_per_epoch):
+                # Row-wise sharding exchanges equal parts: no rank may have fewer rows.
+                rows = shares.rows_per_rank(self.num_rows, self._world_size, self._batch_size, step)
+                yield self._placed(collator.padded(collator.batch(columns), rows))
+                step += 1
+        for _ in range(step, self.steps_per_epoch):
             yield self._placed(collator.padding())
 
     def _placed(self, batch: Batch) -> Batch:

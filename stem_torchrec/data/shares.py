@@ -120,6 +120,11 @@ def steps_per_epoch(num_rows: int, world_size: int, batch_size: int) -> int:
     return -(-largest // batch_size)
 
 
+def rows_per_rank(num_rows: int, world_size: int, batch_size: int, step: int) -> int:
+    """Rows of every rank's batch in one step, counted from 0: those of the largest share."""
+    return min(-(-num_rows // world_size) - step * batch_size, batch_size)
+
+
 def samples_in_step(num_rows: int, world_size: int, batch_size: int, step: int) -> int:
     """Real rows of all ranks in one step, counted from 0."""
     size, num_larger = divmod(num_rows, world_size)

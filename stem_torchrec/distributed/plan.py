@@ -63,7 +63,7 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
     check_patterns(config.distributed, tables)
     plan, options = _search(config, module, world, sharder, tables)
     if not is_fused(config.embedding, world.device):
-        _use_dense_kernel(plan)
+        _use_dense_kernel(plan, options)
     return Planned(plan, plan_report(options, world))
 
 
@@ -215,11 +215,13 @@ def _device_memory(device: str) -> int | None:
     return None
 
 
-def _use_dense_kernel(plan: ShardingPlan) -> None:
+def _use_dense_kernel(plan: ShardingPlan, options: Sequence[ShardingOption]) -> None:
     # The planner refuses the dense kernel for sharded tables; the sharded modules take it.
     for tables in plan.plan.values():
         for sharding in tables.values():  # type: ignore[attr-defined]
             sharding.compute_kernel = "dense"
+    for option in options:
+        option.compute_kernel = "dense"
 
 
 def _one(value: str) -> tuple[str, ...] | None:

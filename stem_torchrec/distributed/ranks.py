@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.config import DistributedConfig
+from stem_torchrec.distributed.host_memory import keep_freed_memory
 from stem_torchrec.errors import UserError
 
 T = TypeVar("T")
@@ -118,6 +119,8 @@ def start_ranks(config: DistributedConfig) -> Ranks:
     if device_type(config) == "cuda":
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if not dist.is_initialized():
         alone = "RANK" not in os.environ
         dist.init_process_group(

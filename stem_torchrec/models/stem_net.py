@@ -4,7 +4,7 @@ B rows, F features, D embedding dimension, N dense features, T tasks, M_s shared
 experts per task, H expert width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
 from stem_torchrec.layers.fork import Fork, Forked, Handle, PlainFork
-from stem_torchrec.layers.gates import mix, readable_experts
+from stem_torchrec.layers.gates import mix
 from stem_torchrec.layers.mlp import BatchedMlp
 from stem_torchrec.schema import Schema
 
@@ -48,6 +48,12 @@ class StemNet(nn.Module):
             width = config.expert_widths[-1]
         self.fork: Fork = PlainFork()
         self.towers = BatchedMlp(len(self.tasks), width, config.tower_widths, 1, config.dropout)
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Dense weights below the fork, which every task's loss reaches."""
+        first = self.blocks[0]
+        assert isinstance(first, AftbBlock)
+        return first.shared_experts.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Pooled features by owner and (B, N) dense features -> (B, T) logits."""
@@ -93,13 +99,13 @@ class AftbBlock(nn.Module):
         self.num_shared = config.num_shared_experts
         self.num_own = config.num_task_experts
         self.stop_gradient = config.stop_gradient
-        self.gate_reads_shared = config.gate_input == "both"
+        self.gate_input = config.gate_input
         num_experts = self.num_shared + num_tasks * self.num_own
         widths, dropout = config.expert_widths, config.dropout
 
         self.shared_experts = BatchedMlp(self.num_shared, width, widths, dropout=dropout)
         self.task_experts = BatchedMlp(num_tasks * self.num_own, width, widths, dropout=dropout)
-        gate_width = 2 * width if self.gate_reads_shared else width
+        gate_width = 2 * width if self.gate_input == "both" else width
         self.gates = BatchedMlp(num_tasks, gate_width, config.gate_widths, num_experts, dropout)
         self.shared_gate = (
             BatchedMlp(1, width, config.gate_widths, num_experts, dropout) if shared_gate else None
@@ -113,22 +119,21 @@ class AftbBlock(nn.Module):
         own_out = self.task_experts(tasks.repeat_interleave(self.num_own, dim=0))
         own_out = own_out.unflatten(0, (len(tasks), self.num_own))
         gate_logits = self.gates(self._gate_input(forked.tasks, tasks))
-        mixed = []
-        for task, handle in enumerate(forked.tasks):
-            reader = task if self.stop_gradient else None
-            mixed.append(mix(gate_logits[task], readable_experts(handle.outputs, own_out, reader)))
-        return self._next_shared(forked.shared, own_out), torch.stack(mixed)
+        outputs = [handle.outputs for handle in forked.tasks]
+        mixed = mix(gate_logits, outputs, own_out, stop_gradient=self.stop_gradient)
+        return self._next_shared(forked.shared, own_out), mixed
 
     def _gate_input(self, handles: Sequence[Handle], tasks: Tensor) -> Tensor:
-        if not self.gate_reads_shared:
+        if self.gate_input == "task":
             return tasks
-        return torch.cat([tasks, torch.stack([handle.features for handle in handles])], dim=-1)
+        shared = torch.stack([handle.features for handle in handles])
+        return shared if self.gate_input == "shared" else torch.cat([tasks, shared], dim=-1)
 
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:
         if self.shared_gate is None:
             return shared.features
-        everything = readable_experts(shared.outputs, own_out, None)
-        return mix(self.shared_gate(shared.features)[0], everything)
+        gate_logits = self.shared_gate(shared.features)
+        return mix(gate_logits, [shared.outputs], own_out, stop_gradient=False)[0]
 
 
 def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ...]:

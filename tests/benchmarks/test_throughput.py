@@ -160,15 +160,17 @@ def test_rows_hold_ratios_within_rounds() -> None:
     wide = Workload(Path("unused"), vocabularies=(1_000,), batch_size=100)
     seconds = {"floor": [1.0, 2.0, 4.0], "plain": [4.0, 8.0, 16.0]}
     results = [
-        Timing(Contestant(name, name, TINY), seconds=values) for name, values in seconds.items()
+        Timing(Contestant(name, name, TINY), seconds=values, busy_cores=[1.0, 0.5, 1.0])
+        for name, values in seconds.items()
     ]
     results += [
-        Timing(Contestant("trainer", "trainer", TINY), seconds=[2.0, 4.0, 4.0]),
-        Timing(Contestant("trainer", "trainer", wide), seconds=[4.0, 4.0, 8.0]),
+        Timing(Contestant("trainer", "trainer", TINY), seconds=[2.0, 4.0, 4.0], busy_cores=[1.0]),
+        Timing(Contestant("trainer", "trainer", wide), seconds=[4.0, 4.0, 8.0], busy_cores=[1.0]),
         Timing(Contestant("plain", "plain", wide, alone=True), failure="does not fit: 1 GB"),
     ]
     floor, plain, trainer, large, unfit = rows_of(results, threads=1)
     assert plain["share_of_floor"] == 0.25
+    assert plain["busy_cores"] == 1.0
     assert trainer["ratio_to_plain"] == 2.0
     assert trainer["share_of_floor"] == 0.5
     assert trainer["samples_per_s"] == BATCH_SIZE / 4

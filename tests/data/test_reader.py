@@ -4,6 +4,7 @@ Row i of a test split holds values that follow from i, so that a batch shows whi
 and whether their columns still belong together.
 """
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import UserError
@@ -89,6 +91,22 @@ def rows_of(batch):
     return listed
 
 
+def without_padding(batch):
+    """The real rows alone, after checking that the others are padding."""
+    real, keys = batch.num_samples, batch.sparse.keys()
+    lengths = batch.sparse.lengths().view(len(keys), -1)
+    assert not lengths[:, real:].any()
+    assert batch.labels[real:].isnan().all()
+    assert not batch.weights[real:].any()
+    return dataclasses.replace(
+        batch,
+        sparse=KeyedJaggedTensor(
+            keys, batch.sparse.values(), lengths=lengths[:, :real].reshape(-1)
+        ),
+        **{name: getattr(batch, name)[:real] for name in ("dense", "labels", "weights", "groups")},
+    )
+
+
 def is_padding(batch):
     return (
         batch.num_samples == 0
@@ -146,12 +164,13 @@ def test_every_row_once_whole_and_in_one_order_on_any_number_of_ranks(
         samples = sum(batch.num_samples for batch in of_step)
         assert {reader.samples_in_step(step) for reader in readers} == {samples}
         assert samples > 0
+        assert len({len(batch.labels) for batch in of_step}) == 1
     rows = []
     for of_rank in batches:
         real = [batch for batch in of_rank if batch.num_samples]
         assert all(is_padding(batch) for batch in of_rank[len(real) :])
         assert all(batch.num_samples == batch_size for batch in real[:-1])
-        rows += [row for batch in real for row in rows_of(batch)]
+        rows += [row for batch in real for row in rows_of(without_padding(batch))]
     assert sorted(rows) == list(range(num_rows))
     assert {reader.num_rows for reader in readers} == {num_rows}
     if not shuffle:

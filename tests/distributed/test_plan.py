@@ -111,9 +111,7 @@ def test_a_pattern_that_matches_no_table_is_the_users_error(tmp_path):
 
 def test_too_little_memory_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match=r"no sharding plan fits.*8 cuda ranks, hbm_gib 0\.001"):
-        planned(
-            tmp_path, ONE_NODE, distributed={"hbm_gib": 0.001, "host_gib": 0.001}
-        )
+        planned(tmp_path, ONE_NODE, distributed={"hbm_gib": 0.001, "host_gib": 0.001})
 
 
 def test_memory_limits_bound_every_rank(tmp_path):

@@ -69,7 +69,9 @@ def split_mix(counter, seed):
     return z ^ (z >> 31)
 
 
-def filled(rows, columns, *, first_row=0, first_column=0, dim=None, bound=1.0, table="shared__user"):
+def filled(
+    rows, columns, *, first_row=0, first_column=0, dim=None, bound=1.0, table="shared__user"
+):
     values = torch.full((rows, columns), float("nan"))
     shard = TableShard(table, values, first_row, first_column, dim or columns)
     _fill(shard, _table_seed(0, table), bound)
@@ -87,7 +89,9 @@ def test_values_are_split_mix_of_the_position():
 
 def test_pieces_are_cut_from_one_table():
     whole = filled(70_000, 8)  # more rows than are filled at once
-    assert torch.equal(filled(3, 4, first_row=65_535, first_column=4, dim=8), whole[65_535:65_538, 4:])
+    assert torch.equal(
+        filled(3, 4, first_row=65_535, first_column=4, dim=8), whole[65_535:65_538, 4:]
+    )
 
 
 def test_values_are_uniform_and_independent():

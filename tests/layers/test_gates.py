@@ -3,50 +3,91 @@
 import pytest
 import torch
 
-from stem_torchrec.layers.gates import mix, readable_experts
+from stem_torchrec.layers.gates import mix
 
-M_S, T, M_T, B, H = 2, 3, 2, 5, 4
+SIZES = [(2, 3, 2), (1, 2, 1), (0, 3, 2), (3, 2, 0), (2, 1, 1)]  # M_s, T, M_t
+B, H = 5, 4
 
 
-def experts():
+def inputs(num_shared, num_tasks, num_own, num_gates=None):
     torch.manual_seed(0)
-    return (
-        torch.randn(M_S, B, H, requires_grad=True),
-        torch.randn(T, M_T, B, H, requires_grad=True),
+    num_experts = num_shared + num_tasks * num_own
+    shapes = (
+        (num_gates or num_tasks, B, num_experts),
+        (num_shared, B, H),
+        (num_tasks, num_own, B, H),
     )
+    return [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
 
 
-@pytest.mark.parametrize("task", [None, 0, 1, 2])
-def test_all_experts_are_read_in_one_order(task):
-    shared, tasks = experts()
-    expected = torch.cat([shared, tasks.reshape(T * M_T, B, H)])
-    assert torch.equal(readable_experts(shared, tasks, task), expected)
+def mix_of_one(logits, shared, tasks, *, stop_gradient):
+    return mix(logits, [shared] * len(logits), tasks, stop_gradient=stop_gradient)
 
 
-@pytest.mark.parametrize("task", [None, 0, 1, 2])
-def test_gradients_reach_shared_and_own_experts_alone(task):
-    shared, tasks = experts()
-    readable_experts(shared, tasks, task).sum().backward()
-    assert (shared.grad == 1).all()
-    for owner in range(T):
-        assert (tasks.grad[owner] == (1 if task in (None, owner) else 0)).all()
+def by_definition(logits, shared, tasks, *, stop_gradient):
+    """Gate by gate, with ``detach`` on the experts of other tasks."""
+    mixed = []
+    for gate, gate_logits in enumerate(logits):
+        readable = [*shared]
+        for task, experts in enumerate(tasks):
+            readable += [*(experts.detach() if stop_gradient and task != gate else experts)]
+        weights = torch.softmax(gate_logits, dim=1)
+        mixed.append(sum(weights[:, k, None] * h for k, h in enumerate(readable)))
+    return torch.stack(mixed)
 
 
-def test_no_shared_and_no_own_experts():
-    shared, tasks = experts()
-    assert readable_experts(shared[:0], tasks, 1).shape == (T * M_T, B, H)
-    assert readable_experts(shared, tasks[:, :0], 1).shape == (M_S, B, H)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_mix_and_its_gradients_are_the_definitions(sizes, stop_gradient):
+    leaves = inputs(*sizes)
+    ours = mix_of_one(*leaves, stop_gradient=stop_gradient)
+    expected = by_definition(*leaves, stop_gradient=stop_gradient)
+    torch.testing.assert_close(ours, expected)
+    direction = torch.randn_like(ours)
+    ours_grads, expected_grads = (
+        torch.autograd.grad(out, leaves, direction, materialize_grads=True)
+        for out in (ours, expected)
+    )
+    for mine, theirs in zip(ours_grads, expected_grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
-def test_mix_is_the_softmax_weighted_sum():
-    torch.manual_seed(0)
-    logits, values = torch.randn(B, 6), torch.randn(6, B, H)
-    weights = torch.softmax(logits, dim=1)
-    expected = torch.einsum("bk,kbh->bh", weights, values)
-    torch.testing.assert_close(mix(logits, values), expected)
+def test_another_number_of_gates_than_tasks():
+    leaves = inputs(2, 3, 2, num_gates=1)
+    ours, expected = (f(*leaves, stop_gradient=False) for f in (mix_of_one, by_definition))
+    torch.testing.assert_close(ours, expected)
+    assert torch.autograd.gradcheck(lambda *x: mix_of_one(*x, stop_gradient=False), leaves)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_every_gate_gives_its_own_handle_of_the_shared_experts_its_gradient(stop_gradient):
+    logits, shared, tasks = inputs(2, 3, 2)
+    handles = [shared.detach().clone().requires_grad_() for _ in range(3)]
+    apart = mix(logits, handles, tasks, stop_gradient=stop_gradient)
+    together = mix_of_one(logits, shared, tasks, stop_gradient=stop_gradient)
+    assert torch.equal(apart, together)
+    direction = torch.randn_like(apart)
+    for gate, handle in enumerate(handles):
+        one = torch.zeros_like(direction)
+        one[gate] = direction[gate]
+        wanted = torch.autograd.grad(together, shared, one, retain_graph=True)[0]
+        found = torch.autograd.grad(apart, handle, direction, retain_graph=True)[0]
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("gate", [0, 1, 2])
+def test_a_gate_gives_other_tasks_experts_exactly_nothing(gate):
+    logits, shared, tasks = inputs(2, 3, 2)
+    mix_of_one(logits, shared, tasks, stop_gradient=True)[gate].sum().backward()
+    assert (shared.grad != 0).all()
+    for owner in range(3):
+        assert ((tasks.grad[owner] != 0) == (owner == gate)).all()
 
 
 def test_mix_of_equal_experts_is_that_expert():
     torch.manual_seed(0)
     expert = torch.randn(B, H)
-    torch.testing.assert_close(mix(torch.randn(B, 6), expert.expand(6, B, H)), expert)
+    mixed = mix_of_one(
+        torch.randn(2, B, 3), expert[None], expert.expand(2, 1, B, H), stop_gradient=True
+    )
+    torch.testing.assert_close(mixed, expert.expand(2, B, H))

@@ -3,6 +3,8 @@
 T tasks, F features, D embedding dimension, N dense features.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,7 +49,7 @@ def inputs_of(model, schema=None, batch=9):
 
 
 def mlp_size(widths):
-    return sum((i + 1) * o for i, o in zip(widths[:-1], widths[1:], strict=True))
+    return sum((i + 1) * o for i, o in pairwise(widths))
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,7 +62,7 @@ def mlp_size(widths):
     expert=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     gate=st.lists(st.integers(1, 5), max_size=2),
     tower=st.lists(st.integers(1, 5), max_size=2),
-    gate_input=st.sampled_from(["both", "task"]),
+    gate_input=st.sampled_from(["both", "task", "shared"]),
     specific=st.sampled_from(["all", "none", "user", "item", ("hour", "user")]),
 )
 def test_logits_and_number_of_parameters(
@@ -161,6 +163,7 @@ def unit(task):
 ISOLATED = [
     {},
     {"gate_input": "task"},
+    {"gate_input": "shared"},
     {"num_task_experts": 2, "num_shared_experts": 3},
     {"num_shared_experts": 0},
     {"num_task_experts": 0, "num_shared_experts": 2},

@@ -1,0 +1,1 @@
+"""Balancing of the tasks' gradients: where they are taken and how they are combined."""

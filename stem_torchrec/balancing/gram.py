@@ -1,0 +1,81 @@
+"""The local part of the tasks' Gram matrix, by boundary.
+
+B rows of the local batch, T tasks; a trunk maps shared features x (B, I) to outputs y (M, B, H).
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Gradients(NamedTuple):
+    """Each task's gradient at the fork.
+
+    Attributes:
+        features: (T, B, I), of x: what the gates and the tasks' inputs read.
+        outputs: (T, M, B, H), of y.
+    """
+
+    features: Tensor
+    outputs: Tensor
+
+
+class Gram(Protocol):
+    """This rank's part (T, T) of the Gram matrix; the sum over ranks is the global one."""
+
+    def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor: ...
+
+
+class ExpertsGram:
+    """Gradients at the fork itself: the shared experts' outputs with the gates' shared input."""
+
+    def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor:
+        return inner_products(gradients.features) + inner_products(gradients.outputs)
+
+
+class PooledGram:
+    """Gradients of the pooled features of the shared tables (MultiBalance, Meta 2024).
+
+    The T gradients at the fork are pulled through the trunk in one batch, for the first
+    ``rows`` rows of the local batch alone: rows are shuffled, and the matrix is scaled up to the
+    whole batch. With ``rows`` null it is exact. Dropout of the trunk is left out.
+
+    Args:
+        width: columns of x that are pooled features; the rest are dense features.
+        rows: rows of the local batch in use; all if null.
+    """
+
+    def __init__(self, width: int, rows: int | None) -> None:
+        self._width = width
+        self._rows = rows
+
+    def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor:
+        batch = len(features)
+        rows = min(batch, self._rows or batch)
+        at_outputs = gradients.outputs[:, :, :rows]
+        num_tasks, num_outputs, _, width = at_outputs.shape
+        pulled = _pull(
+            trunk,
+            features[:rows].repeat(num_tasks, 1),
+            at_outputs.transpose(0, 1).reshape(num_outputs, num_tasks * rows, width),
+        )
+        pooled = pulled.view(num_tasks, rows, -1) + gradients.features[:, :rows]
+        return inner_products(pooled[..., : self._width]) * (batch / rows)
+
+
+def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
+    """The trunk's gradient of its input, for one gradient of its output; no weight sees it."""
+    training = trunk.training
+    trunk.eval()
+    with torch.enable_grad():
+        features = features.detach().requires_grad_()
+        (pulled,) = torch.autograd.grad(trunk(features), features, at_outputs)
+    trunk.train(training)
+    return pulled
+
+
+def inner_products(gradients: Tensor) -> Tensor:
+    """(T, ...) -> (T, T)."""
+    flat = gradients.flatten(start_dim=1)
+    return flat @ flat.t()

@@ -1,0 +1,82 @@
+"""Puts balancing into a train step, as the config says."""
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stem_torchrec.balancing.fork import BalancedFork, RankMean
+from stem_torchrec.balancing.gram import ExpertsGram, Gram, PooledGram
+from stem_torchrec.balancing.parameters import ParameterBalance
+from stem_torchrec.balancing.rules import rule_for
+from stem_torchrec.balancing.table_rows import RowGradients
+from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
+from stem_torchrec.recommender import TrainStep
+from stem_torchrec.schema import Schema
+
+
+class ObserveLosses(nn.Module):
+    """Between losses and backward: tells the fork the losses of the step."""
+
+    def __init__(self, fork: BalancedFork) -> None:
+        super().__init__()
+        self._fork = [fork]  # not a submodule: the model owns it
+
+    def forward(self, losses: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        self._fork[0].losses = losses.detach()
+        return losses
+
+
+def check_balance(config: Config, schema: Schema) -> None:
+    """Raise UserError if the balance section does not fit the model or the tasks."""
+    rule_for(config.balance, len(schema.tasks), config.run.seed)
+    if config.balance.rule != "equal" and config.model.layers > 1:
+        raise UserError(
+            f"balance.rule: {config.balance.rule!r} with model.layers {config.model.layers}; "
+            "allowed: equal, or model.layers 1 (the shared stream of a stacked block reads every "
+            "task's experts, so no boundary separates the tasks)"
+        )
+
+
+def install(
+    config: Config,
+    schema: Schema,
+    step: TrainStep,
+    *,
+    world_size: int,
+    rank_mean: RankMean,
+    group: dist.ProcessGroup | None,
+) -> BalancedFork | None:
+    """Replace the model's plain fork by a balanced one; with ``equal`` nothing is touched.
+
+    Raises:
+        UserError: as ``check_balance`` does.
+    """
+    check_balance(config, schema)
+    settings = config.balance
+    if settings.rule == "equal":
+        return None
+    dim, model = config.embedding.dim, step.recommender.model
+    grams: dict[str, Gram] = {
+        "experts": ExpertsGram(),
+        "pooled": PooledGram(len(schema.sparse) * dim, settings.gram_rows),
+    }
+    fork = BalancedFork(
+        rule_for(settings, len(schema.tasks), config.run.seed),
+        grams.get(settings.boundary),
+        num_tasks=len(schema.tasks),
+        rank_mean=rank_mean,
+        world_size=world_size,
+        gram_every=settings.gram_every,
+    )
+    step.balance = ObserveLosses(fork)
+    if settings.boundary in ("parameters", "dense_parameters"):
+        rows = RowGradients(schema, dim, world_size=world_size, rank_mean=rank_mean, group=group)
+        step.balance = ParameterBalance(
+            fork,
+            list(model.shared_parameters()),
+            rows if settings.boundary == "parameters" else None,
+            rank_mean,
+        )
+    model.fork = fork
+    return fork

@@ -1,0 +1,36 @@
+"""What a step's balancing looked like, per task, on device.
+
+T tasks. No host sync: the caller reads the tensors where it logs.
+"""
+
+import torch
+from torch import Tensor
+
+from stem_torchrec.balancing.cosine import cosines, gradient_norms
+from stem_torchrec.balancing.rule import Balanced
+
+
+def balance_metrics(gram: Tensor, balanced: Balanced) -> dict[str, Tensor]:
+    """Metrics of one step from its Gram matrix (T, T), before anything was left out of it.
+
+    Returns:
+        ``weight`` (T,) multipliers α; ``gradient_norm`` (T,) of the global batch, NaN or inf where
+        the gradient is; ``cosine`` (T,) mean cosine to the other active tasks, 0 for a task that
+        is left out or alone; ``conflict_share`` () share of the pairs of active tasks whose cosine
+        is negative, 0 without pairs; ``fallback`` () 1 where the rule gave nothing usable. All
+        float32.
+    """
+    active = balanced.active
+    pairs = active.unsqueeze(0) & active.unsqueeze(1)
+    pairs = pairs & ~torch.eye(len(active), dtype=torch.bool, device=active.device)
+    gram = gram.detach().double()
+    cosine = cosines(torch.where(active.unsqueeze(0) & active.unsqueeze(1), gram, 0.0))
+    others = pairs.sum(dim=1).clamp_min(1)
+    conflicts = (pairs & (cosine < 0)).sum() / pairs.sum().clamp_min(1)
+    return {
+        "weight": balanced.multipliers,
+        "gradient_norm": gradient_norms(gram).float(),
+        "cosine": (torch.where(pairs, cosine, 0.0).sum(dim=1) / others).float(),
+        "conflict_share": conflicts.float(),
+        "fallback": balanced.fallback.float(),
+    }

@@ -1,0 +1,132 @@
+"""What every balancing rule is, and the part that all rules have in common.
+
+T tasks; G (T, T) Gram matrix of the tasks' gradients; α (T,) multipliers. The combined gradient of
+what the tasks share is Σ_t α_t g_t.
+"""
+
+import abc
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Every tensor's first dimension is T. Lives on the device of the Gram, goes into checkpoints.
+State = dict[str, Tensor]
+
+
+class Situation(NamedTuple):
+    """What a rule sees in one step.
+
+    Attributes:
+        gram: (T, T) float64, symmetric, 0 in the rows and columns of tasks that are not active.
+        losses: (T,) float64; 0 for tasks that are not active.
+        active: (T,) bool: labelled somewhere in the global batch, gradient finite and not zero.
+    """
+
+    gram: Tensor
+    losses: Tensor
+    active: Tensor
+
+
+class Balanced(NamedTuple):
+    """The outcome of one step, on device.
+
+    Attributes:
+        multipliers: (T,) float32, finite, 0 for tasks left out. A task that is left out may have
+            an infinite or NaN gradient, and 0·inf is NaN: combine with
+            ``torch.where(multiplier == 0, 0, multiplier * gradient)``.
+        state: the rule's next state.
+        active: (T,) bool.
+        fallback: () bool: the rule gave nothing usable, and the tasks were weighted equally.
+    """
+
+    multipliers: Tensor
+    state: State
+    active: Tensor
+    fallback: Tensor
+
+
+class Rule(abc.ABC):
+    """Maps the Gram matrix and a small state to multipliers.
+
+    Implementations make no host sync, branch on no tensor's value and take the same number of
+    iterations whatever the data, so that ranks with bit-identical input agree bit for bit.
+    """
+
+    def check(self, num_tasks: int) -> None:
+        """Raise a UserError if the rule's settings do not fit the number of tasks."""
+        return
+
+    def initial_state(self, num_tasks: int, device: torch.device | None = None) -> State:
+        """The state before the first step; empty for a rule without memory."""
+        return {}
+
+    @abc.abstractmethod
+    def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
+        """(T,) multipliers of the active tasks and the next state.
+
+        Entries of inactive tasks, in both, are ignored. ``step`` seeds what is random.
+        """
+
+
+def balance(
+    rule: Rule,
+    gram: Tensor,
+    losses: Tensor,
+    state: State,
+    step: int,
+    *,
+    labelled: Tensor | None = None,
+) -> Balanced:
+    """Apply a rule to one step, leaving out the tasks that have nothing to say.
+
+    A task takes part if it is labelled and its gradient is finite and not zero. One that does not
+    has multiplier 0 and keeps its entries of the state. If no task takes part, or the rule's
+    result is not finite, the multipliers are 1 for every task with a finite gradient, the state
+    stays as it was, and ``fallback`` is set.
+
+    Not collective, no host sync; every rank passes bit-identical arguments and gets bit-identical
+    results.
+
+    Args:
+        gram: (T, T) float32 over the global batch.
+        losses: (T,) of the global batch.
+        state: of ``rule.initial_state`` or the previous step.
+        step: of the run, from 0.
+        labelled: (T,) bool: some sample of the global batch has a label of the task. If None, a
+            task without labels is known by its gradient of exactly 0.
+    """
+    gram = gram.detach().double()
+    finite = _finite_tasks(gram)
+    active = finite & (gram.diagonal() > 0)
+    if labelled is not None:
+        active = active & labelled
+    pairs = active.unsqueeze(0) & active.unsqueeze(1)
+    situation = Situation(
+        gram=torch.where(pairs, 0.5 * (gram + gram.T), 0.0),
+        losses=torch.where(active, losses.detach().double(), 0.0),
+        active=active,
+    )
+    found, proposed = rule.multipliers(situation, state, step)
+    multipliers = torch.where(active, found, 0.0).float()
+    usable = active.any() & torch.isfinite(multipliers).all()
+    for name, old in state.items():
+        changed = torch.where(_rows(active, old), proposed[name], old)
+        usable = usable & torch.isfinite(changed).all()
+    next_state = {
+        name: torch.where(_rows(active & usable, old), proposed[name], old)
+        for name, old in state.items()
+    }
+    equal = finite.to(multipliers.dtype)
+    return Balanced(torch.where(usable, multipliers, equal), next_state, active, ~usable)
+
+
+def _finite_tasks(gram: Tensor) -> Tensor:
+    """(T,) bool: the task's own product, and those with other finite tasks, are finite."""
+    own = torch.isfinite(gram.diagonal())
+    return own & (torch.isfinite(gram) | ~own.unsqueeze(0)).all(dim=1)
+
+
+def _rows(tasks: Tensor, like: Tensor) -> Tensor:
+    """(T,) -> (T, 1, …) so that it selects rows of ``like``."""
+    return tasks.reshape(tasks.shape + (1,) * (like.dim() - 1))

@@ -1,0 +1,13 @@
+"""Equal weights: the plain sum of the tasks' gradients."""
+
+from torch import Tensor
+
+from stem_torchrec.balancing.rule import Rule, Situation, State
+
+
+class Equal(Rule):
+    """α_t = 1."""
+
+    def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
+        """(T,) ones, exactly."""
+        return situation.active.to(situation.gram.dtype), state

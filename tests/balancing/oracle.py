@@ -1,0 +1,109 @@
+"""Balancing computed in another way: one process, float64, explicit gradients per task."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from stem_torchrec.balancing.rule import balance
+from stem_torchrec.balancing.rules import rule_for
+from stem_torchrec.embeddings import SHARED, table_configs
+from stem_torchrec.layers.fork import Forked, Handle
+from stem_torchrec.layers.losses import labelled, task_losses
+from stem_torchrec.recommender import Recommender
+from tests.steps import SCHEMA, State
+
+Named = dict[str, Tensor]
+
+
+class Expected(NamedTuple):
+    """One step's multipliers and the gradient each parameter should get, by name."""
+
+    gram: Tensor
+    multipliers: Tensor
+    tables: Named
+    dense: Named
+
+
+class _Apart(nn.Module):
+    """A fork whose handles are tensors of their own, so that each can be differentiated by."""
+
+    def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
+        whole = Handle(features, trunk(features))
+        self.handles = [Handle(*(part * 1 for part in whole)) for _ in range(num_tasks)]
+        return Forked(whole, self.handles)
+
+
+def expected_step(config, batch, state: State) -> Expected:
+    """From the same weights and the joined batch."""
+    recommender = Recommender(config, SCHEMA)
+    tables = table_configs(SCHEMA, recommender.model.owners, config.embedding.dim)
+    for table in tables:
+        table.init_fn = nn.init.zeros_
+    recommender.embeddings.tables = EmbeddingBagCollection(tables=tables)
+    fork = recommender.model.fork = _Apart()
+    recommender.double()
+    parameters = dict(recommender.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(_value_of(name, state))
+
+    logits = recommender.model(_pooled(recommender, batch), batch.dense.double())
+    target = labelled(batch.labels.double(), batch.weights.double())
+    losses = task_losses(logits, target, target.weights.sum(dim=0))
+
+    gram = _gram(config.balance.boundary, losses, fork, recommender, parameters)
+    rule = rule_for(config.balance, len(losses), config.run.seed)
+    result = balance(rule, gram, losses, rule.initial_state(len(losses)), 0)
+    weights = result.multipliers.double()
+    gradients = {
+        name: _gradient(name, parameter, losses, weights) for name, parameter in parameters.items()
+    }
+    return Expected(
+        gram,
+        weights,
+        {_table(name): g for name, g in gradients.items() if ".embedding_bags." in name},
+        {name: g for name, g in gradients.items() if ".embedding_bags." not in name},
+    )
+
+
+def _pooled(recommender: Recommender, batch) -> Named:
+    pooled = recommender.embeddings(batch.sparse)
+    recommender.shared_pooled = pooled[SHARED]
+    return pooled
+
+
+def _gram(boundary: str, losses: Tensor, fork: _Apart, recommender, parameters: Named) -> Tensor:
+    by_task = []
+    for task, loss in enumerate(losses):
+        if boundary == "experts":
+            inputs = list(fork.handles[task])
+        elif boundary == "pooled":
+            inputs = [recommender.shared_pooled]
+        else:
+            shared = [p for n, p in parameters.items() if "shared_experts" in n]
+            rows = [p for n, p in parameters.items() if f".{SHARED}__" in n]
+            inputs = shared + (rows if boundary == "parameters" else [])
+        found = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True)
+        by_task.append(torch.cat([part.flatten() for part in found]))
+    flat = torch.stack(by_task)
+    return flat @ flat.t()
+
+
+def _gradient(name: str, parameter: Tensor, losses: Tensor, weights: Tensor) -> Tensor:
+    """What is shared gets the combined gradient, what a task owns its own, unweighted."""
+    shared = "shared_experts" in name or f".{SHARED}__" in name
+    total = (weights * losses).sum() if shared else losses.sum()
+    options = {"retain_graph": True, "materialize_grads": True}
+    return torch.autograd.grad(total, parameter, **options)[0]
+
+
+def _value_of(name: str, state: State) -> Tensor:
+    if ".embedding_bags." in name:
+        return state.tables[_table(name)].double()
+    return state.dense[f"recommender.{name}"].double()
+
+
+def _table(name: str) -> str:
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]

@@ -1,0 +1,119 @@
+"""MultiBalance: its update written out, the state, and its scale properties."""
+
+import numpy as np
+import pytest
+import torch
+
+from stem_torchrec.balancing.rule import balance
+from stem_torchrec.balancing.rules.multi_balance import MultiBalance
+from tests.balancing.grams import apply, gradients, gram_of
+
+
+def projected(values: np.ndarray) -> np.ndarray:
+    """On the simplex, by bisection of the threshold."""
+    low, high = values.min() - 1, values.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        if np.maximum(values - middle, 0).sum() > 1:
+            low = middle
+        else:
+            high = middle
+    return np.maximum(values - high, 0)
+
+
+def run(rule: MultiBalance, grams: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The multipliers of consecutive steps."""
+    state, found = rule.initial_state(len(grams[0])), []
+    for step, gram in enumerate(grams):
+        result = balance(rule, gram, torch.ones(len(gram)), state, step)
+        state = result.state
+        found.append(result.multipliers)
+    return found
+
+
+def drifting(kind: str, num_tasks: int, scale: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Gram matrices of ten steps; ``scale`` (T,) multiplies the gradients."""
+    factor = torch.ones(num_tasks) if scale is None else scale
+    rows = [gradients(kind, num_tasks, 30, 10.0, seed) for seed in range(10)]
+    return [gram_of(each * factor.unsqueeze(1)) for each in rows]
+
+
+@pytest.mark.parametrize("beta", [None, 0.3])
+@pytest.mark.parametrize("matrix", ["cosine", "gram"])
+def test_equals_the_formula_over_ten_steps(matrix, beta):
+    gamma, rho, num_tasks = 0.1, 0.2, 4
+    grams = drifting("torn", num_tasks)
+    found = run(MultiBalance(gamma, rho, beta, matrix), grams)
+    average, weights, uniform = np.zeros(4), np.full(4, 0.25), np.full(4, 0.25)
+    for step, gram in enumerate(grams):
+        exact = gram.double().numpy()
+        norms = np.sqrt(np.diag(exact))
+        average = (1 - gamma) * average + gamma * norms
+        used = exact / np.outer(norms, norms) if matrix == "cosine" else exact
+        size = beta or 1 / np.abs(used).sum(axis=1).max()
+        weights = projected(weights - size * (used @ weights + rho * used @ uniform))
+        unbiased = average / (1 - (1 - gamma) ** (step + 1))
+        expected = num_tasks * weights * unbiased / norms
+        np.testing.assert_allclose(found[step].numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_first_step_of_orthogonal_gradients_is_equal_weights():
+    found = apply(MultiBalance(), torch.diag(torch.tensor([1.0, 9.0, 1e4]))).multipliers
+    torch.testing.assert_close(found, torch.ones(3))
+
+
+def test_golden_step():
+    """C = [[1, ½, 0], [½, 1, 0], [0, 0, 1]], β = 2/3, C(λ+ρλ0) = (0.55, 0.55, 11/30)."""
+    gram = torch.tensor([[4.0, 3.0, 0.0], [3.0, 9.0, 0.0], [0.0, 0.0, 1.0]])
+    found = apply(MultiBalance(), gram)
+    shift = 2 / 3 * (0.55 - 11 / 30)
+    expected = torch.tensor([1 - shift, 1 - shift, 1 + 2 * shift])
+    torch.testing.assert_close(found.multipliers, expected)
+    torch.testing.assert_close(found.state["weights"].float(), expected / 3)
+    expected_average = torch.tensor([0.02, 0.03, 0.01], dtype=torch.float64)
+    torch.testing.assert_close(found.state["norm_average"], expected_average)
+    assert found.state["steps"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_scale_of_one_loss_from_the_start_changes_no_multiplier(factor):
+    scale = torch.tensor([1.0, factor, 1.0, 1.0])
+    plain = run(MultiBalance(), drifting("torn", 4))
+    scaled = run(MultiBalance(), drifting("torn", 4, scale))
+    for before, after in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+
+
+def test_sudden_scale_of_one_loss_is_damped():
+    """A gradient 1000 times its usual size enters with (1 + 999 γ) times its usual norm.
+
+    More exactly û changes by the share that the step has in the bias-corrected average.
+    """
+    gamma, steps = 0.01, 200
+    gram = gram_of(gradients("random", 4, 500))
+    scale = torch.tensor([1.0, 1e3, 1.0, 1.0])
+    shocked = gram * torch.outer(scale, scale)
+    usual = run(MultiBalance(gamma), [gram] * steps)[-1]
+    found = run(MultiBalance(gamma), [gram] * (steps - 1) + [shocked])[-1]
+    share = gamma / (1 - (1 - gamma) ** steps)
+    others = torch.tensor([True, False, True, True])
+    torch.testing.assert_close(found[others], usual[others], rtol=1e-4, atol=1e-6)
+    growth = float(found[1] * 1e3 / usual[1])
+    assert growth == pytest.approx(1 + 999 * share, rel=1e-3)
+
+
+def test_absent_task_keeps_its_state_and_rejoins():
+    grams = drifting("random", 3)
+    rule, losses = MultiBalance(0.5), torch.ones(3)
+    first = balance(rule, grams[0], losses, rule.initial_state(3), 0)
+    labelled = torch.tensor([True, False, True])
+    second = balance(rule, grams[1], losses, first.state, 1, labelled=labelled)
+    assert second.multipliers[1] == 0
+    for name, before in first.state.items():
+        assert second.state[name][1] == before[1]
+        assert (second.state[name] != before)[labelled].all()
+    present = second.state["weights"][labelled]
+    assert float(present.sum()) == pytest.approx(1.0)
+    third = balance(rule, grams[2], losses, second.state, 2)
+    assert third.state["steps"].tolist() == [3, 2, 3]
+    assert float(third.state["weights"].sum()) == pytest.approx(1.0)
