@@ -24,7 +24,7 @@ class Contestant:
     """One thing to time.
 
     Attributes:
-        kind: ``trainer``, ``plain`` or ``floor``.
+        kind: ``trainer``, ``plain``, ``plain_keeping_memory`` or ``floor``.
         overrides: the trainer's config keys by section.
         alone: runs after the others, for the memory it needs; allocations beyond what is free
             fail.
@@ -149,6 +149,14 @@ def _plain(contestant: Contestant) -> tuple[Step, None]:
     return PlainTrainer(model, _in_memory(workload), L2).step, None
 
 
+def _plain_keeping_memory(contestant: Contestant) -> tuple[Step, None]:
+    """Plain PyTorch with the trainer's setting of the C allocator."""
+    from stem_torchrec.distributed.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    return _plain(contestant)
+
+
 def _in_memory(workload: Workload) -> Iterator[tuple[Any, Any]]:
     """Ids (F, B) and labels (B, T) of the first batches, again and again."""
     batches = islice(workload.reader(prefetch=0).epoch(0), IN_MEMORY_BATCHES)
@@ -174,5 +182,6 @@ def _floor(contestant: Contestant) -> tuple[Step, None]:
 _BUILDERS: dict[str, Callable[[Contestant], tuple[Step, dict[str, int] | None]]] = {
     "trainer": _trainer,
     "plain": _plain,
+    "plain_keeping_memory": _plain_keeping_memory,
     "floor": _floor,
 }

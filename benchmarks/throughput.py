@@ -6,9 +6,10 @@ The workload is TikTok-shaped: 8 id features, 2 tasks, one shared expert and one
 in one run, in interleaved rounds, each in a process of its own:
 
 - ``trainer ...``: the trainer's loop body (learning rates, pipelined step, metrics), data from the
-  Parquet reader; one row per table optimizer and sharding.
+  Parquet reader; one row per table optimizer.
 - ``plain``: ``plain_stem_net.py``, dense Adam and L2 over whole tables, batches already in memory:
-  its data cost is nil.
+  its data cost is nil. ``plain, memory kept``: the same with the trainer's setting of the C
+  allocator, which reuses freed memory.
 - ``floor``: the matrix products of a step alone.
 
 Figures of a row: ``samples_per_s`` is the median over rounds, ``samples_per_s_range`` the slowest
@@ -42,7 +43,6 @@ ROUNDS_ALONE = 3
 TRAINERS: dict[str, dict[str, dict[str, Any]]] = {
     "trainer rowwise_adagrad": {},
     "trainer adagrad": {"embedding": {"optimizer": "adagrad"}},
-    "trainer rowwise_adagrad table_wise": {"distributed": {"sharding": "table_wise"}},
 }
 
 
@@ -51,6 +51,7 @@ def contestants(small: Workload, large: Workload) -> list[Contestant]:
     return [
         Contestant("floor", "floor", small),
         Contestant("plain", "plain", small),
+        Contestant("plain, memory kept", "plain_keeping_memory", small),
         *(Contestant(name, "trainer", small, keys) for name, keys in TRAINERS.items()),
         Contestant("trainer rowwise_adagrad", "trainer", large),
         Contestant("plain", "plain", large, alone=True),
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=6, help="of each contestant in a round")
     parser.add_argument("--warmup-steps", type=int, default=3)
-    parser.add_argument("--kinds", nargs="+", help="trainer, plain, floor; all if left out")
+    parser.add_argument("--kinds", nargs="+", help="kinds of contestants; all if left out")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     wanted = [

@@ -48,7 +48,7 @@ def minimize_on_simplex(
     Follows the central path (Boyd & Vandenberghe, Convex Optimization, §11.7, with the
     barrier's weight on a fixed schedule): the conditions ∇f(x) - ν plane - s = 0 and x∘s = μ are
     solved by one Newton step per value of μ, and μ shrinks by ``shrink`` each time. A step that
-    rounding has spoilt (a failed factorisation, a value that is not finite) is not taken.
+    is not finite is not taken; whatever the step, x stays inside.
 
     Args:
         local: (x, μ) -> the objective around x, which may be smoothed by an amount that goes to 0
@@ -68,7 +68,7 @@ def minimize_on_simplex(
         here = local(x, barrier)
         ratio = slack / x
         system = here.hessian + torch.diag(ratio + PROXIMAL * here.scale)
-        factor, failed = torch.linalg.cholesky_ex(system)
+        factor, _ = torch.linalg.cholesky_ex(system)
         target = barrier / x
         solved = torch.cholesky_solve(torch.stack((plane, target - here.gradient), dim=1), factor)
         along, free = solved[:, 0], solved[:, 1]
@@ -79,7 +79,7 @@ def minimize_on_simplex(
         if here.trust is not None:
             limit = torch.maximum(limit, (move @ here.trust @ move).clamp_min(0.0).sqrt())
         length = limit.clamp_min(1.0).reciprocal()
-        sound = (failed == 0) & torch.isfinite(limit + move.sum() + slack_move.sum())
+        sound = torch.isfinite(limit + move.sum() + slack_move.sum())
         x = torch.where(sound, x + length * move, x)
         slack = torch.where(sound, slack + length * slack_move, slack)
     return x / (plane @ x)

@@ -39,13 +39,12 @@ def min_norm_weights(gram: Tensor, active: Tensor) -> Tensor:
     norms = torch.where(active, gradient_norms(gram), torch.inf)
     smallest = norms.min()
     plane = torch.where(active, smallest / norms, 0.0)
-    absent = (~active).to(gram.dtype)
-    # An absent task costs 1 per unit and counts nothing towards the plane: it goes to 0.
-    hessian = cosines(gram) + torch.diag(absent)
+    # An absent task has a row of zeros here and in the plane: what its y is moves no other's.
+    hessian = cosines(gram)
     one = torch.ones((), dtype=gram.dtype, device=gram.device)
 
     def local(y: Tensor, _: Tensor) -> Local:
-        return Local(hessian @ y + absent, hessian, one)
+        return Local(hessian @ y, hessian, one)
 
     size = gram.shape[0]
     start = torch.ones_like(plane) / plane.sum()

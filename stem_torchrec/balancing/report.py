@@ -24,7 +24,7 @@ def balance_metrics(gram: Tensor, balanced: Balanced) -> dict[str, Tensor]:
     pairs = active.unsqueeze(0) & active.unsqueeze(1)
     pairs = pairs & ~torch.eye(len(active), dtype=torch.bool, device=active.device)
     gram = gram.detach().double()
-    cosine = cosines(torch.where(active.unsqueeze(0) & active.unsqueeze(1), gram, 0.0))
+    cosine = cosines(gram)
     others = pairs.sum(dim=1).clamp_min(1)
     conflicts = (pairs & (cosine < 0)).sum() / pairs.sum().clamp_min(1)
     return {

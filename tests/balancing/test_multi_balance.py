@@ -117,3 +117,37 @@ def test_absent_task_keeps_its_state_and_rejoins():
     third = balance(rule, grams[2], losses, second.state, 2)
     assert third.state["steps"].tolist() == [3, 2, 3]
     assert float(third.state["weights"].sum()) == pytest.approx(1.0)
+
+
+def test_present_tasks_start_as_if_the_absent_one_did_not_exist():
+    gram = gram_of(gradients("random", 5, 10, 10.0))
+    labelled = torch.tensor([True, True, False, True, True])
+    rule = MultiBalance(beta=0.5)
+    state = rule.initial_state(5)
+    found = balance(rule, gram, torch.ones(5), state, 0, labelled=labelled).multipliers
+    alone = apply(rule, gram[labelled][:, labelled]).multipliers
+    torch.testing.assert_close(found[labelled], alone)
+    assert float(alone.sum()) == pytest.approx(4.0, rel=1e-5)
+
+
+def test_task_that_was_alone_meets_others_again():
+    """λ of those present sums to 1 before the step, too: no weight comes from nowhere."""
+    grams = drifting("random", 4)
+    rule, losses = MultiBalance(), torch.ones(4)
+    first = balance(
+        rule,
+        grams[0],
+        losses,
+        rule.initial_state(4),
+        0,
+        labelled=torch.tensor([True] + [False] * 3),
+    )
+    assert first.state["weights"].tolist() == [1.0, 0.25, 0.25, 0.25]
+    weights = projected(first.state["weights"].numpy())
+    exact = grams[1].double().numpy()
+    norms = np.sqrt(np.diag(exact))
+    used = exact / np.outer(norms, norms)
+    size = 1 / np.abs(used).sum(axis=1).max()
+    expected = projected(weights - size * (used @ weights + 0.1 * used @ np.full(4, 0.25)))
+    second = balance(rule, grams[1], losses, first.state, 1)
+    np.testing.assert_allclose(second.state["weights"].numpy(), expected, rtol=1e-6, atol=1e-9)

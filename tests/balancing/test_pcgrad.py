@@ -31,6 +31,16 @@ def test_combines_the_projected_gradients(num_tasks, kind):
     torch.testing.assert_close(found @ rows, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_gradient_never_meets_itself():
+    """Two projections turn the first gradient by 120 degrees, against what it was."""
+    angles = torch.tensor([0.0, 150.0, 210.0], dtype=torch.float64).deg2rad()
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1)
+    orders = torch.tensor([[1, 2, 0], [0, 1, 2], [0, 1, 2]])
+    active = torch.ones(3, dtype=torch.bool)
+    found = project_conflicts(rows @ rows.T, active, orders)
+    torch.testing.assert_close(found @ rows, projected_gradients(rows, orders))
+
+
 def test_golden():
     """g = (1, 0) and (-1, 1): each gives up its part against the other."""
     found = apply(PcGrad(), torch.tensor([[1.0, -1.0], [-1.0, 2.0]])).multipliers

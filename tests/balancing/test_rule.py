@@ -191,6 +191,13 @@ def test_same_bits_every_time(make):
         assert torch.equal(value, second.state[name])
 
 
+def test_the_two_triangles_count_alike(make):
+    gram = gram_of(gradients("torn", 5, 30, 10.0))
+    gram = gram + 1e-4 * torch.triu(torch.ones(5, 5), diagonal=1)
+    first, second = apply(make(5), gram), apply(make(5), gram.T.contiguous())
+    assert torch.equal(first.multipliers, second.multipliers)
+
+
 def test_arguments_stay_as_they_were(make):
     rule, gram = make(4), gram_of(gradients("torn", 4, 30))
     state = rule.initial_state(4)

@@ -66,8 +66,7 @@ def worst_case_weights(gram: Tensor, products: Tensor, radius: Tensor, mean: Ten
     active = mean > 0
     plane = active.to(gram.dtype)
     count = plane.sum()
-    # An absent task costs more than any other and counts nothing towards the plane.
-    costs = torch.where(active, products, 1.0)
+    # An absent task has a row of zeros in G, products and plane: its w moves no other's.
     square = (radius * radius).clamp_min(FLOOR)
 
     def local(w: Tensor, barrier: Tensor) -> Local:
@@ -75,7 +74,7 @@ def worst_case_weights(gram: Tensor, products: Tensor, radius: Tensor, mean: Ten
         length = (square * (w @ image).clamp_min(0.0) + (count * barrier) ** 2).sqrt()
         slope = square / length
         hessian = slope * gram - (slope / length * slope) * torch.outer(image, image)
-        return Local(costs + slope * image, hessian, slope, slope / length * gram)
+        return Local(products + slope * image, hessian, slope, slope / length * gram)
 
     start = torch.where(active, mean, 1.0)
     barrier = torch.maximum(radius, products.abs().max()).clamp_min(FLOOR) / count.clamp_min(1)

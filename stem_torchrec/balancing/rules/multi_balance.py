@@ -86,5 +86,5 @@ class MultiBalance(Rule):
             descent = self._beta * descent
         weights = project_on_simplex(weights - descent, active)
 
-        multipliers = num_active * weights * unbiased / torch.where(active, norms, 1.0)
+        multipliers = num_active * weights * unbiased / norms
         return multipliers, {"norm_average": average, "weights": weights, "steps": steps}
