@@ -6,7 +6,7 @@ import torch
 
 from stem_torchrec.balancing.install import check_balance
 from stem_torchrec.balancing.rules import SETTINGS, settings_of
-from stem_torchrec.config import Config
+from stem_torchrec.config import BalanceConfig, Config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
@@ -34,13 +34,14 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
 
 def doubtful_settings(config: Config) -> list[str]:
     """Warnings about settings that are allowed but have no effect, or are expensive here."""
-    rule = config.balance.rule
-    idle = [
-        name
-        for name in config.balance.model_fields_set
-        if name in set(SETTINGS) - set(settings_of(rule))
+    balance, default = config.balance, BalanceConfig()
+    changed = {name for name in SETTINGS if getattr(balance, name) != getattr(default, name)}
+    warnings = [
+        f"balance.{name} has no effect with balance.rule {balance.rule}"
+        for name in sorted(changed - set(settings_of(balance.rule)))
     ]
-    warnings = [f"balance.{name} has no effect with balance.rule {rule}" for name in sorted(idle)]
+    if balance.gram_rows is not None and balance.boundary != "pooled":
+        warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
     if not is_fused(config.embedding, device_type(config.distributed)):
         warnings.append(
             "embedding.optimizer adam on CPU is not fused: every step updates every row of every "

@@ -61,7 +61,13 @@ class PooledGram:
             at_outputs.transpose(0, 1).reshape(num_outputs, num_tasks * rows, width),
         )
         pooled = pulled.view(num_tasks, rows, -1) + gradients.features[:, :rows]
-        return inner_products(pooled[..., : self._width]) * (batch / rows)
+        gram = inner_products(pooled[..., : self._width]) * (batch / rows)
+        return gram if rows == batch else gram + torch.diag(_marks(gradients))
+
+
+def _marks(gradients: Gradients) -> Tensor:
+    """(T,) zeros; NaN for a task with a value anywhere that is not finite."""
+    return 0.0 * sum(part.flatten(start_dim=1).sum(dim=1) for part in gradients)
 
 
 def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
