@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stem_torchrec.balancing.gram import Gradients, Gram
 from stem_torchrec.balancing.report import balance_metrics
 from stem_torchrec.balancing.rule import Balanced, Rule, balance
-from stem_torchrec.layers.fork import Forked, Handle
+from stem_torchrec.layers.fork import Forked, Handle, plain
 
 RankMean = Callable[[Tensor], Callable[[], Tensor]]
 
@@ -79,15 +79,12 @@ class BalancedFork(nn.Module):
         self._step = step
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
-        outputs = trunk(features)
-        whole = Handle(features, outputs)
+        shared = Handle(features, trunk(features))
         if not torch.is_grad_enabled():
-            return Forked(whole, [whole] * num_tasks)
+            return plain(shared)
         if self._gram is None:
             self.features = features
-        views = _Fork.apply(self, trunk, num_tasks, features, outputs)
-        handles = [Handle(*views[2 * task : 2 * task + 2]) for task in range(num_tasks)]
-        return Forked(whole, handles)
+        return Forked(shared, Handle(*_Fork.apply(self, trunk, num_tasks, *shared)))
 
     @contextmanager
     def only(self, task: int) -> Iterator[None]:
@@ -124,7 +121,7 @@ class BalancedFork(nn.Module):
 
 
 class _Fork(torch.autograd.Function):
-    """T views of x and y; the backward combines their gradients."""
+    """x and y once per task, without a copy; the backward combines their gradients."""
 
     @staticmethod
     def forward(
@@ -132,16 +129,17 @@ class _Fork(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.fork, ctx.trunk = fork, trunk
         ctx.save_for_backward(x)
-        return tuple(value.view_as(value) for _ in range(num_tasks) for value in (x, y))
+        return tuple(value.expand(num_tasks, *value.shape) for value in (x, y))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        by_task = Gradients(torch.stack(gradients[0::2]), torch.stack(gradients[1::2]))
+        by_task = Gradients(*gradients)
         multipliers = ctx.fork.update(ctx.trunk, ctx.saved_tensors[0], by_task)
         return None, None, None, *(combined(part, multipliers) for part in by_task)
 
 
 def combined(gradients: Tensor, multipliers: Tensor) -> Tensor:
     """sum_t a_t g_t of (T, ...) gradients; a task with a_t = 0 leaves no trace, be it NaN."""
-    weights = multipliers.view(-1, *[1] * (gradients.dim() - 1))
-    return torch.where(weights == 0, 0.0, weights * gradients).sum(dim=0)
+    flat = gradients.flatten(start_dim=1)
+    flat = flat.masked_fill((multipliers == 0).unsqueeze(1), 0.0)
+    return (multipliers @ flat).view(gradients.shape[1:])

@@ -37,9 +37,9 @@ class ExpertsGram:
 class PooledGram:
     """Gradients of the pooled features of the shared tables (MultiBalance, Meta 2024).
 
-    The T gradients at the fork are pulled through the trunk in one batch, for the first
-    ``rows`` rows of the local batch alone: rows are shuffled, and the matrix is scaled up to the
-    whole batch. With ``rows`` null it is exact. Dropout of the trunk is left out.
+    The T gradients at the fork are pulled through the trunk for the first ``rows`` rows of the
+    local batch alone: rows are shuffled, and the matrix is scaled up to the whole batch. With
+    ``rows`` null it is exact. Dropout of the trunk is left out.
 
     Args:
         width: columns of x that are pooled features; the rest are dense features.
@@ -53,32 +53,34 @@ class PooledGram:
     def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor:
         batch = len(features)
         rows = min(batch, self._rows or batch)
-        at_outputs = gradients.outputs[:, :, :rows]
-        num_tasks, num_outputs, _, width = at_outputs.shape
-        pulled = _pull(
-            trunk,
-            features[:rows].repeat(num_tasks, 1),
-            at_outputs.transpose(0, 1).reshape(num_outputs, num_tasks * rows, width),
-        )
-        pooled = pulled.view(num_tasks, rows, -1) + gradients.features[:, :rows]
+        pulled = _pull(trunk, features[:rows], gradients.outputs[:, :, :rows])
+        pooled = pulled + gradients.features[:, :rows]
         gram = inner_products(pooled[..., : self._width]) * (batch / rows)
         return gram if rows == batch else gram + torch.diag(_marks(gradients))
 
 
 def _marks(gradients: Gradients) -> Tensor:
     """(T,) zeros; NaN for a task with a value anywhere that is not finite."""
-    return 0.0 * sum(part.flatten(start_dim=1).sum(dim=1) for part in gradients)
+    features, outputs = (part.flatten(start_dim=1).sum(dim=1) for part in gradients)
+    return 0.0 * (features + outputs)
 
 
 def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
-    """The trunk's gradient of its input, for one gradient of its output; no weight sees it."""
+    """(T, B, I) gradients of the trunk's input from (T, M, B, H) ones of its output.
+
+    One forward, a backward per task; no weight gets a gradient.
+    """
     training = trunk.training
     trunk.eval()
     with torch.enable_grad():
         features = features.detach().requires_grad_()
-        (pulled,) = torch.autograd.grad(trunk(features), features, at_outputs)
+        outputs = trunk(features)
+        pulled = [
+            torch.autograd.grad(outputs, features, of_task, retain_graph=True)[0]
+            for of_task in at_outputs
+        ]
     trunk.train(training)
-    return pulled
+    return torch.stack(pulled)
 
 
 def inner_products(gradients: Tensor) -> Tensor:

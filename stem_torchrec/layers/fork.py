@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class Handle(NamedTuple):
-    """What one task reads of the shared part.
+    """Shared features and what the trunk makes of them.
 
     Attributes:
-        features: (B, I), the values of x.
-        outputs: (M, B, H), the values of y.
+        features: x.
+        outputs: y.
     """
 
     features: Tensor
@@ -24,18 +24,19 @@ class Forked(NamedTuple):
     """The shared part after a fork.
 
     Attributes:
-        shared: the values themselves, for parts of the model that belong to no task.
-        tasks: T handles of the same values.
+        shared: x (B, I) and y (M, B, H), for parts of the model that belong to no task.
+        tasks: the same as each task reads them, (T, B, I) and (T, M, B, H); of size 1 in the
+            first dimension where all tasks read one.
     """
 
     shared: Handle
-    tasks: list[Handle]
+    tasks: Handle
 
 
 class Fork(Protocol):
     """Runs the trunk once and gives each of T tasks a handle on its input and output.
 
-    A task reads shared values through its own handle alone, so that a fork sees each task's
+    A task reads shared values through its own entry alone, so that a fork sees each task's
     gradient of them apart.
     """
 
@@ -43,8 +44,12 @@ class Fork(Protocol):
 
 
 class PlainFork(nn.Module):
-    """All tasks have one handle: their gradients add up, as without any balancing."""
+    """All tasks read one handle: their gradients add up, as without any balancing."""
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
-        handle = Handle(features, trunk(features))
-        return Forked(handle, [handle] * num_tasks)
+        return plain(Handle(features, trunk(features)))
+
+
+def plain(shared: Handle) -> Forked:
+    """The same values for everybody."""
+    return Forked(shared, Handle(*(part.unsqueeze(0) for part in shared)))

@@ -10,24 +10,20 @@ import torch
 from torch import Tensor
 
 
-def mix(
-    gate_logits: Tensor, shared: Sequence[Tensor], tasks: Tensor, *, stop_gradient: bool
-) -> Tensor:
+def mix(gate_logits: Tensor, shared: Tensor, tasks: Tensor, *, stop_gradient: bool) -> Tensor:
     """Softmax-weighted sum of all experts for each gate: (G, B, H).
 
     Args:
         gate_logits: (G, B, K), over the shared experts, then task 0's, task 1's, ...
-        shared: (M_s, B, H) outputs of the shared experts as each of the G gates reads them: equal
-            values, which may be one tensor or several, each with its own gate's gradient.
+        shared: (G, M_s, B, H) outputs of the shared experts as each gate reads them, equal values;
+            or (1, M_s, B, H), which all gates read.
         tasks: (T, M_t, B, H) outputs of the tasks' experts.
         stop_gradient: gate t is task t's (G = T) and passes no gradient to other tasks' experts
             (exactly zero); else every gate passes gradient to every expert.
     """
-    assert len(shared) == len(gate_logits)
+    assert len(shared) in (1, len(gate_logits))
     assert not stop_gradient or len(gate_logits) == len(tasks)
-    is_one = all(handle is shared[0] for handle in shared)
-    weights = gate_logits.softmax(dim=-1)
-    return _Mix.apply(weights, tasks, stop_gradient, *(shared[:1] if is_one else shared))
+    return _Mix.apply(gate_logits.softmax(dim=-1), shared, tasks, stop_gradient)
 
 
 class _Mix(torch.autograd.Function):
@@ -39,10 +35,10 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, tasks: Tensor, stop_gradient: bool, *shared: Tensor
+        ctx: Any, weights: Tensor, shared: Tensor, tasks: Tensor, stop_gradient: bool
     ) -> Tensor:
         ctx.save_for_backward(weights, tasks, shared[0])
-        ctx.stop_gradient, ctx.num_handles = stop_gradient, len(shared)
+        ctx.stop_gradient, ctx.is_one = stop_gradient, len(shared) == 1
         return _weighted_sums(weights, [*shared[0], *tasks.flatten(0, 1)])
 
     @staticmethod
@@ -54,16 +50,16 @@ class _Mix(torch.autograd.Function):
         ).permute(1, 0, 2)
         of_expert = weights.permute(2, 1, 0)  # (K, B, G)
         of_shared, of_tasks = of_expert[: len(shared)], of_expert[len(shared) :]
-        if ctx.num_handles == 1:
-            to_shared = [_weighted_sums(of_shared, list(gradient))]
+        if ctx.is_one:
+            to_shared = _weighted_sums(of_shared, list(gradient)).unsqueeze(0)
         else:
-            to_shared = [of_shared[:, :, g, None] * gradient[g] for g in range(ctx.num_handles)]
+            to_shared = of_shared.permute(2, 0, 1).unsqueeze(-1) * gradient.unsqueeze(1)
         if ctx.stop_gradient:
             own = of_tasks.unflatten(0, tasks.shape[:2]).diagonal(dim1=0, dim2=3)  # (M_t, B, T)
             to_tasks = own.permute(2, 0, 1).unsqueeze(-1) * gradient.unsqueeze(1)
         else:
             to_tasks = _weighted_sums(of_tasks, list(gradient)).view_as(tasks)
-        return to_weights, to_tasks, None, *to_shared
+        return to_weights, to_shared, to_tasks, None
 
 
 def _weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:

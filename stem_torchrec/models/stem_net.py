@@ -4,7 +4,7 @@ B rows, F features, D embedding dimension, N dense features, T tasks, M_s shared
 experts per task, H expert width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
-from stem_torchrec.layers.fork import Fork, Forked, Handle, PlainFork
+from stem_torchrec.layers.fork import Fork, Forked, Handle, PlainFork, plain
 from stem_torchrec.layers.gates import mix
 from stem_torchrec.layers.mlp import BatchedMlp
 from stem_torchrec.schema import Schema
@@ -61,25 +61,26 @@ class StemNet(nn.Module):
         first, *stacked = self.blocks
         assert isinstance(first, AftbBlock)
         forked = self.fork(first.shared_experts, shared, len(self.tasks))
+        read = forked.tasks.features.expand(len(self.tasks), -1, -1)
         tasks = torch.stack(
             [
-                self._task_input(pooled, task, handle, dense)
-                for task, handle in zip(self.tasks, forked.tasks, strict=True)
+                self._task_input(pooled, task, features, dense)
+                for task, features in zip(self.tasks, read, strict=True)
             ]
         )
         shared, tasks = first(forked, tasks)
         for block in stacked:
-            forked = PlainFork()(block.shared_experts, shared, len(self.tasks))
-            shared, tasks = block(forked, tasks)
+            assert isinstance(block, AftbBlock)
+            shared, tasks = block(plain(Handle(shared, block.shared_experts(shared))), tasks)
         return self.towers(tasks).squeeze(-1).t()
 
     def _task_input(
-        self, pooled: dict[str, Tensor], task: str, handle: Handle, dense: Tensor
+        self, pooled: dict[str, Tensor], task: str, shared: Tensor, dense: Tensor
     ) -> Tensor:
         """e^t: the task's own features, and the shared ones of features it has no table for."""
         parts = [pooled[task]] if task in pooled else []
         if len(self.unspecific_columns):
-            parts.append(handle.features.index_select(1, self.unspecific_columns))
+            parts.append(shared.index_select(1, self.unspecific_columns))
         return torch.cat([*parts, dense], dim=1)
 
 
@@ -118,22 +119,22 @@ class AftbBlock(nn.Module):
         """
         own_out = self.task_experts(tasks.repeat_interleave(self.num_own, dim=0))
         own_out = own_out.unflatten(0, (len(tasks), self.num_own))
-        gate_logits = self.gates(self._gate_input(forked.tasks, tasks))
-        outputs = [handle.outputs for handle in forked.tasks]
+        gate_logits = self.gates(self._gate_input(forked.tasks.features, tasks))
+        outputs = forked.tasks.outputs
         mixed = mix(gate_logits, outputs, own_out, stop_gradient=self.stop_gradient)
         return self._next_shared(forked.shared, own_out), mixed
 
-    def _gate_input(self, handles: Sequence[Handle], tasks: Tensor) -> Tensor:
+    def _gate_input(self, shared: Tensor, tasks: Tensor) -> Tensor:
         if self.gate_input == "task":
             return tasks
-        shared = torch.stack([handle.features for handle in handles])
+        shared = shared.expand_as(tasks)
         return shared if self.gate_input == "shared" else torch.cat([tasks, shared], dim=-1)
 
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:
         if self.shared_gate is None:
             return shared.features
         gate_logits = self.shared_gate(shared.features)
-        return mix(gate_logits, [shared.outputs], own_out, stop_gradient=False)[0]
+        return mix(gate_logits, shared.outputs.unsqueeze(0), own_out, stop_gradient=False)[0]
 
 
 def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ...]:

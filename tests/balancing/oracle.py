@@ -30,9 +30,9 @@ class _Apart(nn.Module):
     """A fork whose handles are tensors of their own, so that each can be differentiated by."""
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
-        whole = Handle(features, trunk(features))
-        self.handles = [Handle(*(part * 1 for part in whole)) for _ in range(num_tasks)]
-        return Forked(whole, self.handles)
+        shared = Handle(features, trunk(features))
+        self.handles = [Handle(*(part * 1 for part in shared)) for _ in range(num_tasks)]
+        return Forked(shared, Handle(*map(torch.stack, zip(*self.handles, strict=True))))
 
 
 def expected_step(config, batch, state: State) -> Expected:

@@ -21,7 +21,7 @@ def inputs(num_shared, num_tasks, num_own, num_gates=None):
 
 
 def mix_of_one(logits, shared, tasks, *, stop_gradient):
-    return mix(logits, [shared] * len(logits), tasks, stop_gradient=stop_gradient)
+    return mix(logits, shared.unsqueeze(0), tasks, stop_gradient=stop_gradient)
 
 
 def by_definition(logits, shared, tasks, *, stop_gradient):
@@ -63,7 +63,7 @@ def test_another_number_of_gates_than_tasks():
 def test_every_gate_gives_its_own_handle_of_the_shared_experts_its_gradient(stop_gradient):
     logits, shared, tasks = inputs(2, 3, 2)
     handles = [shared.detach().clone().requires_grad_() for _ in range(3)]
-    apart = mix(logits, handles, tasks, stop_gradient=stop_gradient)
+    apart = mix(logits, torch.stack(handles), tasks, stop_gradient=stop_gradient)
     together = mix_of_one(logits, shared, tasks, stop_gradient=stop_gradient)
     assert torch.equal(apart, together)
     direction = torch.randn_like(apart)
