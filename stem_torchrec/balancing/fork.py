@@ -133,13 +133,17 @@ class _Fork(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        # Only this node gets these gradients, so they may be overwritten.
         by_task = Gradients(*gradients)
         multipliers = ctx.fork.update(ctx.trunk, ctx.saved_tensors[0], by_task)
         return None, None, None, *(combined(part, multipliers) for part in by_task)
 
 
 def combined(gradients: Tensor, multipliers: Tensor) -> Tensor:
-    """sum_t a_t g_t of (T, ...) gradients; a task with a_t = 0 leaves no trace, be it NaN."""
+    """sum_t a_t g_t of (T, ...) gradients, which it overwrites where a_t = 0.
+
+    A task with a_t = 0 leaves no trace, be its gradient NaN.
+    """
     flat = gradients.flatten(start_dim=1)
-    flat = flat.masked_fill((multipliers == 0).unsqueeze(1), 0.0)
+    flat.masked_fill_((multipliers == 0).unsqueeze(1), 0.0)
     return (multipliers @ flat).view(gradients.shape[1:])
