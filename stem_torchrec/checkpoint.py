@@ -59,8 +59,6 @@ def load(
     Returns:
         The position that was saved with it.
     """
-    if optimizers is not None:
-        optimizers.make_state()
     position = dict.fromkeys(POSITION, 0)
     if optimizers is not None:
         optimizers.make_state()
