@@ -60,12 +60,14 @@ def plot(rows: list[Row], speeds: list[Row], file: Path) -> None:
                 if (s["rule"], s["boundary"], s["tasks"]) == (row["rule"], row["boundary"], tasks)
                 and s["gram_rows"] is None
             ]
-            if not found and row["rule"] not in ("equal", "static"):
-                continue
+            if not found and row["rule"] != "equal":
+                continue  # no speed measured
             ratio = found[0] if found else 1.0
             change, spread = row["ne_change"]
             axis.errorbar(ratio, change, yerr=spread, fmt="o", capsize=3)
-            axis.annotate(f"{row['rule']}@{row['boundary']}", (ratio, change), fontsize=7)
+            side = {"ha": "right", "xytext": (-6, 4)} if ratio > 0.8 else {"xytext": (6, 4)}
+            place = {"textcoords": "offset points", "fontsize": 7}
+            axis.annotate(_name(row), (ratio, change), **place, **side)
         axis.axhline(0, linewidth=0.5, color="gray")
         axis.set(title=data, xlabel="speed relative to equal", ylabel="NE change (lower is better)")
     figure.tight_layout()
