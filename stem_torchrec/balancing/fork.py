@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.balancing.gram import Gradients, Gram
+from stem_torchrec.balancing.gradients import Factored, Gradients, Whole
+from stem_torchrec.balancing.gram import Gram
 from stem_torchrec.balancing.report import balance_metrics
 from stem_torchrec.balancing.rule import Balanced, Rule, balance
-from stem_torchrec.layers.fork import Forked, Handle, plain
+from stem_torchrec.layers.fork import Forked, GateGradient, Handle, plain
 
 RankMean = Callable[[Tensor], Callable[[], Tensor]]
 
@@ -79,12 +80,14 @@ class BalancedFork(nn.Module):
         self._step = step
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
-        shared = Handle(features, trunk(features))
+        outputs = trunk(features)
         if not torch.is_grad_enabled():
-            return plain(shared)
+            return plain(features, outputs)
         if self._gram is None:
             self.features = features
-        return Forked(shared, Handle(*_Fork.apply(self, trunk, num_tasks, *shared)))
+        gates: list[GateGradient] = []
+        x, y = _Fork.apply(self, trunk, num_tasks, gates, features, outputs)
+        return Forked(Handle(features, outputs), Handle(x, y, gates))
 
     @contextmanager
     def only(self, task: int) -> Iterator[None]:
@@ -125,25 +128,23 @@ class _Fork(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, fork: BalancedFork, trunk: nn.Module, num_tasks: int, x: Tensor, y: Tensor
+        ctx: Any,
+        fork: BalancedFork,
+        trunk: nn.Module,
+        num_tasks: int,
+        gates: list[GateGradient],
+        x: Tensor,
+        y: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.fork, ctx.trunk = fork, trunk
+        ctx.fork, ctx.trunk, ctx.gates = fork, trunk, gates
         ctx.save_for_backward(x)
         return tuple(value.expand(num_tasks, *value.shape) for value in (x, y))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        # Only this node gets these gradients, so they may be overwritten.
-        by_task = Gradients(*gradients)
+        features, outputs = gradients
+        gated = Factored(ctx.gates.pop()) if ctx.gates else None
+        assert not ctx.gates, "more than one gate per task left its gradient"
+        by_task = Gradients(Whole(features), gated or Whole(outputs))
         multipliers = ctx.fork.update(ctx.trunk, ctx.saved_tensors[0], by_task)
-        return None, None, None, *(combined(part, multipliers) for part in by_task)
-
-
-def combined(gradients: Tensor, multipliers: Tensor) -> Tensor:
-    """sum_t a_t g_t of (T, ...) gradients, which it overwrites where a_t = 0.
-
-    A task with a_t = 0 leaves no trace, be its gradient NaN.
-    """
-    flat = gradients.flatten(start_dim=1)
-    flat.masked_fill_((multipliers == 0).unsqueeze(1), 0.0)
-    return (multipliers @ flat).view(gradients.shape[1:])
+        return None, None, None, None, *(part.combined(multipliers) for part in by_task)

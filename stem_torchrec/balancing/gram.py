@@ -3,22 +3,12 @@
 B rows of the local batch, T tasks; a trunk maps shared features x (B, I) to outputs y (M, B, H).
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-
-class Gradients(NamedTuple):
-    """Each task's gradient at the fork.
-
-    Attributes:
-        features: (T, B, I), of x: what the gates and the tasks' inputs read.
-        outputs: (T, M, B, H), of y.
-    """
-
-    features: Tensor
-    outputs: Tensor
+from stem_torchrec.balancing.gradients import Gradients, inner_products
 
 
 class Gram(Protocol):
@@ -31,7 +21,7 @@ class ExpertsGram:
     """Gradients at the fork itself: the shared experts' outputs with the gates' shared input."""
 
     def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor:
-        return inner_products(gradients.features) + inner_products(gradients.outputs)
+        return gradients.features.inner_products() + gradients.outputs.inner_products()
 
 
 class PooledGram:
@@ -53,16 +43,12 @@ class PooledGram:
     def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor:
         batch = len(features)
         rows = min(batch, self._rows or batch)
-        pulled = _pull(trunk, features[:rows], gradients.outputs[:, :, :rows])
-        pooled = pulled + gradients.features[:, :rows]
+        pulled = _pull(trunk, features[:rows], gradients.outputs.rows(rows))
+        pooled = pulled + gradients.features.rows(rows)
         gram = inner_products(pooled[..., : self._width]) * (batch / rows)
-        return gram if rows == batch else gram + torch.diag(_marks(gradients))
-
-
-def _marks(gradients: Gradients) -> Tensor:
-    """(T,) zeros; NaN for a task with a value anywhere that is not finite."""
-    features, outputs = (part.flatten(start_dim=1).sum(dim=1) for part in gradients)
-    return 0.0 * (features + outputs)
+        if rows == batch:
+            return gram
+        return gram + torch.diag(gradients.features.marks() + gradients.outputs.marks())
 
 
 def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
@@ -81,9 +67,3 @@ def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
         ]
     trunk.train(training)
     return torch.stack(pulled)
-
-
-def inner_products(gradients: Tensor) -> Tensor:
-    """(T, ...) -> (T, T)."""
-    flat = gradients.flatten(start_dim=1)
-    return flat @ flat.t()

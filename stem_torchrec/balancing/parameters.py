@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.balancing.fork import BalancedFork, RankMean
-from stem_torchrec.balancing.gram import inner_products
+from stem_torchrec.balancing.gradients import inner_products
 from stem_torchrec.balancing.table_rows import RowGradients
 
 

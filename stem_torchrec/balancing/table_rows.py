@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.balancing.gram import inner_products
+from stem_torchrec.balancing.gradients import inner_products
 from stem_torchrec.schema import Schema
 
 

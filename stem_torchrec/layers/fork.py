@@ -1,11 +1,23 @@
 """Where the shared part of a model parts into tasks.
 
-B rows, T tasks; a trunk maps the shared features x (B, I) to outputs y (M, B, H).
+B rows, T tasks; a trunk maps the shared features x (B, I) to M outputs y (M, B, H).
 """
 
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+
+class GateGradient(NamedTuple):
+    """Gradient of forked outputs in factors: task t's of output m is weights[t, :, m] * mixture[t].
+
+    Attributes:
+        weights: (T, B, M).
+        mixture: (T, B, H).
+    """
+
+    weights: Tensor
+    mixture: Tensor
 
 
 class Handle(NamedTuple):
@@ -14,10 +26,13 @@ class Handle(NamedTuple):
     Attributes:
         features: x.
         outputs: y.
+        gates: where a gate that mixes the outputs leaves their gradient, giving autograd zeros;
+            null: autograd takes it. One gate per task and nothing else may then read them.
     """
 
     features: Tensor
     outputs: Tensor
+    gates: list[GateGradient] | None = None
 
 
 class Forked(NamedTuple):
@@ -47,9 +62,10 @@ class PlainFork(nn.Module):
     """All tasks read one handle: their gradients add up, as without any balancing."""
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
-        return plain(Handle(features, trunk(features)))
+        return plain(features, trunk(features))
 
 
-def plain(shared: Handle) -> Forked:
+def plain(features: Tensor, outputs: Tensor) -> Forked:
     """The same values for everybody."""
-    return Forked(shared, Handle(*(part.unsqueeze(0) for part in shared)))
+    one = Handle(features.unsqueeze(0), outputs.unsqueeze(0))
+    return Forked(Handle(features, outputs), one)

@@ -1,29 +1,38 @@
-"""The All-Forward Task-specific-Backward gate of STEM (AAAI 2024, equations 5 and 6).
+"""Gated mixtures of experts, among them STEM's All-Forward Task-specific-Backward gate.
 
-B rows, T tasks, G gates, K = M_s + T * M_t experts of width H.
+B rows, T tasks, G gates, M_s shared experts and M_t of each task, K of them read by a gate, all of
+width H.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from stem_torchrec.layers.fork import GateGradient, Handle
 
-def mix(gate_logits: Tensor, shared: Tensor, tasks: Tensor, *, stop_gradient: bool) -> Tensor:
-    """Softmax-weighted sum of all experts for each gate: (G, B, H).
+Reach = Literal["all", "forward", "own"]
+"""Which experts of the tasks a gate reads and trains: ``all``; ``forward``: reads all, trains its
+own task's alone (AFTB, STEM, AAAI 2024, equations 5 and 6); ``own``: knows its own task's alone."""
+
+
+def mix(weights: Tensor, shared: Handle, tasks: Tensor, reach: Reach) -> Tensor:
+    """Weighted sum of the experts that each gate reads: (G, B, H).
+
+    The gradient of an expert that a gate does not train is exactly zero.
 
     Args:
-        gate_logits: (G, B, K), over the shared experts, then task 0's, task 1's, ...
-        shared: (G, M_s, B, H) outputs of the shared experts as each gate reads them, equal values;
-            or (1, M_s, B, H), which all gates read.
+        weights: (G, B, K), over the shared experts, then task 0's, task 1's, ...; or over the
+            shared ones and the gate's own with ``own``.
+        shared: its outputs are the shared experts' as each gate reads them, (G, M_s, B, H) of
+            equal values; or (1, M_s, B, H), which all gates read.
         tasks: (T, M_t, B, H) outputs of the tasks' experts.
-        stop_gradient: gate t is task t's (G = T) and passes no gradient to other tasks' experts
-            (exactly zero); else every gate passes gradient to every expert.
+        reach: gate t is task t's (G = T) unless ``all``.
     """
-    assert len(shared) in (1, len(gate_logits))
-    assert not stop_gradient or len(gate_logits) == len(tasks)
-    return _Mix.apply(gate_logits.softmax(dim=-1), shared, tasks, stop_gradient)
+    assert len(shared.outputs) in (1, len(weights))
+    assert reach == "all" or len(weights) == len(tasks)
+    return _Mix.apply(weights, shared.outputs, tasks, reach, shared.gates)
 
 
 class _Mix(torch.autograd.Function):
@@ -35,34 +44,61 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, shared: Tensor, tasks: Tensor, stop_gradient: bool
+        ctx: Any,
+        weights: Tensor,
+        shared: Tensor,
+        tasks: Tensor,
+        reach: Reach,
+        gates: list[GateGradient] | None,
     ) -> Tensor:
         ctx.save_for_backward(weights, tasks, shared[0])
-        ctx.stop_gradient, ctx.is_one = stop_gradient, len(shared) == 1
-        return _weighted_sums(weights, [*shared[0], *tasks.flatten(0, 1)])
+        ctx.reach, ctx.gates, ctx.num_handles = reach, gates, len(shared)
+        if reach == "own":
+            terms = [[*shared[0], *own] for own in tasks]
+            return torch.cat(
+                [weighted_sums(w[None], own) for w, own in zip(weights, terms, strict=True)]
+            )
+        return weighted_sums(weights, [*shared[0], *tasks.flatten(0, 1)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         weights, tasks, shared = ctx.saved_tensors
-        by_row = gradient.permute(1, 0, 2)
-        to_weights = torch.cat(
-            [torch.bmm(by_row, h.permute(1, 2, 0)) for h in (shared, tasks.flatten(0, 1))], dim=2
-        ).permute(1, 0, 2)
-        of_expert = weights.permute(2, 1, 0)  # (K, B, G)
-        of_shared, of_tasks = of_expert[: len(shared)], of_expert[len(shared) :]
-        if ctx.is_one:
-            to_shared = _weighted_sums(of_shared, list(gradient)).unsqueeze(0)
+        of_shared, of_tasks = weights.tensor_split([len(shared)], dim=2)
+        to_weights = [_products(gradient, shared)]
+        if ctx.reach == "own":
+            to_weights += [torch.linalg.vecdot(gradient.unsqueeze(1), tasks).transpose(1, 2)]
+            own = of_tasks
         else:
-            to_shared = of_shared.permute(2, 0, 1).unsqueeze(-1) * gradient.unsqueeze(1)
-        if ctx.stop_gradient:
-            own = of_tasks.unflatten(0, tasks.shape[:2]).diagonal(dim1=0, dim2=3)  # (M_t, B, T)
-            to_tasks = own.permute(2, 0, 1).unsqueeze(-1) * gradient.unsqueeze(1)
+            to_weights += [_products(gradient, tasks.flatten(0, 1))]
+            own = of_tasks.unflatten(2, tasks.shape[:2]).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        if ctx.reach == "all":
+            to_tasks = weighted_sums(of_tasks.permute(2, 1, 0), list(gradient)).view_as(tasks)
         else:
-            to_tasks = _weighted_sums(of_tasks, list(gradient)).view_as(tasks)
-        return to_weights, to_shared, to_tasks, None
+            to_tasks = _multiplied_out(own, gradient)
+        to_shared = _to_shared(ctx, of_shared, gradient, len(shared))
+        return torch.cat(to_weights, dim=2), to_shared, to_tasks, None, None
 
 
-def _weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+def _to_shared(ctx: Any, of_shared: Tensor, gradient: Tensor, num_shared: int) -> Tensor:
+    if ctx.gates is not None:
+        ctx.gates.append(GateGradient(of_shared, gradient))
+        return gradient.new_zeros(()).expand(ctx.num_handles, num_shared, *gradient.shape[1:])
+    if ctx.num_handles == 1:
+        return weighted_sums(of_shared.permute(2, 1, 0), list(gradient)).unsqueeze(0)
+    return _multiplied_out(of_shared, gradient)
+
+
+def _multiplied_out(weights: Tensor, gradient: Tensor) -> Tensor:
+    """Weights (G, B, M) and gradients (G, B, H) of the mixtures -> (G, M, B, H) of the experts."""
+    return weights.transpose(1, 2).unsqueeze(-1) * gradient.unsqueeze(1)
+
+
+def _products(gradient: Tensor, experts: Tensor) -> Tensor:
+    """Inner products of (G, B, H) with (K, B, H): (G, B, K)."""
+    return torch.bmm(gradient.permute(1, 0, 2), experts.permute(1, 2, 0)).permute(1, 0, 2)
+
+
+def weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     """(N, B, K) weights of K terms (B, H) -> (N, B, H)."""
     sums = terms[0].new_empty(len(weights), *terms[0].shape)
     for out, weight in zip(sums, weights, strict=True):

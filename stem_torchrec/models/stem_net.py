@@ -13,7 +13,7 @@ from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
 from stem_torchrec.layers.fork import Fork, Forked, Handle, PlainFork, plain
-from stem_torchrec.layers.gates import mix
+from stem_torchrec.layers.gates import Reach, mix
 from stem_torchrec.layers.mlp import BatchedMlp
 from stem_torchrec.schema import Schema
 
@@ -71,7 +71,7 @@ class StemNet(nn.Module):
         shared, tasks = first(forked, tasks)
         for block in stacked:
             assert isinstance(block, AftbBlock)
-            shared, tasks = block(plain(Handle(shared, block.shared_experts(shared))), tasks)
+            shared, tasks = block(plain(shared, block.shared_experts(shared)), tasks)
         return self.towers(tasks).squeeze(-1).t()
 
     def _task_input(
@@ -120,8 +120,8 @@ class AftbBlock(nn.Module):
         own_out = self.task_experts(tasks.repeat_interleave(self.num_own, dim=0))
         own_out = own_out.unflatten(0, (len(tasks), self.num_own))
         gate_logits = self.gates(self._gate_input(forked.tasks.features, tasks))
-        outputs = forked.tasks.outputs
-        mixed = mix(gate_logits, outputs, own_out, stop_gradient=self.stop_gradient)
+        reach: Reach = "forward" if self.stop_gradient else "all"
+        mixed = mix(gate_logits.softmax(dim=-1), forked.tasks, own_out, reach)
         return self._next_shared(forked.shared, own_out), mixed
 
     def _gate_input(self, shared: Tensor, tasks: Tensor) -> Tensor:
@@ -133,8 +133,9 @@ class AftbBlock(nn.Module):
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:
         if self.shared_gate is None:
             return shared.features
-        gate_logits = self.shared_gate(shared.features)
-        return mix(gate_logits, shared.outputs.unsqueeze(0), own_out, stop_gradient=False)[0]
+        weights = self.shared_gate(shared.features).softmax(dim=-1)
+        experts = Handle(shared.features, shared.outputs.unsqueeze(0))
+        return mix(weights, experts, own_out, "all")[0]
 
 
 def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ...]:

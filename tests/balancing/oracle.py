@@ -31,8 +31,9 @@ class _Apart(nn.Module):
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
         shared = Handle(features, trunk(features))
-        self.handles = [Handle(*(part * 1 for part in shared)) for _ in range(num_tasks)]
-        return Forked(shared, Handle(*map(torch.stack, zip(*self.handles, strict=True))))
+        self.handles = [Handle(shared.features * 1, shared.outputs * 1) for _ in range(num_tasks)]
+        features, outputs = ([h[part] for h in self.handles] for part in (0, 1))
+        return Forked(shared, Handle(torch.stack(features), torch.stack(outputs)))
 
 
 def expected_step(config, batch, state: State) -> Expected:
@@ -78,7 +79,7 @@ def _gram(boundary: str, losses: Tensor, fork: _Apart, recommender, parameters: 
     by_task = []
     for task, loss in enumerate(losses):
         if boundary == "experts":
-            inputs = list(fork.handles[task])
+            inputs = list(fork.handles[task][:2])
         elif boundary == "pooled":
             inputs = [recommender.shared_pooled]
         else:

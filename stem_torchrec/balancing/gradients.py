@@ -1,0 +1,111 @@
+"""The tasks' gradients at a fork, whole or in factors.
+
+B rows of the local batch, T tasks, M trunk outputs of width H.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from stem_torchrec.layers.fork import GateGradient
+from stem_torchrec.layers.gates import weighted_sums
+
+
+class TaskGradients(Protocol):
+    """T gradients of one value."""
+
+    def inner_products(self) -> Tensor:
+        """(T, T) over all rows of the local batch."""
+        ...
+
+    def rows(self, number: int) -> Tensor:
+        """(T, ..., number, H) of the first rows."""
+        ...
+
+    def combined(self, multipliers: Tensor) -> Tensor:
+        """sum_t a_t g_t; a task with a_t = 0 leaves no trace, be its gradient NaN."""
+        ...
+
+    def marks(self) -> Tensor:
+        """(T,) zeros; NaN for a task with a value anywhere that is not finite."""
+        ...
+
+
+class Gradients(NamedTuple):
+    """Each task's gradient at the fork.
+
+    Attributes:
+        features: of the shared features, which the gates and the tasks' inputs read.
+        outputs: of the trunk's outputs.
+    """
+
+    features: TaskGradients
+    outputs: TaskGradients
+
+
+class Whole:
+    """Gradients (T, ..., B, H) as autograd makes them."""
+
+    def __init__(self, gradients: Tensor) -> None:
+        self._gradients = gradients
+
+    def inner_products(self) -> Tensor:
+        return inner_products(self._gradients)
+
+    def rows(self, number: int) -> Tensor:
+        return self._gradients[..., :number, :]
+
+    def combined(self, multipliers: Tensor) -> Tensor:
+        flat = taking_part(self._gradients, multipliers).flatten(start_dim=1)
+        return (multipliers @ flat).view(self._gradients.shape[1:])
+
+    def marks(self) -> Tensor:
+        return 0.0 * self._gradients.flatten(start_dim=1).sum(dim=1)
+
+
+class Factored:
+    """Gradients (T, M, B, H) through a gate: expert m's is the gate's weight times the mixture's.
+
+    Products, sums and memory are those of (T, B, H): multiplying out would cost M times as much.
+    """
+
+    def __init__(self, factors: GateGradient) -> None:
+        self._weights, self._mixture = factors
+
+    def inner_products(self) -> Tensor:
+        pairs = _row_products(self._weights) * _row_products(self._mixture)
+        return pairs.sum(dim=0)
+
+    def rows(self, number: int) -> Tensor:
+        weights = self._weights[:, :number].transpose(1, 2).unsqueeze(-1)
+        return weights * self._mixture[:, None, :number]
+
+    def combined(self, multipliers: Tensor) -> Tensor:
+        weights = taking_part(self._weights, multipliers) * multipliers.view(-1, 1, 1)
+        mixture = taking_part(self._mixture, multipliers)
+        return weighted_sums(weights.permute(2, 1, 0), list(mixture))
+
+    def marks(self) -> Tensor:
+        parts = (self._weights, self._mixture)
+        return sum((0.0 * part.flatten(start_dim=1).sum(dim=1) for part in parts), torch.zeros(()))
+
+
+def inner_products(gradients: Tensor) -> Tensor:
+    """(T, ...) -> (T, T)."""
+    flat = gradients.flatten(start_dim=1)
+    return flat @ flat.t()
+
+
+def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:
+    """(T, ...) gradients, 0 for tasks with multiplier 0."""
+    left_out = multipliers == 0
+    # On a CPU looking costs nothing, and a pass over all gradients does; a GPU would have to wait.
+    if left_out.device.type == "cpu" and not left_out.any():
+        return gradients
+    return gradients.masked_fill(left_out.view(-1, *[1] * (gradients.dim() - 1)), 0.0)
+
+
+def _row_products(values: Tensor) -> Tensor:
+    """(T, B, N) -> (B, T, T)."""
+    return torch.bmm(values.transpose(0, 1), values.permute(1, 2, 0))

@@ -1,0 +1,45 @@
+"""Gradients of a gate in factors are what multiplying them out gives."""
+
+import pytest
+import torch
+
+from stem_torchrec.balancing.gradients import Factored, Whole
+from stem_torchrec.layers.fork import GateGradient
+
+T, M, B, H = 3, 4, 6, 5
+
+
+def both(weights=None, mixture=None):
+    torch.manual_seed(0)
+    weights = torch.randn(T, B, M, dtype=torch.float64) if weights is None else weights
+    mixture = torch.randn(T, B, H, dtype=torch.float64) if mixture is None else mixture
+    whole = weights.transpose(1, 2).unsqueeze(-1) * mixture.unsqueeze(1)
+    return Factored(GateGradient(weights, mixture)), Whole(whole)
+
+
+def test_inner_products_and_rows():
+    factored, whole = both()
+    torch.testing.assert_close(factored.inner_products(), whole.inner_products())
+    torch.testing.assert_close(factored.rows(2), whole.rows(2))
+    assert factored.rows(2).shape == (T, M, 2, H)
+
+
+@pytest.mark.parametrize("multipliers", [[1.0, -2.0, 0.5], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+def test_combined(multipliers):
+    multipliers = torch.tensor(multipliers, dtype=torch.float64)
+    factored, whole = (g.combined(multipliers) for g in both())
+    torch.testing.assert_close(factored, whole)
+    assert factored.shape == (M, B, H)
+
+
+@pytest.mark.parametrize("which", ["weights", "mixture"])
+def test_a_task_that_is_not_finite_is_marked_and_leaves_no_trace(which):
+    torch.manual_seed(1)
+    parts = {"weights": torch.randn(T, B, M).double(), "mixture": torch.randn(T, B, H).double()}
+    clean = both(**{name: value.clone() for name, value in parts.items()})
+    parts[which][1, 3, 2] = torch.inf
+    multipliers = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    for spoilt, expected in zip(both(**parts), clean, strict=True):
+        assert spoilt.marks().isnan().tolist() == [False, True, False]
+        assert (expected.marks() == 0).all()
+        torch.testing.assert_close(spoilt.combined(multipliers), expected.combined(multipliers))
