@@ -6,11 +6,12 @@ import torch
 
 from stem_torchrec.balancing.install import check_balance
 from stem_torchrec.balancing.rules import SETTINGS, settings_of
-from stem_torchrec.config import BalanceConfig, Config
+from stem_torchrec.config import Config, Section
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.session import has_split, selected_schema
@@ -22,9 +23,10 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
     ``splits`` are the splits a command needs; null: train, and the others where they are.
     """
     schema = selected_schema(config)
-    check_balance(config, schema)
     with torch.device("meta"):
-        check_patterns(config.distributed, table_names(Recommender(config, schema)))
+        recommender = Recommender(config, schema)
+    check_patterns(config.distributed, table_names(recommender))
+    check_balance(config, recommender.model, len(schema.tasks))
     if splits is None:
         others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
         splits = ["train", *others]
@@ -34,11 +36,14 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
 
 def doubtful_settings(config: Config) -> list[str]:
     """Warnings about settings that are allowed but have no effect, or are expensive here."""
-    balance, default = config.balance, BalanceConfig()
-    changed = {name for name in SETTINGS if getattr(balance, name) != getattr(default, name)}
+    balance = config.balance
     warnings = [
+        f"model.{name} has no effect with model.name {config.model.name}"
+        for name in sorted(_changed(config.model) - MODELS[config.model.name].settings)
+    ]
+    warnings += [
         f"balance.{name} has no effect with balance.rule {balance.rule}"
-        for name in sorted(changed - set(settings_of(balance.rule)))
+        for name in sorted(_changed(balance) & set(SETTINGS) - set(settings_of(balance.rule)))
     ]
     if balance.gram_rows is not None and balance.boundary != "pooled":
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
@@ -48,6 +53,16 @@ def doubtful_settings(config: Config) -> list[str]:
             "table; rowwise_adagrad and adagrad touch only the rows of the batch"
         )
     return warnings
+
+
+def _changed(section: Section) -> set[str]:
+    """Keys that are not at their defaults."""
+    fields = type(section).model_fields.items()
+    return {
+        name
+        for name, field in fields
+        if getattr(section, name) != field.get_default(call_default_factory=True)
+    }
 
 
 def plan_offline(config: Config, world: World) -> str:

@@ -12,6 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 ShardingName = Literal[
     "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
 ]
+ModelName = Literal[
+    "single_task",
+    "shared_bottom",
+    "omoe",
+    "mmoe",
+    "ple",
+    "esmm",
+    "aitm",
+    "me_mmoe",
+    "me_ple",
+    "stem_net",
+]
 KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching", "dense"]
 Widths = tuple[Annotated[int, Field(ge=1)], ...]
 
@@ -54,7 +66,10 @@ class TasksConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Literal["stem_net"] = Field("stem_net", description="model to train")
+    name: ModelName = Field("stem_net", description="model to train")
+    expert: Literal["mlp", "nfwfm"] = Field(
+        "mlp", description="an expert: a perceptron, or one on field-weighted interactions"
+    )
     num_shared_experts: int = Field(1, ge=0, description="shared experts per layer (M_s)")
     num_task_experts: int = Field(1, ge=0, description="experts per task and layer (M_t)")
     expert_widths: Widths = Field((512, 512, 512), min_length=1, description="an expert's layers")
@@ -69,6 +84,12 @@ class ModelConfig(Section):
     )
     task_specific_features: Literal["all", "none", "user", "item"] | tuple[str, ...] = Field(
         "all", description="features with a table per task: all, none, a side, or a list of names"
+    )
+    task_order: tuple[str, ...] | None = Field(
+        None, description="tasks that follow one another: esmm, a pair; aitm, all of them"
+    )
+    calibrator_weight: float = Field(
+        0.6, ge=0, description="aitm: weight of the penalty on a task likelier than its predecessor"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after each hidden layer")
 

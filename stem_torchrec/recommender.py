@@ -65,7 +65,7 @@ class TrainStep(nn.Module):
         super().__init__()
         self.target = GlobalTarget(rank_mean)
         self.recommender = recommender
-        self.loss = GlobalBatchLoss()
+        self.loss = GlobalBatchLoss(recommender.model.penalty)
         self.balance: nn.Module = Unbalanced()
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
@@ -97,10 +97,19 @@ class GlobalTarget(nn.Module):
 
 
 class GlobalBatchLoss(nn.Module):
-    """Mean loss per task over the labelled samples of all ranks."""
+    """Mean loss per task over the labelled samples of all ranks.
+
+    Args:
+        penalty: logits (B, T) -> what is added to each sample's loss (B, T); None for nothing.
+    """
+
+    def __init__(self, penalty: nn.Module | None) -> None:
+        super().__init__()
+        self._penalty = penalty
 
     def forward(
         self, logits: Tensor, target: Labelled, total_weights: Callable[[], Tensor]
     ) -> tuple[Tensor, StepOutput]:
-        losses = task_losses(logits, target, total_weights())
+        penalties = self._penalty(logits) if self._penalty is not None else None
+        losses = task_losses(logits, target, total_weights(), penalties)
         return losses, StepOutput(losses.detach(), logits.detach(), target)

@@ -32,6 +32,14 @@ def test_settings_without_effect(balance: dict, expected: str) -> None:
     assert warning.startswith(expected)
 
 
+def test_model_settings_without_effect() -> None:
+    model = {"name": "mmoe", "num_shared_experts": 4, "stop_gradient": False, "layers": 2}
+    assert doubtful_settings(config(model=model)) == [
+        "model.layers has no effect with model.name mmoe",
+        "model.stop_gradient has no effect with model.name mmoe",
+    ]
+
+
 def test_adam_on_cpu_is_costly() -> None:
     (warning,) = doubtful_settings(config(embedding={"optimizer": "adam"}))
     assert "every row of every table" in warning

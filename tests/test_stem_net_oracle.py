@@ -114,10 +114,10 @@ class PlainStemNet(nn.Module):
 def batched_layers(plain):
     """Name of our batched perceptrons -> the plain ones they hold, in order."""
     return {
-        "blocks.0.shared_experts": list(plain.shared_experts),
-        "blocks.0.task_experts": [e for experts in plain.task_experts for e in experts],
-        "blocks.0.gates": list(plain.gates),
-        "towers": list(plain.towers),
+        "stack.blocks.0.shared_experts": list(plain.shared_experts),
+        "stack.blocks.0.task_experts": [e for experts in plain.task_experts for e in experts],
+        "stack.blocks.0.gates.mlp": list(plain.gates),
+        "towers.mlp": list(plain.towers),
     }
 
 

@@ -11,6 +11,7 @@ from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.balancing.table_rows import RowGradients
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
+from stem_torchrec.models.model import Model
 from stem_torchrec.recommender import TrainStep
 from stem_torchrec.schema import Schema
 
@@ -27,12 +28,25 @@ class ObserveLosses(nn.Module):
         return losses
 
 
-def check_balance(config: Config, schema: Schema) -> None:
+def check_balance(config: Config, model: Model, num_tasks: int) -> None:
     """Raise UserError if the balance section does not fit the model or the tasks."""
-    rule_for(config.balance, len(schema.tasks), config.run.seed)
-    if config.balance.rule != "equal" and config.model.layers > 1:
+    settings, name = config.balance, config.model.name
+    rule_for(settings, num_tasks, config.run.seed)
+    if settings.rule == "equal":
+        return
+    if not model.boundaries:
         raise UserError(
-            f"balance.rule: {config.balance.rule!r} with model.layers {config.model.layers}; "
+            f"balance.rule: {settings.rule!r} with model.name {name}, whose tasks share nothing; "
+            "allowed: equal"
+        )
+    if settings.boundary not in model.boundaries:
+        raise UserError(
+            f"balance.boundary: {settings.boundary!r} with model.name {name}; "
+            f"allowed: {', '.join(model.boundaries)}"
+        )
+    if config.model.layers > 1 and "layers" in model.settings:
+        raise UserError(
+            f"balance.rule: {settings.rule!r} with model.layers {config.model.layers}; "
             "allowed: equal, or model.layers 1 (the shared stream of a stacked block reads every "
             "task's experts, so no boundary separates the tasks)"
         )
@@ -52,14 +66,14 @@ def install(
     Raises:
         UserError: as ``check_balance`` does.
     """
-    check_balance(config, schema)
-    settings = config.balance
+    settings, model = config.balance, step.recommender.model
+    check_balance(config, model, len(schema.tasks))
     if settings.rule == "equal":
         return None
-    dim, model = config.embedding.dim, step.recommender.model
+    dim, num_owners = config.embedding.dim, len(model.shared_owners)
     grams: dict[str, Gram] = {
         "experts": ExpertsGram(),
-        "pooled": PooledGram(len(schema.sparse) * dim, settings.gram_rows),
+        "pooled": PooledGram(num_owners * len(schema.sparse) * dim, settings.gram_rows),
     }
     fork = BalancedFork(
         rule_for(settings, len(schema.tasks), config.run.seed),
@@ -71,7 +85,14 @@ def install(
     )
     step.balance = ObserveLosses(fork)
     if settings.boundary in ("parameters", "dense_parameters"):
-        rows = RowGradients(schema, dim, world_size=world_size, rank_mean=rank_mean, group=group)
+        rows = RowGradients(
+            schema,
+            dim,
+            num_owners,
+            world_size=world_size,
+            rank_mean=rank_mean,
+            group=group,
+        )
         step.balance = ParameterBalance(
             fork,
             list(model.shared_parameters()),

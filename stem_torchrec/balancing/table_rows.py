@@ -22,6 +22,7 @@ class RowGradients:
 
     Args:
         dim: D.
+        num_owners: owners that share their tables between tasks; each has all features.
         rank_mean: collective mean over ranks.
         group: process group of the exchange.
     """
@@ -30,6 +31,7 @@ class RowGradients:
         self,
         schema: Schema,
         dim: int,
+        num_owners: int,
         *,
         world_size: int,
         rank_mean: Callable[[Tensor], Callable[[], Tensor]],
@@ -47,16 +49,23 @@ class RowGradients:
         self._is_mean = torch.tensor(
             [f.kind == "bag" and f.pooling == "mean" for f in schema.sparse]
         )
-        self._dim = dim
+        self._dim, self._num_owners = dim, num_owners
         self._world_size = world_size
         self._rank_mean = rank_mean
         self._group = group
 
     def gram(self, features: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """(T, T) from gradients (T, B, I) of the shared features and their ids. Collective."""
-        num_tasks, batch, _ = features.shape
+        width = len(self._table_of) * self._dim
+        by_owner = features[..., : self._num_owners * width].split(width, dim=-1)
+        local = torch.stack([self._of_owner(part, sparse) for part in by_owner]).sum(dim=0)
+        # A rank's gradient is W times its share; the mean over ranks takes one W of the two.
+        return self._rank_mean(local / self._world_size)()
+
+    def _of_owner(self, pooled: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        """This rank's part (T, T) from gradients (T, B, F * D) of one owner's pooled features."""
+        num_tasks, batch, _ = pooled.shape
         num_features = len(self._table_of)
-        pooled = features[..., : num_features * self._dim]
         by_feature = pooled.reshape(num_tasks, batch, num_features, self._dim).permute(2, 1, 0, 3)
         lengths = sparse.lengths().view(num_features, batch).to(torch.int64)
         keys = sparse.values() + self._row_offsets(lengths)
@@ -68,9 +77,7 @@ class RowGradients:
         samples = (by_feature / scale[:, :, None, None]).reshape(num_features, batch, -1)
         if self._world_size > 1:
             lengths, keys, samples = self._exchange(lengths, keys, samples)
-        local = self._products(lengths.flatten(), keys, samples.flatten(0, 1), num_tasks)
-        # A rank's gradient is W times its share; the mean over ranks takes one W of the two.
-        return self._rank_mean(local / self._world_size)()
+        return self._products(lengths.flatten(), keys, samples.flatten(0, 1), num_tasks)
 
     def _row_offsets(self, lengths: Tensor) -> Tensor:
         """What makes an id unique over tables, per id."""

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stem_torchrec.config import ModelConfig
 from stem_torchrec.layers.fork import GateGradient, Handle
+from stem_torchrec.layers.mlp import BatchedMlp
 
 Reach = Literal["all", "forward", "own"]
 """Which experts of the tasks a gate reads and trains: ``all``; ``forward``: reads all, trains its
@@ -106,3 +108,15 @@ def weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
         for k, term in enumerate(terms[1:], start=1):
             out.addcmul_(term, weight[:, k : k + 1])
     return sums
+
+
+class Gates(nn.Module):
+    """G perceptrons with a softmax over the experts they weigh."""
+
+    def __init__(self, num: int, width_in: int, num_experts: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.mlp = BatchedMlp(num, width_in, config.gate_widths, num_experts, config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1."""
+        return self.mlp(x).softmax(dim=-1)

@@ -31,14 +31,22 @@ def labelled(labels: Tensor, sample_weights: Tensor | None) -> Labelled:
     return Labelled(torch.nan_to_num(labels, nan=0.0), weights)
 
 
-def task_losses(logits: Tensor, target: Labelled, total_weights: Tensor) -> Tensor:
-    """(T,) weighted cross-entropy sums of the local batch over the global weight of each task.
+def task_losses(
+    logits: Tensor, target: Labelled, total_weights: Tensor, penalties: Tensor | None = None
+) -> Tensor:
+    """(T,) weighted loss sums of the local batch over the global weight of each task.
+
+    A sample's loss is its cross-entropy and, where given, its penalty, (B, T).
 
     ``total_weights`` (T,) is the mean over ranks of each task's summed weight, so that the mean
     over ranks of the result is the mean loss of the joined batch. A task without any label gives
     0.
     """
-    sums = binary_cross_entropy_with_logits(
+    losses = binary_cross_entropy_with_logits(
         logits, target.labels, weight=target.weights, reduction="none"
-    ).sum(dim=0)
-    return sums / torch.where(total_weights > 0, total_weights, torch.ones_like(total_weights))
+    )
+    if penalties is not None:
+        losses = losses + target.weights * penalties
+    return losses.sum(dim=0) / torch.where(
+        total_weights > 0, total_weights, torch.ones_like(total_weights)
+    )

@@ -1,9 +1,39 @@
-"""The models by name. Adding one is a file, a line here and a test file.
+"""The models by name; each is built from (model config, schema, embedding dimension)."""
 
-A model is a module with ``owners`` (which tables it needs, see ``embeddings.py``) and
-``forward(pooled, dense) -> logits (B, T)``.
-"""
+from typing import Protocol
 
+from stem_torchrec.config import ModelConfig
+from stem_torchrec.models.aitm import Aitm
+from stem_torchrec.models.esmm import Esmm
+from stem_torchrec.models.me_mmoe import MeMmoe
+from stem_torchrec.models.me_ple import MePle
+from stem_torchrec.models.mmoe import Mmoe
+from stem_torchrec.models.model import Model
+from stem_torchrec.models.omoe import Omoe
+from stem_torchrec.models.ple import Ple
+from stem_torchrec.models.shared_bottom import SharedBottom
+from stem_torchrec.models.single_task import SingleTask
 from stem_torchrec.models.stem_net import StemNet
+from stem_torchrec.schema import Schema
 
-MODELS = {"stem_net": StemNet}
+
+class ModelClass(Protocol):
+    """How the rest of the program sees a model's class."""
+
+    settings: frozenset[str]
+
+    def __call__(self, config: ModelConfig, schema: Schema, dim: int) -> Model: ...
+
+
+MODELS: dict[str, ModelClass] = {
+    "single_task": SingleTask,
+    "shared_bottom": SharedBottom,
+    "omoe": Omoe,
+    "mmoe": Mmoe,
+    "ple": Ple,
+    "esmm": Esmm,
+    "aitm": Aitm,
+    "me_mmoe": MeMmoe,
+    "me_ple": MePle,
+    "stem_net": StemNet,
+}

@@ -8,7 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.balancing.rule import balance
 from stem_torchrec.balancing.rules import rule_for
-from stem_torchrec.embeddings import SHARED, table_configs
+from stem_torchrec.embeddings import table_configs
 from stem_torchrec.layers.fork import Forked, Handle
 from stem_torchrec.layers.losses import labelled, task_losses
 from stem_torchrec.recommender import Recommender
@@ -52,14 +52,18 @@ def expected_step(config, batch, state: State) -> Expected:
 
     logits = recommender.model(_pooled(recommender, batch), batch.dense.double())
     target = labelled(batch.labels.double(), batch.weights.double())
-    losses = task_losses(logits, target, target.weights.sum(dim=0))
+    penalty = recommender.model.penalty
+    penalties = penalty(logits) if penalty is not None else None
+    losses = task_losses(logits, target, target.weights.sum(dim=0), penalties)
 
     gram = _gram(config.balance.boundary, losses, fork, recommender, parameters)
     rule = rule_for(config.balance, len(losses), config.run.seed)
     result = balance(rule, gram, losses, rule.initial_state(len(losses)), 0)
     weights = result.multipliers.double()
+    shared = shared_names(recommender)
     gradients = {
-        name: _gradient(name, parameter, losses, weights) for name, parameter in parameters.items()
+        name: _gradient(parameter, losses, weights if name in shared else None)
+        for name, parameter in parameters.items()
     }
     return Expected(
         gram,
@@ -71,7 +75,7 @@ def expected_step(config, batch, state: State) -> Expected:
 
 def _pooled(recommender: Recommender, batch) -> Named:
     pooled = recommender.embeddings(batch.sparse)
-    recommender.shared_pooled = pooled[SHARED]
+    recommender.shared_pooled = [pooled[owner] for owner in recommender.model.shared_owners]
     return pooled
 
 
@@ -81,21 +85,34 @@ def _gram(boundary: str, losses: Tensor, fork: _Apart, recommender, parameters: 
         if boundary == "experts":
             inputs = list(fork.handles[task][:2])
         elif boundary == "pooled":
-            inputs = [recommender.shared_pooled]
+            inputs = recommender.shared_pooled
         else:
-            shared = [p for n, p in parameters.items() if "shared_experts" in n]
-            rows = [p for n, p in parameters.items() if f".{SHARED}__" in n]
-            inputs = shared + (rows if boundary == "parameters" else [])
+            names = shared_names(recommender)
+            if boundary == "dense_parameters":
+                names = [name for name in names if ".embedding_bags." not in name]
+            inputs = [parameters[name] for name in names]
         found = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True)
         by_task.append(torch.cat([part.flatten() for part in found]))
     flat = torch.stack(by_task)
     return flat @ flat.t()
 
 
-def _gradient(name: str, parameter: Tensor, losses: Tensor, weights: Tensor) -> Tensor:
+def shared_names(recommender) -> list[str]:
+    """Parameters that more than one task's loss reaches."""
+    model = recommender.model
+    dense = {id(parameter) for parameter in model.shared_parameters()}
+    tables = tuple(f"{owner}__" for owner in model.shared_owners)
+    return [
+        name
+        for name, parameter in recommender.named_parameters()
+        if id(parameter) in dense
+        or (".embedding_bags." in name and _table(name).startswith(tables))
+    ]
+
+
+def _gradient(parameter: Tensor, losses: Tensor, weights: Tensor | None) -> Tensor:
     """What is shared gets the combined gradient, what a task owns its own, unweighted."""
-    shared = "shared_experts" in name or f".{SHARED}__" in name
-    total = (weights * losses).sum() if shared else losses.sum()
+    total = losses.sum() if weights is None else (weights * losses).sum()
     options = {"retain_graph": True, "materialize_grads": True}
     return torch.autograd.grad(total, parameter, **options)[0]
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from stem_torchrec.distributed.tables import local_shards
+from stem_torchrec.errors import UserError
+from stem_torchrec.models import MODELS
 from tests.balancing.oracle import expected_step
 from tests.steps import (
     assert_close,
@@ -72,6 +74,50 @@ def test_one_rank_equals_the_oracle(tmp_path, alone, boundary, rule, specific):
     before, after, weights, _ = balanced_step(alone, chosen, parts)
     assert not torch.allclose(weights, torch.ones_like(weights))
     assert_is_expected(chosen, parts, before, after, weights)
+
+
+OTHER_MODELS = [name for name in MODELS if name not in ("stem_net", "single_task")]
+WITHOUT_EXPERTS = ("esmm", "aitm")
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_every_model_with_a_shared_part_equals_the_oracle(tmp_path, alone, name, boundary):
+    if name in WITHOUT_EXPERTS and boundary == "experts":
+        return
+    chosen = of_model(config(tmp_path, "multi_balance", boundary), name)
+    parts = two_parts()
+    before, after, weights, _ = balanced_step(alone, chosen, parts)
+    assert not torch.allclose(weights, torch.ones_like(weights))
+    assert_is_expected(chosen, parts, before, after, weights)
+
+
+def of_model(config, name, **keys):
+    order = {"esmm": ("click", "share"), "aitm": ("like", "click", "share")}
+    keys = {"name": name, "task_order": order.get(name)} | keys
+    return config.model_copy(update={"model": config.model.model_copy(update=keys)})
+
+
+def test_nfwfm_experts_equal_the_oracle(tmp_path, alone):
+    chosen = of_model(config(tmp_path), "mmoe", expert="nfwfm")
+    parts = two_parts()
+    before, after, weights, _ = balanced_step(alone, chosen, parts)
+    assert_is_expected(chosen, parts, before, after, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "boundary", "message"),
+    [
+        ("single_task", "pooled", "balance.rule: 'mgda'.*single_task.*allowed: equal"),
+        ("aitm", "experts", "balance.boundary: 'experts'.*aitm.*allowed: pooled, parameters"),
+        ("esmm", "experts", "balance.boundary: 'experts'.*esmm.*allowed: pooled, parameters"),
+    ],
+)
+def test_a_boundary_that_the_model_lacks_is_the_users_error(
+    tmp_path, alone, name, boundary, message
+):
+    with pytest.raises(UserError, match=message):
+        start(of_model(config(tmp_path, "mgda", boundary), name), alone)
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -203,7 +249,7 @@ def test_nan_of_one_task_reaches_nothing_shared(tmp_path, alone, boundary):
     before = state_of(session)
     with torch.no_grad():
         towers = session.model.module.recommender.model.towers
-        towers.last.bias[1] = float("nan")
+        towers.mlp.last.bias[1] = float("nan")
     run_steps(session, [batch_of(join_rows(two_parts()))])
     assert session.fork.multipliers[1] == 0
     for shard in local_shards(session.model):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stem_torchrec.models import MODELS
 from tests.steps import (
     SCHEMA,
     assert_close,
@@ -145,6 +146,12 @@ def test_clipping_and_decay_are_the_global_batchs(tmp_path, assert_parity, shard
         {"num_task_experts": 0},
         {"task_specific_features": "user"},
         {"gate_input": "task", "stop_gradient": False},
+        {"expert": "nfwfm"},
+        *({"name": name} for name in MODELS if name not in ("stem_net", "esmm", "aitm")),
+        {"name": "mmoe", "expert": "nfwfm"},
+        {"name": "ple", "num_task_experts": 2, "layers": 2},
+        {"name": "esmm", "task_order": ["like", "share"]},
+        {"name": "aitm", "task_order": ["like", "click", "share"]},
     ],
     ids=str,
 )

@@ -181,7 +181,7 @@ def test_a_loss_reaches_its_own_and_the_shared_alone(keys, task):
         for gradient in gradients:
             if owner in (task, SHARED):
                 reached = gradient.numel() == 0 or (gradient != 0).any()
-                unread = model.blocks[0].num_shared == 0 and keys.get("gate_input") == "task"
+                unread = model.stack.blocks[0].num_shared == 0 and keys.get("gate_input") == "task"
                 assert reached or (owner == SHARED and unread)
             else:
                 assert (gradient == 0).all(), f"loss of {task} reaches {owner}"
@@ -208,7 +208,7 @@ def test_a_foreign_tasks_bad_tower_stays_out():
     pooled, dense = inputs_of(model)
     alone = gradients_of(model, unit("click"), pooled, dense)
     with torch.no_grad():
-        model.towers.last.bias[TASKS.index("like")] = float("nan")
+        model.towers.mlp.last.bias[TASKS.index("like")] = float("nan")
     logits = model(pooled, dense)
     assert logits.isnan().any(dim=0).tolist() == [False, True, False]
     owned = gradients_of(model, torch.ones(len(TASKS)), pooled, dense)
@@ -222,10 +222,10 @@ def test_without_the_stop_gradient_every_loss_reaches_every_table_and_expert(tas
     pooled, dense = inputs_of(model)
     owned = gradients_of(model, unit(task), pooled, dense)
     assert all((gradients[0] != 0).any() for gradients in owned.values())
-    experts = model.blocks[0].task_experts.hidden[0].weight.grad
+    experts = model.stack.blocks[0].task_experts.hidden[0].weight.grad
     assert (experts != 0).flatten(1).any(dim=1).all()
     # Gates and towers are a task's own all the same.
-    for layers in (model.blocks[0].gates, model.towers):
+    for layers in (model.stack.blocks[0].gates, model.towers):
         for name, parameter in layers.named_parameters():
             reached = (parameter.grad != 0).flatten(1).any(dim=1).tolist()
             assert [t for t, r in zip(TASKS, reached, strict=True) if r] == [task], name
