@@ -75,13 +75,13 @@ def matching(
         for owner, piece in zip(OWNERS, columns, strict=True):
             name = f"{owner}__{feature.name}"
             yield name, piece, part(ours.embeddings.tables.embedding_bags[name].weight)
-    block = ours.model.blocks[0]
+    block = ours.model.stack.blocks[0]
     shared_expert, *task_experts = plain.experts
     for name, perceptrons, batched in (
         ("shared expert", [shared_expert], block.shared_experts),
         ("task expert", task_experts, block.task_experts),
-        ("gate", plain.gates, block.gates),
-        ("tower", plain.towers, ours.model.towers),
+        ("gate", plain.gates, block.gates.mlp),
+        ("tower", plain.towers, ours.model.towers.mlp),
     ):
         for k, perceptron in enumerate(perceptrons):
             yield from matching_layers(f"{name} {k}", perceptron, batched, k, part)
