@@ -1,12 +1,13 @@
 """What a person sees: a live progress line, tables of results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LOG_COLUMNS = 160
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
@@ -89,6 +90,25 @@ def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     table = Table("", "", title=folder, show_header=False)
     for name, value in stats.items():
         table.add_row(name, _text(value))
+    _console().print(table)
+
+
+def print_note(text: str) -> None:
+    """A line about what goes on, beside a command's results."""
+    _console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_report(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    best: Collection[tuple[int, int]],
+    title: str,
+) -> None:
+    """A table of a report; ``best`` are the (row, column) to mark."""
+    table = Table(*columns, title=title)
+    for i, row in enumerate(rows):
+        cells = [Text(cell, "bold green" if (i, j) in best else "") for j, cell in enumerate(row)]
+        table.add_row(*cells)
     _console().print(table)
 
 
