@@ -6,6 +6,8 @@ from matplotlib.figure import Figure
 
 from stem_torchrec.analysis.compare_results import Row, Spread
 
+_MARKERS, _NUM_COLORS = "osD^v", 10  # the next marker where matplotlib's colors start again
+
 
 def gain_bars(rows: Sequence[Row], tasks: Sequence[str]) -> Figure | None:
     """AUC gain per task, a bar per combination with its spread; None without any gain."""
@@ -54,11 +56,16 @@ def _auc_against(points: Sequence[tuple[Row, float, float]], name: str) -> Figur
         return None
     plot = Figure(figsize=(6, 4))
     axes = plot.subplots()
-    for row, value, spread in points:
+    for i, (row, value, spread) in enumerate(points):
         auc = row.figures["auc_mean"]
-        label = row.combination.label
         axes.errorbar(
-            value, auc.mean, xerr=spread, yerr=_spread(auc), fmt="o", capsize=2, label=label
+            value,
+            auc.mean,
+            xerr=spread,
+            yerr=_spread(auc),
+            fmt=_MARKERS[i // _NUM_COLORS % len(_MARKERS)],
+            capsize=2,
+            label=row.combination.label,
         )
     axes.set_xlabel(name)
     axes.set_ylabel("mean AUC")

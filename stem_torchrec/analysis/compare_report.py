@@ -103,7 +103,8 @@ def _how_to_read(made_of: Circumstances, has_gain: bool) -> str:
 def _speed_text(made_of: Circumstances) -> str:
     text = (
         f"Samples per second of all ranks (--nproc {made_of.nproc}), warm-up, evaluations and "
-        "checkpoints left out. Memory is the peak of rank 0: the process's on a CPU, its tensors' on a GPU."
+        "checkpoints left out. Memory is the peak of rank 0: the process's on a CPU, its tensors' "
+        "on a GPU."
     )
     if made_of.runs_at_a_time > 1:
         text += (
