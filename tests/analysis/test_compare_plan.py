@@ -135,3 +135,27 @@ def test_without_a_test_split_there_is_nothing_to_compare(
     (data / "test").rename(data / "aside")
     with pytest.raises(UserError, match="no test split"):
         make_plan(request_for(overrides=["--data.path", str(data)]))
+
+
+def test_torchrun_does_not_start_it(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of its ranks would start every run."""
+    monkeypatch.setenv("RANK", "0")
+    command = ["compare", "--config", str(config), "--models", "stem_net", "--out", "unused"]
+    assert main(command) == 2
+    assert "use --nproc, not torchrun" in capsys.readouterr().err
+
+
+def test_interrupted_by_hand(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stem_torchrec.analysis.compare.run_all", interrupted)
+    command = ["compare", "--config", str(config), "--models", "stem_net", "--out", "unused"]
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 130
+    assert "goes on where this one stopped" in capsys.readouterr().err
