@@ -84,8 +84,7 @@ def _compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         print_note("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None
     table = overview(found.rows, request.seeds)
-    print_report(table.columns, table.rows, table.best, "test split, mean ± std over seeds")
-    print_note("report: " + ", ".join(str(path) for path in found.written[:3]))
+    print_report("test split, mean ± std over seeds", table, found.written[:3])
     if found.failures:
         names = "; ".join(f"{f.run.label}: {f.failure}" for f in found.failures)
         raise WorkerError(f"{len(found.failures)} of the runs failed: {names}")
