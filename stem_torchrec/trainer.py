@@ -13,6 +13,7 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
+from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
 from stem_torchrec.run_folder import Existing, Recorder, check_run_dir, create_run
@@ -199,6 +200,7 @@ def _train_record(
         "samples": position.samples,
         "qps": throughput.lap(),
         "qps_total": throughput.total(),
+        "peak_memory_bytes": peak_memory_bytes(session.ranks.device),
         **metrics.compute(),
         "lr": dict(rates),
         "balance": _balance_record(session),

@@ -1,0 +1,115 @@
+"""One comparison, read top to bottom: plan, run, collect, report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stem_torchrec.analysis.compare_plan import SINGLE_TASK, Plan, PlannedRun, Request, make_plan
+from stem_torchrec.analysis.compare_report import Circumstances, make_report
+from stem_torchrec.analysis.compare_results import (
+    Figures,
+    Row,
+    count_parameters,
+    figures_of,
+    last_test,
+    read_records,
+    summarize,
+)
+from stem_torchrec.analysis.compare_runs import (
+    Finished,
+    Ranks,
+    action_for,
+    run_all,
+    runs_at_a_time,
+)
+from stem_torchrec.console import print_note
+from stem_torchrec.distributed.ranks import check_devices, device_type
+from stem_torchrec.errors import UserError
+from stem_torchrec.launcher import default_num_workers, under_torchrun
+
+
+class Comparison(NamedTuple):
+    rows: Sequence[Row]
+    failures: Sequence[Finished]
+    written: Sequence[Path]
+
+
+def compare(request: Request, command: str) -> Comparison:
+    """Train every combination with every seed where that is not done yet, and write the report.
+
+    Raises:
+        UserError: before any run starts, for everything that config, data and the folder tell.
+    """
+    if under_torchrun():
+        raise UserError("compare starts the ranks of its runs itself: use --nproc, not torchrun")
+    plan = make_plan(request)
+    distributed = plan.runs[0].config.distributed
+    nproc = request.nproc or default_num_workers(device_type(distributed))
+    check_devices(distributed, nproc)
+    actions = [(run, action_for(run, nproc, overwrite=request.overwrite)) for run in plan.runs]
+    for combination, why in plan.left_out:
+        print_note(f"left out: {combination.label}: {why}")
+    if SINGLE_TASK not in request.models:
+        print_note(f"add {SINGLE_TASK} to --models to see the gain of training tasks together")
+
+    progress = Progress(plan.runs)
+    ranks = Ranks(nproc, request.parallel)
+    finished = run_all(actions, request.config, ranks, progress.started, progress.ended)
+    failures = [outcome for outcome in finished if outcome.failure is not None]
+    rows = collect(plan, failed=[outcome.run for outcome in failures])
+    report = make_report(
+        rows,
+        Circumstances(
+            command,
+            request.seeds,
+            _data(plan.runs[0].config.data.path),
+            nproc,
+            runs_at_a_time(plan.runs),
+            plan.left_out,
+            [(f.run.label, f.failure or "", str(f.run.log)) for f in failures],
+        ),
+    )
+    return Comparison(rows, failures, report.write(request.out, "compare"))
+
+
+def collect(plan: Plan, failed: Sequence[PlannedRun]) -> list[Row]:
+    """The figures of the runs that did not fail, per combination."""
+    results: dict[Any, dict[int, Figures]] = {c: {} for c in plan.combinations}
+    parameters = {}
+    for run in plan.runs:
+        if run.combination not in parameters:
+            parameters[run.combination] = count_parameters(run.config)
+        if run not in failed:
+            results[run.combination][run.seed] = figures_of(read_records(run.dir))
+    return summarize(results, parameters)
+
+
+class Progress:
+    """A line as each run starts and ends."""
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._runs = list(runs)
+
+    def started(self, run: PlannedRun) -> None:
+        print_note(f"{self._place(run)}  started")
+
+    def ended(self, outcome: Finished) -> None:
+        place = self._place(outcome.run)
+        if outcome.failure is not None:
+            print_note(f"{place}  failed: {outcome.failure}")
+            return
+        test = last_test(read_records(outcome.run.dir))
+        auc = test["auc_mean"] if test else None
+        score = "auc -" if auc is None else f"auc {auc:.4f}"
+        time = "there already" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
+        print_note(f"{place}  {score}  {time}")
+
+    def _place(self, run: PlannedRun) -> str:
+        return f"[{self._runs.index(run) + 1}/{len(self._runs)}] {run.label}"
+
+
+def _data(folder: Path) -> dict[str, Any]:
+    """Where the data is and what ``prepare`` counted; folders made otherwise have no counts."""
+    stats = folder / "stats.json"
+    return {"folder": str(folder), **(json.loads(stats.read_text()) if stats.is_file() else {})}

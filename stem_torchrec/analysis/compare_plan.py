@@ -1,0 +1,204 @@
+"""Which runs a comparison consists of, all checked before the first one starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from stem_torchrec.balancing.rules import rule_for
+from stem_torchrec.checks import check_inputs
+from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
+from stem_torchrec.models import MODELS
+from stem_torchrec.session import has_split, selected_schema
+from stem_torchrec.settings import all_keys, load_config, parse_options
+
+SINGLE_TASK = "single_task"
+"""The model that a multi-task gain is measured against."""
+
+_SET_OTHERWISE = {
+    "run.dir": "--out",
+    "model.name": "--models",
+    "balance.rule": "--balance",
+}
+_SAME_FOR_ALL = ("run.seed", "data.path", "tasks.names", *_SET_OTHERWISE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``compare`` was asked for.
+
+    Attributes:
+        rules: names of balancing rules; the config's own if None.
+        seeds: how many, from the config's ``run.seed`` on.
+        vary: ``section.key=v1;v2`` each.
+        overrides: ``--section.key value`` for every run.
+    """
+
+    config: Path
+    models: Sequence[str]
+    rules: Sequence[str] | None
+    seeds: int
+    out: Path
+    vary: Sequence[str] = ()
+    nproc: int | None = None
+    parallel: int = 1
+    overwrite: bool = False
+    overrides: Sequence[str] = ()
+
+
+class Combination(NamedTuple):
+    """What the report has a row for."""
+
+    model: str
+    rule: str
+    varied: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.model, self.rule, *(f"{key}={text}" for key, text in self.varied)])
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One ``train`` command."""
+
+    combination: Combination
+    config: Config
+    overrides: Sequence[str]
+
+    @property
+    def seed(self) -> int:
+        return self.config.run.seed
+
+    @property
+    def dir(self) -> Path:
+        return self.config.run.dir
+
+    @property
+    def log(self) -> Path:
+        return self.dir.with_name(f"{self.dir.name}.log")
+
+    @property
+    def label(self) -> str:
+        return f"{self.combination.label} seed {self.seed}"
+
+
+class Plan(NamedTuple):
+    """The runs in their order: every combination with the first seed, then with the next.
+
+    Attributes:
+        left_out: combinations that cannot be trained, and why.
+    """
+
+    combinations: Sequence[Combination]
+    runs: Sequence[PlannedRun]
+    left_out: Sequence[tuple[Combination, str]]
+
+
+def make_plan(request: Request) -> Plan:
+    """Check every combination against config and data; writes nothing.
+
+    Raises:
+        UserError: an option, key, value, model, rule or the data is not fit. A rule that does not
+            fit a model is left out instead, if the model is there with ``equal``.
+    """
+    _at_least_one("--seeds", request.seeds)
+    _at_least_one("--parallel", request.parallel)
+    if request.nproc is not None:
+        _at_least_one("--nproc", request.nproc)
+    _each_once("--models", request.models)
+    for model in request.models:
+        if model not in MODELS:
+            raise UserError(f"--models: {model!r}; allowed: {', '.join(MODELS)}")
+    fixed = [name for name, _ in parse_options(request.overrides, all_keys())]
+    for name in fixed:
+        if name in _SET_OTHERWISE:
+            raise UserError(f"{name}: set by {_SET_OTHERWISE[name]} here")
+    varied = _varied_settings(request.vary, fixed)
+    base = load_config(request.config, [*request.overrides, f"--run.dir={request.out}"])
+    if not has_split(base.data.path, "test"):
+        raise UserError(f"data.path: {str(base.data.path)!r} has no test split to compare on")
+    rules = [base.balance.rule] if request.rules is None else request.rules
+    _each_once("--balance", rules)
+
+    kept, left_out = [], []
+    for combination in (Combination(*c) for c in product(request.models, rules, varied)):
+        reason = _unfit(request, combination, base.run.seed)
+        if reason is None:
+            kept.append(combination)
+        elif "equal" in rules:
+            left_out.append((combination, reason))
+        else:
+            raise UserError(f"{combination.label}: {reason}")
+    seeds = range(base.run.seed, base.run.seed + request.seeds)
+    runs = [_planned(request, combination, seed) for seed in seeds for combination in kept]
+    return Plan(kept, runs, left_out)
+
+
+def _planned(request: Request, combination: Combination, seed: int) -> PlannedRun:
+    model, rule, varied = combination
+    name = "-".join([model, rule, *map("=".join, varied), f"seed{seed}"])
+    overrides = [
+        *request.overrides,
+        f"--run.dir={request.out / 'runs' / quote(name, safe='=,')}",
+        f"--run.seed={seed}",
+        f"--model.name={combination.model}",
+        f"--balance.rule={combination.rule}",
+        *(f"--{key}={text}" for key, text in combination.varied),
+    ]
+    return PlannedRun(combination, load_config(request.config, overrides), overrides)
+
+
+def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
+    """Why the rule does not fit the model; None if it does.
+
+    Raises:
+        UserError: any other mistake, that of a rule by itself included.
+    """
+    config = _planned(request, combination, seed).config
+    rule_for(config.balance, len(selected_schema(config).tasks), seed)
+    try:
+        check_inputs(config)
+    except UserError as error:
+        if combination.rule != "equal" and str(error).startswith("balance."):
+            return str(error)
+        raise
+    return None
+
+
+def _varied_settings(
+    options: Sequence[str], fixed: Sequence[str]
+) -> list[tuple[tuple[str, str], ...]]:
+    """``["a.b=1;2", "c.d=3"]`` -> every choice of one value per key."""
+    values: dict[str, list[str]] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        parts = [part.strip() for part in text.split(";")]
+        if not (key and equals and all(parts)):
+            raise UserError(f"--vary: {option!r}; expected section.key=value;value")
+        ((name, _),) = parse_options([f"--{key}={parts[0]}"], all_keys())
+        if name in _SAME_FOR_ALL:
+            instead = _SET_OTHERWISE.get(name)
+            hint = f"use {instead}" if instead else "compared runs have it in common"
+            raise UserError(f"--vary: {name} cannot vary; {hint}")
+        if name in values or name in fixed:
+            raise UserError(f"--vary: {name} is set twice")
+        _each_once(f"--vary: {name}", parts)
+        values[name] = parts
+    return [tuple(zip(values, choice, strict=True)) for choice in product(*values.values())]
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{option}: {value}; allowed: 1 or more")
+
+
+def _each_once(option: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise UserError(f"{option}: no name; expected a,b,c")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{option}: {value!r} is given twice")

@@ -1,0 +1,77 @@
+"""The plots of a comparison."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from stem_torchrec.analysis.compare_results import Row, Spread
+
+_MARKERS, _NUM_COLORS = "osD^v", 10  # the next marker where matplotlib's colors start again
+
+
+def gain_bars(rows: Sequence[Row], tasks: Sequence[str]) -> Figure | None:
+    """AUC gain per task, a bar per combination with its spread; None without any gain."""
+    shown = [row for row in rows if any(f"gain/{task}" in row.figures for task in tasks)]
+    if not shown:
+        return None
+    plot = Figure(figsize=(max(6, 1.2 * len(tasks) * len(shown) ** 0.5), 4))
+    axes = plot.subplots()
+    width = 0.8 / len(shown)
+    for i, row in enumerate(shown):
+        found = [(j, row.figures.get(f"gain/{task}")) for j, task in enumerate(tasks)]
+        known = [(j, gain) for j, gain in found if gain is not None]
+        places = [j + (i - (len(shown) - 1) / 2) * width for j, _ in known]
+        axes.bar(
+            places,
+            [gain.mean for _, gain in known],
+            width,
+            yerr=[_spread(gain) for _, gain in known],
+            capsize=2,
+            label=row.combination.label,
+        )
+    axes.axhline(0, linewidth=0.8, color="gray")
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("AUC gain over single_task")
+    axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return plot
+
+
+def auc_against_qps(rows: Sequence[Row]) -> Figure | None:
+    points = [
+        (row, row.figures["qps"].mean, _spread(row.figures["qps"]))
+        for row in rows
+        if "qps" in row.figures
+    ]
+    return _auc_against(points, "samples/s")
+
+
+def auc_against_parameters(rows: Sequence[Row]) -> Figure | None:
+    return _auc_against([(row, row.parameters.total, 0.0) for row in rows], "parameters")
+
+
+def _auc_against(points: Sequence[tuple[Row, float, float]], name: str) -> Figure | None:
+    """Mean AUC over another figure (row, value, spread), a point per combination."""
+    points = [point for point in points if "auc_mean" in point[0].figures]
+    if not points:
+        return None
+    plot = Figure(figsize=(6, 4))
+    axes = plot.subplots()
+    for i, (row, value, spread) in enumerate(points):
+        auc = row.figures["auc_mean"]
+        axes.errorbar(
+            value,
+            auc.mean,
+            xerr=spread,
+            yerr=_spread(auc),
+            fmt=_MARKERS[i // _NUM_COLORS % len(_MARKERS)],
+            capsize=2,
+            label=row.combination.label,
+        )
+    axes.set_xlabel(name)
+    axes.set_ylabel("mean AUC")
+    axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return plot
+
+
+def _spread(found: Spread) -> float:
+    return found.std or 0.0

@@ -1,0 +1,167 @@
+"""From the records of finished runs to figures per combination, over seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+
+from stem_torchrec.analysis.compare_plan import SINGLE_TASK, Combination
+from stem_torchrec.config import Config
+from stem_torchrec.recommender import Recommender
+from stem_torchrec.session import selected_schema
+
+Record = dict[str, Any]
+Figures = dict[str, float]
+"""Figures of a run by name, such as ``auc_mean`` or ``ne/click``; undefined ones are left out."""
+
+PER_TASK = ("logloss", "ne", "auc")
+
+
+class Spread(NamedTuple):
+    """A figure over seeds.
+
+    Attributes:
+        std: sample standard deviation; None with one seed.
+    """
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+
+class Parameters(NamedTuple):
+    tables: int
+    dense: int
+
+    @property
+    def total(self) -> int:
+        return self.tables + self.dense
+
+
+@dataclass(frozen=True)
+class Row:
+    """A combination over its finished seeds.
+
+    Attributes:
+        seeds: the finished ones.
+        figures: those of ``Figures``, and the paired ones: ``gain/TASK`` and ``gain_mean`` (AUC
+            above ``single_task`` with the same seed), ``difference`` (mean AUC above the
+            reference's with the same seed).
+        reference: what ``difference`` is taken from and parameters are relative to.
+    """
+
+    combination: Combination
+    seeds: Sequence[int]
+    figures: Mapping[str, Spread]
+    parameters: Parameters
+    reference: Combination | None
+
+
+def read_records(run_dir: Path) -> list[Record]:
+    """The run's records; a line that an interruption has cut off is none."""
+    file = run_dir / "metrics.jsonl"
+    records = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def last_test(records: Sequence[Record]) -> Record | None:
+    """The newest evaluation of the test split."""
+    found = [r for r in records if r["kind"] == "eval" and r["split"] == "test"]
+    return found[-1] if found else None
+
+
+def figures_of(records: Sequence[Record]) -> Figures:
+    """The figures of a finished run; speed and memory are those of its last train record."""
+    test = last_test(records)
+    assert test is not None, "only finished runs have figures"
+    found = {f"{name}/{task}": v for name in PER_TASK for task, v in test[name].items()}
+    found["auc_mean"] = test["auc_mean"]
+    for name, key in (("qps", "qps_total"), ("peak_memory_bytes", "peak_memory_bytes")):
+        known = [r[key] for r in records if r["kind"] == "train" and r.get(key) is not None]
+        found[name] = known[-1] if known else None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def count_parameters(config: Config) -> Parameters:
+    """Numbers in the tables and in the rest of the model; nothing is allocated."""
+    with torch.device("meta"):
+        recommender = Recommender(config, selected_schema(config))
+    tables, dense = (
+        sum(parameter.numel() for parameter in part.parameters())
+        for part in (recommender.embeddings, recommender.model)
+    )
+    return Parameters(tables, dense)
+
+
+def reference_of(
+    combination: Combination, combinations: Sequence[Combination]
+) -> Combination | None:
+    """``single_task`` with the same varied settings; without that model the first combination."""
+    single = [c for c in combinations if c.model == SINGLE_TASK]
+    if not single:
+        return combinations[0]
+    return next((c for c in single if c.varied == combination.varied), None)
+
+
+def summarize(
+    results: Mapping[Combination, Mapping[int, Figures]],
+    parameters: Mapping[Combination, Parameters],
+) -> list[Row]:
+    """One row per combination, in the given order.
+
+    Args:
+        results: figures by combination and seed; a combination of failed runs has no seeds.
+    """
+    rows = []
+    for combination, by_seed in results.items():
+        reference = reference_of(combination, list(results))
+        paired = {}
+        if reference is not None and reference != combination:
+            others = results[reference]
+            common = [seed for seed in by_seed if seed in others]
+            paired = {s: paired_figures(by_seed[s], others[s], reference.model) for s in common}
+        figures = _over_seeds(list(by_seed.values())) | _over_seeds(list(paired.values()))
+        rows.append(Row(combination, list(by_seed), figures, parameters[combination], reference))
+    return rows
+
+
+def paired_figures(own: Figures, other: Figures, other_model: str) -> Figures:
+    """What one run has above the reference's with the same seed."""
+    found = {}
+    if "auc_mean" in own and "auc_mean" in other:
+        found["difference"] = own["auc_mean"] - other["auc_mean"]
+    if other_model == SINGLE_TASK:
+        tasks = [name.removeprefix("auc/") for name in own if name.startswith("auc/")]
+        gains = {t: own[f"auc/{t}"] - other[f"auc/{t}"] for t in tasks if f"auc/{t}" in other}
+        found |= {f"gain/{task}": gain for task, gain in gains.items()}
+        if gains:
+            found["gain_mean"] = mean(gains.values())
+    return found
+
+
+def _over_seeds(runs: Sequence[Figures]) -> dict[str, Spread]:
+    """Mean and spread of each figure over the runs that have it."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: spread([run[name] for run in runs if name in run]) for name in names}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+
+
+def best(values: Sequence[float | None], *, higher: bool) -> set[int]:
+    """Places of the best value: one, unless others equal it exactly; none where none competes."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return set()
+    winner = max(known) if higher else min(known)
+    return {place for place, value in enumerate(values) if value == winner}

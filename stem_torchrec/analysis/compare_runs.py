@@ -1,0 +1,194 @@
+"""Running the runs of a comparison: each the ``train`` command in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from stem_torchrec import checkpoint
+from stem_torchrec.analysis.compare_plan import PlannedRun
+from stem_torchrec.analysis.compare_results import last_test, read_records
+from stem_torchrec.errors import UserError
+from stem_torchrec.settings import dump_config
+
+Action = Literal["keep", "resume", "overwrite"]
+_POLL_S = 0.1
+_ENDING_S = 30
+
+
+class Ranks(NamedTuple):
+    """How runs are started: ranks of each, runs at a time."""
+
+    nproc: int
+    parallel: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended now or before.
+
+    Attributes:
+        failure: why it has no results, or None.
+        seconds: how long it took; None if it was there already.
+    """
+
+    run: PlannedRun
+    failure: str | None = None
+    seconds: float | None = None
+
+
+def action_for(run: PlannedRun, nproc: int, *, overwrite: bool) -> Action:
+    """What is left to do for a run.
+
+    Raises:
+        UserError: its folder holds a run of another config or number of ranks.
+    """
+    if overwrite or not (run.dir / "config.yaml").is_file():
+        return "overwrite"
+    difference = difference_of(run, nproc)
+    if difference:
+        raise UserError(
+            f"{run.dir}: the run there has {difference}; "
+            "choose another --out, or pass --overwrite to run everything anew"
+        )
+    if last_test(read_records(run.dir)) is not None:
+        return "keep"
+    return "resume" if checkpoint.saved_steps(run.dir / checkpoint.FOLDER) else "overwrite"
+
+
+def difference_of(run: PlannedRun, nproc: int) -> str | None:
+    """The first key in which the run in the folder differs, with both values.
+
+    Versions and the place of the folder do not count.
+    """
+    try:
+        content = yaml.safe_load((run.dir / "config.yaml").read_text())
+    except yaml.YAMLError:
+        content = None
+    found = dict(_flat(content if isinstance(content, dict) else {}))
+    wanted = dict(_flat(yaml.safe_load(dump_config(run.config, {}))))
+    start = _start_file(run)
+    if start.is_file():
+        found["--nproc"] = json.loads(start.read_text())["nproc"]
+        wanted["--nproc"] = nproc
+    for key in [*wanted, *(key for key in found if key not in wanted)]:
+        if key != "run.dir" and found.get(key) != wanted.get(key):
+            return f"{key} {found.get(key)!r}, wanted {wanted.get(key)!r}"
+    return None
+
+
+def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, keys in content.items():
+        if section != "versions" and isinstance(keys, Mapping):
+            yield from ((f"{section}.{key}", value) for key, value in keys.items())
+
+
+def run_all(
+    runs: Sequence[tuple[PlannedRun, Action]],
+    config: Path,
+    ranks: Ranks,
+    started: Callable[[PlannedRun], None],
+    ended: Callable[[Finished], None],
+) -> list[Finished]:
+    """Train what is not there yet, ``ranks.parallel`` at a time; the others go on when one fails.
+
+    Whatever ends this function early, Ctrl-C and SIGTERM too, ends the processes it started.
+    """
+    waiting, finished = list(runs), []
+    processes: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
+
+    def end(outcome: Finished) -> None:
+        finished.append(outcome)
+        ended(outcome)
+
+    with _sigterm_as_exit():
+        try:
+            while waiting or processes:
+                while waiting and len(processes) < ranks.parallel:
+                    run, action = waiting.pop(0)
+                    if action == "keep":
+                        end(Finished(run))
+                        continue
+                    started(run)
+                    processes[_start(run, action, config, ranks)] = (run, time.monotonic())
+                for process in [p for p in processes if p.poll() is not None]:
+                    run, since = processes.pop(process)
+                    failure = _failure(run, process.returncode, ranks.nproc)
+                    end(Finished(run, failure, time.monotonic() - since))
+                if processes:
+                    time.sleep(_POLL_S)
+        finally:
+            _terminate(list(processes))
+    return finished
+
+
+def runs_at_a_time(runs: Sequence[PlannedRun]) -> int:
+    """The largest ``--parallel`` that any of these runs was started with."""
+    starts = [json.loads(_start_file(r).read_text()) for r in runs if _start_file(r).is_file()]
+    return max((start["parallel"] for start in starts), default=1)
+
+
+def _start(
+    run: PlannedRun, action: Action, config: Path, ranks: Ranks
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "stem_torchrec", "train", "--config", str(config)]
+    command += [*run.overrides, "--nproc", str(ranks.nproc), f"--{action}"]
+    run.dir.parent.mkdir(parents=True, exist_ok=True)
+    _start_file(run).write_text(json.dumps(ranks._asdict()) + "\n")
+    environment = dict(os.environ)
+    if ranks.parallel > 1:
+        share = (os.cpu_count() or 1) // (ranks.parallel * ranks.nproc)
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    with run.log.open("ab" if action == "resume" else "wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def _start_file(run: PlannedRun) -> Path:
+    """Beside the run's folder: what a config does not tell about how it was started."""
+    return run.dir.with_name(f"{run.dir.name}.json")
+
+
+def _failure(run: PlannedRun, code: int, nproc: int) -> str | None:
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    if code > 0:
+        lines = run.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else f"exit code {code}"
+    # The config file may have changed after the plan was made.
+    difference = difference_of(run, nproc)
+    if difference:
+        return f"it ran with {difference}"
+    return None if last_test(read_records(run.dir)) else "it wrote no test record"
+
+
+def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(_ENDING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
