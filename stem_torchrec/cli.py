@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from stem_torchrec.analysis.commands import add_analyze
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
@@ -155,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--world-size", type=_positive, default=1, metavar="N")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     command.set_defaults(run=plan)
+
+    add_analyze(commands)
     return parser
 
 

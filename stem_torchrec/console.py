@@ -1,12 +1,17 @@
 """What a person sees: a live progress line, tables of results."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from stem_torchrec.analysis.report import Table as Cells
 
 LOG_COLUMNS = 160
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
@@ -90,6 +95,17 @@ def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     for name, value in stats.items():
         table.add_row(name, _text(value))
     _console().print(table)
+
+
+def print_report(title: str, table: "Cells", files: Sequence[Path]) -> None:
+    """A report's main table, its best cells bold, and where the rest is."""
+    shown = Table(*table.columns, title=title)
+    for i, row in enumerate(table.rows):
+        shown.add_row(*(Text(c, "bold" if (i, j) in table.best else "") for j, c in enumerate(row)))
+    console = _console()
+    console.print(shown)
+    for file in files:
+        console.print(Text(f"written: {file}"), soft_wrap=True)
 
 
 def _console(*, stderr: bool = False) -> Console:
