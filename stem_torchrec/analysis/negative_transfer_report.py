@@ -111,7 +111,7 @@ def _plot(found: Analysis) -> Figure:
             gains = [found.gain(model, task, subset, "auc") for subset in ROWS]
             panel.bar(
                 np.arange(len(ROWS)) + (index - (len(found.runs) - 1) / 2) * width,
-                [gain.mean or 0.0 for gain in gains],
+                [np.nan if gain.mean is None else gain.mean for gain in gains],
                 width,
                 yerr=[gain.std or 0.0 for gain in gains],
                 capsize=3,

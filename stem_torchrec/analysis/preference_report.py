@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from stem_torchrec.analysis.pairs import separation, summary
 from stem_torchrec.analysis.preference import Analysis, Panel
 from stem_torchrec.analysis.report import Report, Section, Table
 
 _BINS = 40
+_COLORS = ("tab:blue", "tab:orange")
 _DISTANCES = (
     "Euclidean distances between the user's and the item's row in each owner's tables of each run, "
     "over the pairs of either direction. Standard deviation of all of them. Separation: the "
@@ -104,23 +106,22 @@ def _plot(found: Analysis) -> Figure:
         for axis in line[len(panels) :]:
             axis.set_axis_off()
         for axis, panel in zip(line, panels, strict=False):
-            _densities(axis, panel, directions(found))
+            _densities(axis, panel)
             axis.set_title(f"{label}: {panel.owner}", fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    handles = [Patch(color=c, label=n) for c, n in zip(_COLORS, directions(found), strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def _densities(axis: Axes, panel: Panel, names: tuple[str, str]) -> None:
+def _densities(axis: Axes, panel: Panel) -> None:
     both = np.concatenate([panel.near_a, panel.near_b])
     if not len(both):
         axis.text(0.5, 0.5, "no pairs", ha="center", transform=axis.transAxes)
         return
     bins = np.histogram_bin_edges(both, _BINS).tolist()
-    for values, name in zip((panel.near_a, panel.near_b), names, strict=True):
+    for values, color in zip((panel.near_a, panel.near_b), _COLORS, strict=True):
         if len(values):
-            axis.hist(values, bins, density=True, alpha=0.55, label=name)
+            axis.hist(values, bins, density=True, alpha=0.55, color=color)
     axis.set_xlabel("distance", fontsize=8)
 
 
