@@ -37,6 +37,11 @@ def scores(data: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(row["model"], row["task"], row["subset"]): row for row in data["scores"]}
 
 
+def evaluation(run_dir: Path, split: str) -> dict[str, Any]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return next(r for r in map(json.loads, lines) if r.get("split") == split)
+
+
 ALL_TABLES = "stem_net model.task_specific_features=all"
 NO_TABLES = "stem_net model.task_specific_features=none"
 
@@ -46,8 +51,7 @@ def test_all_samples_have_the_runs_own_figures(out: Path, finished: Path) -> Non
     found = scores(json.loads((out / "negative_transfer.json").read_text()))
 
     def recorded(name: str) -> dict[str, Any]:
-        lines = (finished / name / "metrics.jsonl").read_text().splitlines()
-        return next(r for r in map(json.loads, lines) if r.get("split") == "test")
+        return evaluation(finished / name, "test")
 
     for figure in ("auc", "logloss"):
         for task in TASKS:
@@ -122,6 +126,8 @@ def test_the_table_is_on_the_console(
     data = json.loads((tmp_path / "negative_transfer.json").read_text())
     assert (data["split"], data["tasks"]) == ("valid", ["like", "click"])
     assert (data["buckets"], data["comparable"]) == (10, 3)
+    for task, value in evaluation(finished / "both", "valid")["auc"].items():
+        assert scores(data)["stem_net", task, "all"]["auc"]["mean"] == pytest.approx(value)
 
 
 def fake(finished: Path, name: str, seed: int, label: str) -> Run:

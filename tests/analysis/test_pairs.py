@@ -44,6 +44,9 @@ def test_equal_distances_are_in_or_out_together() -> None:
     assert not contradicting(a, b, 0.2).near_a.any()
     same = np.ones(5)
     assert not contradicting(same, same, 0.5).near_a.any()
+    # Values that are all alike have no nearer half, whatever the other task says.
+    assert not contradicting(same, a, 0.5).near_a.any()
+    assert not contradicting(a, same, 0.5).near_b.any()
 
 
 @given(two, shares)

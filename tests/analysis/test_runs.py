@@ -130,6 +130,8 @@ def test_seeds_are_grouped_and_settings_told_apart(runs: dict[str, Run]) -> None
     ]
     assert models[0].runs == (runs["both"], runs["both_1"])
     balanced = changed(runs["both"], "balanced", balance={"rule": "pcgrad"})
+    faster = changed(runs["both_1"], "faster", optim={"lr": 0.5})
+    assert [len(model.runs) for model in by_model([runs["both"], faster])] == [1, 1]
     elsewhere = changed(
         runs["both_1"], "elsewhere", eval={"batch_size": 7}, distributed={"sharding": "row_wise"}
     )
