@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stem_torchrec.analysis.commands import add_compare
+from stem_torchrec.analysis.analyze_command import add_analyze
+from stem_torchrec.analysis.compare.command import add_compare
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
@@ -158,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=plan)
 
     add_compare(commands, _add, config_keys)
+    add_analyze(commands)
     return parser
 
 

@@ -58,8 +58,8 @@ def build(config: Config, ranks: Ranks) -> Session:
     return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
 
 
-def open_split(session: Session, split: str) -> ParquetReader:
-    """The reader of a split: shuffled for ``train``, in file order for the others."""
+def open_split(session: Session, split: str, *, in_file_order: bool = False) -> ParquetReader:
+    """The reader of a split: shuffled for ``train`` unless asked, in file order for the others."""
     config, ranks = session.config, session.ranks
     training = split == "train"
     return ParquetReader(
@@ -71,7 +71,7 @@ def open_split(session: Session, split: str) -> ParquetReader:
         else config.eval.batch_size or config.train.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        shuffle=training and config.data.shuffle,
+        shuffle=training and config.data.shuffle and not in_file_order,
         seed=config.run.seed,
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,

@@ -11,7 +11,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Predictions, evaluation
+from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
@@ -224,18 +224,16 @@ def evaluate(session: Session, split: str, step: int) -> Record:
         The eval record on every rank.
     """
     reader, tasks = open_split(session, split), session.schema.task_names
-    predictions = Predictions(len(tasks), has_groups=session.schema.group is not None)
-    for batch, logits in session.pipeline.predict(reader.epoch(0)):
-        if batch.num_samples > 0:
-            predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
-    joined = predictions.joined(session.ranks.gather_rows)
+    joined = predict(session, reader)
     record = {"kind": "eval", "split": split, "step": step, "samples": reader.num_rows}
     return session.ranks.on_first(lambda: record | evaluation(tasks, joined))
 
 
-def evaluate_run(config: Config, ranks: Ranks, split: str) -> Record:
-    """Load a run's newest checkpoint on these ranks and evaluate a split. Collective."""
-    folder = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
-    session = build(config, ranks)
-    position = checkpoint.load(folder, session.model, None, ranks)
-    return evaluate(session, split, position["step"])
+def predict(session: Session, reader: ParquetReader) -> Joined | None:
+    """Predictions on the reader's rows on rank 0, None elsewhere. Collective."""
+    tasks = session.schema.task_names
+    predictions = Predictions(len(tasks), has_groups=session.schema.group is not None)
+    for batch, logits in session.pipeline.predict(reader.epoch(0)):
+        if batch.num_samples > 0:
+            predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
+    return predictions.joined(session.ranks.gather_rows)

@@ -1,14 +1,21 @@
 """What each rank runs for a command."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import TypeVar
 
 from stem_torchrec.checks import doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
-from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
+from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
+from stem_torchrec.evaluation import Joined
+from stem_torchrec.finished_run import Tables, evaluate_run, predict_run, tables_of_run
 from stem_torchrec.notices import hide_dependency_notices
 from stem_torchrec.run_folder import Existing
-from stem_torchrec.trainer import Outcome, Record, evaluate_run, train
+from stem_torchrec.schema import Feature
+from stem_torchrec.trainer import Outcome, Record, train
+
+T = TypeVar("T")
 
 
 def train_worker(config: Config, existing: Existing) -> Outcome | None:
@@ -31,6 +38,26 @@ def evaluate_worker(config: Config, split: str) -> Record | None:
     record = evaluate_run(config, ranks, split)
     stop_ranks()
     return record if ranks.is_first else None
+
+
+def predict_worker(config: Config, split: str) -> Joined:
+    """A run's predictions on a split in file order; in this process, alone."""
+    return _alone(config, lambda ranks: predict_run(config, ranks, split))
+
+
+def tables_worker(config: Config, features: Sequence[Feature]) -> Tables:
+    """A run's tables of some features, by owner; in this process, alone."""
+    return _alone(config, lambda ranks: tables_of_run(config, ranks, features))
+
+
+def _alone(config: Config, function: Callable[[Ranks], T]) -> T:
+    """``function`` in a job of one rank, which is ended after it."""
+    hide_dependency_notices()
+    ranks = start_ranks(config.distributed)
+    try:
+        return function(ranks)
+    finally:
+        stop_ranks()
 
 
 def _ignore(record: Record) -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
@@ -42,6 +44,27 @@ def local_shards(model: nn.Module) -> Iterator[TableShard]:
                 yield TableShard(table, shard.tensor.detach(), row, column, dim)
         else:
             yield TableShard(table, value.detach(), 0, 0, value.shape[1])
+
+
+def whole_tables(model: nn.Module, names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+    """Copies of the named tables on the host, (rows, D) each; this rank holds all their shards."""
+    shards: dict[str, list[TableShard]] = {}
+    for shard in local_shards(model):
+        if shard.table in names:
+            shards.setdefault(shard.table, []).append(shard)
+    tables = {}
+    for name, pieces in shards.items():
+        num_rows = max(piece.first_row + len(piece.values) for piece in pieces)
+        table = np.empty((num_rows, pieces[0].dim), dtype=np.float32)
+        for piece in pieces:
+            rows, columns = piece.values.shape
+            place = np.s_[
+                piece.first_row : piece.first_row + rows,
+                piece.first_column : piece.first_column + columns,
+            ]
+            table[place] = piece.values.float().cpu().numpy()
+        tables[name] = table
+    return tables
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stem_torchrec.analysis.compare_plan import Combination, PlannedRun
+from stem_torchrec.analysis.compare.plan import Combination, PlannedRun
 from stem_torchrec.config import Config
 from stem_torchrec.settings import dump_config
 

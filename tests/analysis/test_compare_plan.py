@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.analysis.compare_plan import Request, make_plan
+from stem_torchrec.analysis.compare.plan import Request, make_plan
 from stem_torchrec.cli import main
 from stem_torchrec.errors import UserError
 from tests.prepared import small_config, small_data

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.analysis.compare_plan import Combination
-from stem_torchrec.analysis.compare_report import Circumstances, make_report
-from stem_torchrec.analysis.compare_results import Figures, Parameters, summarize
+from stem_torchrec.analysis.compare.plan import Combination
+from stem_torchrec.analysis.compare.report import Circumstances, make_report
+from stem_torchrec.analysis.compare.results import Figures, Parameters, summarize
 from stem_torchrec.analysis.report import Report, Table
 
 SINGLE, STEM = Combination("single_task", "equal"), Combination("stem_net", "equal")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.analysis.compare_plan import Combination
-from stem_torchrec.analysis.compare_results import (
+from stem_torchrec.analysis.compare.plan import Combination
+from stem_torchrec.analysis.compare.results import (
     Parameters,
     Row,
     best,

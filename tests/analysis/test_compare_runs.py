@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.analysis import compare_runs
-from stem_torchrec.analysis.compare_plan import PlannedRun
-from stem_torchrec.analysis.compare_runs import Finished, Ranks, action_for, run_all
+from stem_torchrec.analysis.compare import runs as compare_runs
+from stem_torchrec.analysis.compare.plan import PlannedRun
+from stem_torchrec.analysis.compare.runs import Finished, Ranks, action_for, run_all
 from stem_torchrec.errors import UserError
 from tests.analysis.comparison import TRAIN, of_test_split, planned, write_run
 

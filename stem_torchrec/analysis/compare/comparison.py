@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stem_torchrec.analysis.compare_plan import SINGLE_TASK, Plan, PlannedRun, Request, make_plan
-from stem_torchrec.analysis.compare_report import Circumstances, make_report
-from stem_torchrec.analysis.compare_results import (
+from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Plan, PlannedRun, Request, make_plan
+from stem_torchrec.analysis.compare.report import Circumstances, make_report
+from stem_torchrec.analysis.compare.results import (
     Figures,
     Row,
     count_parameters,
@@ -16,7 +16,7 @@ from stem_torchrec.analysis.compare_results import (
     read_records,
     summarize,
 )
-from stem_torchrec.analysis.compare_runs import (
+from stem_torchrec.analysis.compare.runs import (
     Finished,
     Ranks,
     action_for,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from stem_torchrec.analysis.compare_results import Row, Spread
+from stem_torchrec.analysis.compare.results import Row, Spread
 
 _MARKERS, _NUM_COLORS = "osD^v", 10  # the next marker where matplotlib's colors start again
 

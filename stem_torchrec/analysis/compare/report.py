@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stem_torchrec.analysis.compare_plan import SINGLE_TASK, Combination
-from stem_torchrec.analysis.compare_plots import auc_against_parameters, auc_against_qps, gain_bars
-from stem_torchrec.analysis.compare_results import Row, Spread
-from stem_torchrec.analysis.compare_tables import (
+from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
+from stem_torchrec.analysis.compare.plots import auc_against_parameters, auc_against_qps, gain_bars
+from stem_torchrec.analysis.compare.results import Row, Spread
+from stem_torchrec.analysis.compare.tables import (
     overview,
     paired_table,
     parameters_table,

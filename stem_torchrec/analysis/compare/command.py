@@ -58,9 +58,9 @@ def add_compare(commands: Commands, add: AddCommand, config_keys: str) -> None:
 
 
 def _compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.analysis.compare import compare
-    from stem_torchrec.analysis.compare_plan import Request
-    from stem_torchrec.analysis.compare_tables import overview
+    from stem_torchrec.analysis.compare.comparison import compare
+    from stem_torchrec.analysis.compare.plan import Request
+    from stem_torchrec.analysis.compare.tables import overview
     from stem_torchrec.console import print_note, print_report
     from stem_torchrec.errors import WorkerError
     from stem_torchrec.notices import hide_dependency_notices

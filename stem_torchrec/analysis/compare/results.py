@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stem_torchrec.analysis.compare_plan import SINGLE_TASK, Combination
+from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.config import Config
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.session import selected_schema

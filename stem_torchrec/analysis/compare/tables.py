@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stem_torchrec.analysis.compare_results import Row, Spread, best
+from stem_torchrec.analysis.compare.results import Row, Spread, best
 from stem_torchrec.analysis.report import Table
 
 _HIGHER_IS_BETTER = {

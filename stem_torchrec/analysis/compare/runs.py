@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from stem_torchrec import checkpoint
-from stem_torchrec.analysis.compare_plan import PlannedRun
-from stem_torchrec.analysis.compare_results import last_test, read_records
+from stem_torchrec.analysis.compare.plan import PlannedRun
+from stem_torchrec.analysis.compare.results import last_test, read_records
 from stem_torchrec.errors import UserError
 from stem_torchrec.settings import dump_config
 

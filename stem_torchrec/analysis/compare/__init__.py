@@ -1,0 +1,1 @@
+"""Trains models and balancing rules side by side and reports on them."""

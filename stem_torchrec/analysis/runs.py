@@ -1,0 +1,187 @@
+"""Finished runs to be compared: read, checked against each other, grouped by what they train.
+
+n samples of a split, T tasks of a run.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_torchrec import checkpoint
+from stem_torchrec.config import Config
+from stem_torchrec.data.manifest import check_split
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.errors import UserError
+from stem_torchrec.evaluation import Joined
+from stem_torchrec.run_folder import require_run
+from stem_torchrec.schema import Schema
+from stem_torchrec.session import selected_schema
+from stem_torchrec.settings import load_config
+
+OVERRIDES = ("data.path", "distributed.", "eval.")
+"""Keys that may differ from the run's own: where and how it is read, not what it is."""
+
+_NOT_THE_MODEL = {"run", "versions", "checkpoint", "eval", "distributed"}
+_READ_ROWS = 65536
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run. ``schema`` has the features and tasks that it used."""
+
+    path: Path
+    config: Config
+    schema: Schema
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.schema.task_names
+
+    @property
+    def seed(self) -> int:
+        return self.config.run.seed
+
+
+@dataclass(frozen=True)
+class Model:
+    """Runs that differ in nothing but the seed, in the order of their seeds."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+def read_runs(option: str, folders: Sequence[Path], overrides: Sequence[str] = ()) -> list[Run]:
+    """The runs in some folders.
+
+    Raises:
+        UserError: a folder holds no run or no checkpoint, or is given twice; an override changes
+            more than where and how runs are read.
+    """
+    for override in overrides:
+        if override.startswith("--") and not override[2:].startswith(OVERRIDES):
+            raise UserError(
+                f"{override}: unknown option; finished runs can be read with other values of "
+                "data.path, distributed.* and eval.* only"
+            )
+    runs: list[Run] = []
+    for folder in folders:
+        require_run(option, folder)
+        if any(folder.resolve() == run.path.resolve() for run in runs):
+            raise UserError(f"{option}: {str(folder)!r} is given twice")
+        config = load_config(folder / "config.yaml", ["--run.dir", str(folder), *overrides])
+        checkpoint.newest(folder)
+        runs.append(Run(folder, config, selected_schema(config)))
+    return runs
+
+
+def check_same_samples(runs: Sequence[Run], split: str) -> None:
+    """Refuse runs that do not see the same rows and features.
+
+    Raises:
+        UserError: another data folder (links resolved) or another choice of features than the
+            first run's; or the split is missing or damaged.
+    """
+    first = runs[0]
+    for run in runs:
+        for key, found, expected in (
+            ("data.path", _data_path(run), _data_path(first)),
+            ("data.features", _features(run), _features(first)),
+        ):
+            if found != expected:
+                raise UserError(
+                    f"{run.path}: {key} is {found}, but {first.path} has {expected}; "
+                    "runs are compared on the same samples and features"
+                )
+        check_split(run.config.data.path, split, run.schema)
+
+
+def check_same_tasks(runs: Sequence[Run], tasks: Sequence[str]) -> None:
+    """Refuse multi-task runs without the wanted tasks, or with other tasks than the first's."""
+    first = runs[0]
+    for run in runs:
+        for task in tasks:
+            if task not in run.tasks:
+                raise UserError(
+                    f"--tasks: {task!r} is not a task of {run.path}, which has "
+                    f"{', '.join(run.tasks)}"
+                )
+        if set(run.tasks) != set(first.tasks):
+            raise UserError(
+                f"{run.path}: tasks.names is {', '.join(run.tasks)}, but {first.path} has "
+                f"{', '.join(first.tasks)}; what a task gains depends on the others"
+            )
+
+
+def by_model(runs: Iterable[Run]) -> list[Model]:
+    """Runs grouped by everything in their config that makes the model, in order of appearance.
+
+    A group is named after model and balancing rule; groups with the same name get the keys in
+    which they differ added.
+
+    Raises:
+        UserError: two runs of a group have the same seed.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    for group in groups.values():
+        group.sort(key=lambda run: run.seed)
+        for one, other in pairwise(group):
+            if one.seed == other.seed:
+                raise UserError(
+                    f"--runs: {one.path} and {other.path} are the same run: same settings, and "
+                    f"run.seed {one.seed} in both"
+                )
+    names = _names([_settings(group[0]) for group in groups.values()])
+    return [Model(name, tuple(g)) for name, g in zip(names, groups.values(), strict=True)]
+
+
+def task_columns(joined: Joined, of: Sequence[str], wanted: Sequence[str]) -> Joined:
+    """The wanted tasks' columns of predictions whose columns are the tasks ``of``."""
+    columns = [list(of).index(task) for task in wanted]
+    return Joined(
+        joined.logits[:, columns], joined.labels[:, columns], joined.weights[:, columns], None
+    )
+
+
+def sample_ids(run: Run, split: str, features: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Ids (n,) of some id features on every row of a split, in the order of predictions."""
+    schema = run.schema.select(features=features)
+    reader = ParquetReader(run.config.data.path, split, schema, batch_size=_READ_ROWS)
+    parts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in features}
+    for batch in reader.epoch(0):
+        for name in features:
+            parts[name].append(batch.sparse[name].values().numpy())
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _data_path(run: Run) -> str:
+    return str(run.config.data.path.resolve())
+
+
+def _features(run: Run) -> str:
+    return ", ".join(feature.name for feature in run.schema.features)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """``section.key`` -> value of what makes the model; where its data lies does not."""
+    sections = run.config.model_dump(mode="json", exclude=_NOT_THE_MODEL)
+    flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    return {key: value for key, value in flat.items() if key != "data.path"}
+
+
+def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = []
+    for own in settings:
+        rule = own["balance.rule"]
+        name = own["model.name"] + ("" if rule == "equal" else f" + {rule}")
+        like = [s for s in settings if all(s[k] == own[k] for k in ("model.name", "balance.rule"))]
+        different = [key for key in own if any(other[key] != own[key] for other in like)]
+        names.append(" ".join([name, *(f"{key}={own[key]}" for key in different)]))
+    return names
