@@ -153,7 +153,7 @@ def test_interrupted_by_hand(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stem_torchrec.analysis.compare.run_all", interrupted)
+    monkeypatch.setattr("stem_torchrec.analysis.compare.comparison.run_all", interrupted)
     command = ["compare", "--config", str(config), "--models", "stem_net", "--out", "unused"]
     with pytest.raises(SystemExit) as stop:
         main(command)
