@@ -30,7 +30,10 @@ CONTESTANTS: tuple[tuple[str, str, int | None], ...] = (
     ("multi_balance", "experts", None),
     ("multi_balance", "pooled", 256),
     ("multi_balance", "pooled", None),
+    ("static", "pooled", None),
     ("mgda", "pooled", 256),
+    ("mgda", "pooled", None),
+    ("pcgrad", "pooled", None),
     ("pcgrad", "experts", None),
     ("cagrad", "experts", None),
     ("mgda", "dense_parameters", None),
@@ -94,6 +97,8 @@ def measure(
     ranks = start_ranks(DistributedConfig(device="auto"))
     rule, boundary, gram_rows = contestant
     balance = {"rule": rule, "boundary": boundary, "gram_rows": gram_rows}
+    if rule == "static":
+        balance["weights"] = [1.0] * num_tasks
     with TemporaryDirectory() as folder:
         equal = Runner(ranks, Path(folder) / "a", WORKLOADS[workload], num_tasks, {})
         equal.run(2)
