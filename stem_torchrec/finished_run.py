@@ -1,21 +1,38 @@
-"""What can be asked of a finished run: metrics, predictions, tables."""
+"""What can be asked of a finished run: metrics, predictions, tables, gates."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.evaluation import Joined
+from stem_torchrec.layers.gates import Gates
 from stem_torchrec.schema import Feature
 from stem_torchrec.session import Session, build, open_split
 from stem_torchrec.trainer import Record, evaluate, predict
 
 Tables = dict[str, dict[str, NDArray[np.float32]]]
 """Owner -> feature's name -> (rows, D)."""
+
+
+class MeanGates(NamedTuple):
+    """Mean weights of some gates over the rows of a split.
+
+    Attributes:
+        gates: names of the G gates, as a rule tasks.
+        groups: whose each of the K experts is.
+        weights: (G, K); a row sums to 1.
+    """
+
+    gates: tuple[str, ...]
+    groups: tuple[str, ...]
+    weights: NDArray[np.float64]
 
 
 def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
@@ -59,4 +76,31 @@ def tables_of_run(config: Config, ranks: Ranks, features: Sequence[Feature]) -> 
     return {
         owner: {feature: tables[name] for feature, name in of_owner.items()}
         for owner, of_owner in names.items()
+    }
+
+
+def mean_gates_of_run(config: Config, ranks: Ranks, split: str) -> dict[str, MeanGates]:
+    """Mean gate weights over the rows of a split, by the gates' place in the model; on one rank.
+
+    The newest checkpoint is used. Empty for a model without gates.
+    """
+    assert ranks.world_size == 1, "on more ranks padding would count"
+    session, _ = load_run(config, ranks)
+    model = session.model.module.recommender.model
+    gates = {name: part for name, part in model.named_modules() if isinstance(part, Gates)}
+    sums: dict[str, Tensor] = {}
+
+    def add(part: nn.Module, _: object, weights: Tensor) -> None:
+        name = next(name for name, other in gates.items() if other is part)
+        sums[name] = sums.get(name, 0) + weights.double().sum(dim=1)
+
+    hooks = [part.register_forward_hook(add) for part in gates.values()]
+    reader = open_split(session, split)
+    for _ in session.pipeline.predict(reader.epoch(0)):
+        pass
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: MeanGates(part.names, part.groups, (sums[name] / reader.num_rows).cpu().numpy())
+        for name, part in gates.items()
     }

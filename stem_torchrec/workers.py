@@ -9,7 +9,14 @@ from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
 from stem_torchrec.evaluation import Joined
-from stem_torchrec.finished_run import Tables, evaluate_run, predict_run, tables_of_run
+from stem_torchrec.finished_run import (
+    MeanGates,
+    Tables,
+    evaluate_run,
+    mean_gates_of_run,
+    predict_run,
+    tables_of_run,
+)
 from stem_torchrec.notices import hide_dependency_notices
 from stem_torchrec.run_folder import Existing
 from stem_torchrec.schema import Feature
@@ -48,6 +55,11 @@ def predict_worker(config: Config, split: str) -> Joined:
 def tables_worker(config: Config, features: Sequence[Feature]) -> Tables:
     """A run's tables of some features, by owner; in this process, alone."""
     return _alone(config, lambda ranks: tables_of_run(config, ranks, features))
+
+
+def gates_worker(config: Config, split: str) -> dict[str, MeanGates]:
+    """A run's mean gate weights on a split; in this process, alone."""
+    return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split))
 
 
 def _alone(config: Config, function: Callable[[Ranks], T]) -> T:

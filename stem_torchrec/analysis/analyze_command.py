@@ -24,7 +24,7 @@ _MORE = (
 
 
 def add_analyze(commands: "Commands") -> None:
-    """``analyze negative-transfer`` and ``analyze preference``."""
+    """``analyze negative-transfer``, ``analyze preference`` and ``analyze gates``."""
     command = commands.add_parser("analyze", help="what finished runs tell of their tasks")
     analyses = command.add_subparsers(required=True, metavar="ANALYSIS")
 
@@ -57,6 +57,26 @@ def add_analyze(commands: "Commands") -> None:
         help="share of the samples that is near, and that is far",
     )
     command.set_defaults(run=preference)
+
+    text = "what each task's gate reads: mean weight per group of experts"
+    command = analyses.add_parser(
+        "gates", help=text, description=text, epilog=_MORE, allow_abbrev=False
+    )
+    _add_runs(command, "runs of models with gates; seeds of one model are put together")
+    command.set_defaults(run=gates)
+
+
+def gates(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.analysis.gates import analyse, gate_table, report
+    from stem_torchrec.analysis.runs import by_model, check_same_samples, read_runs
+    from stem_torchrec.workers import gates_worker
+
+    _check_place(options)
+    runs = read_runs("--runs", options.runs, rest)
+    check_same_samples(runs, options.split)
+    models = by_model(runs)
+    found = analyse(models, lambda run: gates_worker(run.config, options.split))
+    _finish(report(found, options.split, _origin()), options.out, "gates", gate_table(found))
 
 
 def negative_transfer(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -117,18 +137,16 @@ def _add_analysis(analyses: "Commands", name: str, text: str) -> argparse.Argume
         metavar="RUN",
         help="runs of model single_task, or of one task each; one for all seeds or one per seed",
     )
-    command.add_argument(
-        "--runs",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="RUN",
-        help="runs to compare with them; seeds of one model are put together",
-    )
     command.add_argument("--tasks", required=True, metavar="A,B", help="the two tasks")
+    _add_runs(command, "runs to compare with them; seeds of one model are put together")
+    return command
+
+
+def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
+    """The options of every analysis."""
+    command.add_argument("--runs", type=Path, nargs="+", required=True, metavar="RUN", help=text)
     command.add_argument("--split", choices=("train", "valid", "test"), default="test")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="report's folder")
-    return command
 
 
 def _read(
@@ -138,10 +156,7 @@ def _read(
     from stem_torchrec.analysis.runs import check_same_samples, check_same_tasks, read_runs
     from stem_torchrec.analysis.single_task import check_single
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("analyze: runs in one process; start it without torchrun")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out: {str(options.out)!r} is a file, expected a folder")
+    _check_place(options)
     tasks = _task_pair(options.tasks)
     singles = read_runs("--single", options.single, rest)
     runs = read_runs("--runs", options.runs, rest)
@@ -149,6 +164,13 @@ def _read(
     check_same_tasks(runs, tasks)
     check_same_samples([*singles, *runs], options.split)
     return tasks, singles, runs
+
+
+def _check_place(options: argparse.Namespace) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("analyze: runs in one process; start it without torchrun")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out: {str(options.out)!r} is a file, expected a folder")
 
 
 def _task_pair(text: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 B rows, T tasks, M_s shared experts, M_t experts per task, streams of width I, experts of width H.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -20,22 +20,28 @@ class ExtractionStack(nn.Module):
     """``config.layers`` blocks; the last one makes the tasks' streams alone.
 
     Args:
+        tasks: their names.
         reach: which experts of other tasks a gate reads and trains.
         gate_input: ``task``: its stream; ``shared``; or ``both``.
     """
 
     def __init__(
-        self, config: ModelConfig, num_tasks: int, inputs: Inputs, reach: Reach, gate_input: str
+        self,
+        config: ModelConfig,
+        tasks: Sequence[str],
+        inputs: Inputs,
+        reach: Reach,
+        gate_input: str,
     ) -> None:
         super().__init__()
-        self.num_tasks = num_tasks
+        self.num_tasks = len(tasks)
         widths = [inputs.width, *[config.expert_widths[-1]] * config.layers]
         self.blocks = nn.ModuleList()
         for layer, (width, _) in enumerate(pairwise(widths), start=1):
             stage = inputs if layer == 1 else Inputs(0, 0, width)
             last = layer == config.layers
             self.blocks.append(
-                Extraction(config, num_tasks, stage, reach, gate_input, shared_gate=not last)
+                Extraction(config, tasks, stage, reach, gate_input, shared_gate=not last)
             )
         self.width_out = widths[-1]
 
@@ -74,7 +80,7 @@ class Extraction(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        num_tasks: int,
+        tasks: Sequence[str],
         inputs: Inputs,
         reach: Reach,
         gate_input: str,
@@ -86,15 +92,15 @@ class Extraction(nn.Module):
         self.reach, self.gate_input = reach, gate_input
         if inputs.num_fields == 0:  # a stream of an earlier block
             config = config.model_copy(update={"expert": "mlp"})
-        all_experts = self.num_shared + num_tasks * self.num_own
-        readable = self.num_shared + self.num_own if reach == "own" else all_experts
+        shared = ["shared"] * self.num_shared
+        everything = [*shared, *(task for task in tasks for _ in range(self.num_own))]
+        readable = [*shared, *["own"] * self.num_own] if reach == "own" else everything
         width = inputs.width
+        gate_width = 2 * width if gate_input == "both" else width
         self.shared_experts = experts(self.num_shared, inputs, config)
-        self.task_experts = experts(num_tasks * self.num_own, inputs, config)
-        self.gates = Gates(
-            num_tasks, 2 * width if gate_input == "both" else width, readable, config
-        )
-        self.shared_gate = Gates(1, width, all_experts, config) if shared_gate else None
+        self.task_experts = experts(len(tasks) * self.num_own, inputs, config)
+        self.gates = Gates(tasks, readable, gate_width, config)
+        self.shared_gate = Gates(["shared"], everything, width, config) if shared_gate else None
 
     def forward(self, forked: Forked, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """Forked shared stream and streams (T, B, I) -> next streams (B, H) and (T, B, H).

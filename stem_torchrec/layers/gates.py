@@ -111,11 +111,19 @@ def weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
 
 
 class Gates(nn.Module):
-    """G perceptrons with a softmax over the experts they weigh."""
+    """G perceptrons with a softmax over the experts they weigh.
 
-    def __init__(self, num: int, width_in: int, num_experts: int, config: ModelConfig) -> None:
+    Args:
+        names: of the gates.
+        groups: of the K experts, in their order: whose each one is.
+    """
+
+    def __init__(
+        self, names: Sequence[str], groups: Sequence[str], width_in: int, config: ModelConfig
+    ) -> None:
         super().__init__()
-        self.mlp = BatchedMlp(num, width_in, config.gate_widths, num_experts, config.dropout)
+        self.names, self.groups = tuple(names), tuple(groups)
+        self.mlp = BatchedMlp(len(names), width_in, config.gate_widths, len(groups), config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1."""

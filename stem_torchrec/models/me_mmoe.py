@@ -13,7 +13,7 @@ from stem_torchrec.layers.experts import experts
 from stem_torchrec.layers.gates import Gates, mix
 from stem_torchrec.layers.inputs import Inputs
 from stem_torchrec.layers.towers import Towers
-from stem_torchrec.models.model import GATED, Model, require_shared_experts
+from stem_torchrec.models.model import GATED, Model, numbered_experts, require_shared_experts
 from stem_torchrec.schema import Schema
 
 
@@ -26,11 +26,11 @@ class MeMmoe(Model):
         super().__init__()
         require_shared_experts(config)
         self.num_tasks = len(schema.tasks)
-        self.shared_owners = tuple(f"expert_{k}" for k in range(config.num_shared_experts))
+        self.shared_owners = numbered_experts(config)
         self.owners = dict.fromkeys(self.shared_owners, tuple(f.name for f in schema.sparse))
         self.experts = ExpertsWithTables(Inputs.of(schema, dim), config)
-        num_experts, width = config.num_shared_experts, self.experts.width_in
-        self.gates = Gates(self.num_tasks, width, num_experts, config)
+        width = self.experts.width_in
+        self.gates = Gates(schema.task_names, self.shared_owners, width, config)
         self.towers = Towers(self.num_tasks, config.expert_widths[-1], config)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:

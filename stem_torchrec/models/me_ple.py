@@ -26,9 +26,9 @@ class MePle(Model):
         super().__init__()
         self.tasks = schema.task_names
         self.owners = dict.fromkeys((SHARED, *self.tasks), tuple(f.name for f in schema.sparse))
-        inputs, num_tasks = Inputs.of(schema, dim), len(self.tasks)
-        self.stack = ExtractionStack(config, num_tasks, inputs, "own", "task")
-        self.towers = Towers(num_tasks, self.stack.width_out, config)
+        inputs = Inputs.of(schema, dim)
+        self.stack = ExtractionStack(config, self.tasks, inputs, "own", "task")
+        self.towers = Towers(len(schema.tasks), self.stack.width_out, config)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()

@@ -14,7 +14,7 @@ from stem_torchrec.layers.experts import experts
 from stem_torchrec.layers.gates import Gates, mix
 from stem_torchrec.layers.inputs import Inputs
 from stem_torchrec.layers.towers import Towers
-from stem_torchrec.models.model import GATED, Model, require_shared_experts
+from stem_torchrec.models.model import GATED, Model, numbered_experts, require_shared_experts
 from stem_torchrec.schema import Schema
 
 
@@ -28,9 +28,9 @@ class Mmoe(Model):
         require_shared_experts(config)
         self.num_tasks = len(schema.tasks)
         self.owners = {SHARED: tuple(f.name for f in schema.sparse)}
-        inputs, num_experts = Inputs.of(schema, dim), config.num_shared_experts
-        self.experts = experts(num_experts, inputs, config)
-        self.gates = Gates(self.num_tasks, inputs.width, num_experts, config)
+        inputs = Inputs.of(schema, dim)
+        self.experts = experts(config.num_shared_experts, inputs, config)
+        self.gates = Gates(schema.task_names, numbered_experts(config), inputs.width, config)
         self.towers = Towers(self.num_tasks, self.experts.width_out, config)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:

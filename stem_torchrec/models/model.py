@@ -65,3 +65,8 @@ def require_shared_experts(config: ModelConfig) -> None:
         raise UserError(
             f"model.num_shared_experts: 0 with model.name {config.name}; allowed: at least 1"
         )
+
+
+def numbered_experts(config: ModelConfig) -> tuple[str, ...]:
+    """Names of shared experts that are told apart: expert_0, expert_1, ..."""
+    return tuple(f"expert_{k}" for k in range(config.num_shared_experts))

@@ -15,7 +15,7 @@ from stem_torchrec.layers.fork import Handle
 from stem_torchrec.layers.gates import Gates, mix
 from stem_torchrec.layers.inputs import Inputs
 from stem_torchrec.layers.towers import Towers
-from stem_torchrec.models.model import GATED, Model, require_shared_experts
+from stem_torchrec.models.model import GATED, Model, numbered_experts, require_shared_experts
 from stem_torchrec.schema import Schema
 
 
@@ -47,7 +47,7 @@ class GatedExperts(nn.Module):
     def __init__(self, inputs: Inputs, config: ModelConfig) -> None:
         super().__init__()
         self.experts = experts(config.num_shared_experts, inputs, config)
-        self.gate = Gates(1, inputs.width, config.num_shared_experts, config)
+        self.gate = Gates(["all"], numbered_experts(config), inputs.width, config)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = self.experts(x).unsqueeze(0)

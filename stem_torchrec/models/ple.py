@@ -27,10 +27,11 @@ class Ple(Model):
 
     def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
         super().__init__()
-        num_tasks = len(schema.tasks)
         self.owners = {SHARED: tuple(f.name for f in schema.sparse)}
-        self.stack = ExtractionStack(config, num_tasks, Inputs.of(schema, dim), "own", "task")
-        self.towers = Towers(num_tasks, self.stack.width_out, config)
+        self.stack = ExtractionStack(
+            config, schema.task_names, Inputs.of(schema, dim), "own", "task"
+        )
+        self.towers = Towers(len(schema.tasks), self.stack.width_out, config)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()

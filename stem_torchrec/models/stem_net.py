@@ -45,10 +45,10 @@ class StemNet(Model):
         columns = (torch.tensor(rest, dtype=torch.long)[:, None] * dim + torch.arange(dim)).ravel()
         self.register_buffer("unspecific_columns", columns, persistent=False)
 
-        inputs, num_tasks = Inputs.of(schema, dim), len(self.tasks)
+        inputs = Inputs.of(schema, dim)
         reach: Reach = "forward" if config.stop_gradient else "all"
-        self.stack = ExtractionStack(config, num_tasks, inputs, reach, config.gate_input)
-        self.towers = Towers(num_tasks, self.stack.width_out, config)
+        self.stack = ExtractionStack(config, self.tasks, inputs, reach, config.gate_input)
+        self.towers = Towers(len(schema.tasks), self.stack.width_out, config)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()

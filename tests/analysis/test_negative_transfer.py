@@ -258,3 +258,13 @@ def test_several_ranks_are_refused(
     options = ["--single", "a", "--runs", "b", "--tasks", "c,d", "--out", str(tmp_path / "out")]
     assert main(["analyze", "preference", *options]) == 2
     assert "without torchrun" in capsys.readouterr().err
+
+
+def test_a_single_task_run_tells_both_tasks(finished: Path, tmp_path: Path) -> None:
+    options = ["--single", str(finished / "single"), "--runs", str(finished / "both")]
+    options += ["--tasks", "click,like", "--out", str(tmp_path)]
+    assert main(["analyze", "negative-transfer", *options]) == 0
+    found = scores(json.loads((tmp_path / "negative_transfer.json").read_text()))
+    for task in TASKS:
+        recorded = evaluation(finished / "single", "test")["auc"][task]
+        assert found["single-task", task, "all"]["auc"]["values"] == [pytest.approx(recorded)]

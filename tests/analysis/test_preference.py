@@ -221,3 +221,13 @@ def test_mistakes(
     assert message.startswith("error: ")
     assert [part for part in expected if part not in message] == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_single_task_run_has_a_table_per_task(finished: Path, tmp_path: Path) -> None:
+    options = ["--single", str(finished / "single"), "--runs", str(finished / "single")]
+    options += ["--tasks", "click,like", "--out", str(tmp_path)]
+    assert main(["analyze", "preference", *options]) == 0
+    data = json.loads((tmp_path / "preference.json").read_text())
+    click, like = (rows_of(finished, "single", task) for task in TASKS)
+    assert not np.array_equal(click, like)
+    assert {p["owner"] for p in data["distances"]} == set(TASKS)
