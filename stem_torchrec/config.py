@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from stem_torchrec.place import DataPlace
+
 ShardingName = Literal[
     "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
 ]
@@ -48,7 +50,9 @@ class RunConfig(Section):
 
 
 class DataConfig(Section):
-    path: Path = Field(description="prepared data folder (schema.json, train/, valid/, test/)")
+    path: DataPlace = Field(
+        description="prepared data folder (schema.json, train/, valid/, test/), or its URL"
+    )
     features: tuple[str, ...] | None = Field(
         None, description="features to use, by name; all of the schema if null"
     )

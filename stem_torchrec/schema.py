@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place, StorePath
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
@@ -129,13 +130,15 @@ class Schema(_Frozen):
         (folder / SCHEMA_FILE).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
-def load_schema(folder: Path) -> Schema:
+def load_schema(folder: Place) -> Schema:
     """Read ``folder/schema.json``.
 
     Raises:
         UserError: the folder or the file is missing, or its content is not a schema.
     """
     if not folder.is_dir():
+        if isinstance(folder, StorePath):
+            folder.require_bucket()
         raise UserError(f"data.path: {str(folder)!r} is not a folder; expected a prepared data set")
     path = folder / SCHEMA_FILE
     if not path.is_file():

@@ -1,7 +1,6 @@
 """A model with what trains it, built and sharded on these ranks."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -14,6 +13,7 @@ from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
 from stem_torchrec.distributed.pipeline import Pipeline
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.optim import Optimizers
+from stem_torchrec.place import Place
 from stem_torchrec.recommender import Recommender, TrainStep
 from stem_torchrec.schema import Schema, load_schema
 
@@ -79,5 +79,5 @@ def open_split(session: Session, split: str, *, in_file_order: bool = False) -> 
     )
 
 
-def has_split(path: Path, split: str) -> bool:
+def has_split(path: Place, split: str) -> bool:
     return (path / split).is_dir()

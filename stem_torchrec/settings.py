@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import StorePath
 
 
 class Key(NamedTuple):
@@ -154,7 +155,8 @@ def _type_words(annotation: Any) -> str:
         return f"list of {_type_words(parts[0])}"
     if origin is dict:
         return "mapping"
-    names = {str: "text", int: "integer", float: "number", bool: "true | false", Path: "path"}
+    names = {str: "text", int: "integer", float: "number", bool: "true | false"}
+    names |= {Path: "path", StorePath: "URL"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

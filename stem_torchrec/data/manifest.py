@@ -4,14 +4,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
+from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
 from stem_torchrec.schema import Feature, Schema
 
 _FOOTER_THREADS = 8
@@ -21,7 +22,7 @@ _FOOTER_THREADS = 8
 class RowGroup:
     """One non-empty row group: the unit in which a split is read."""
 
-    file: Path
+    file: Place
     index: int
     num_rows: int
 
@@ -59,7 +60,7 @@ def column_uses(schema: Schema) -> list[ColumnUse]:
     return uses
 
 
-def check_split(path: Path, split: str, schema: Schema) -> Manifest:
+def check_split(path: Place, split: str, schema: Schema) -> Manifest:
     """List the row groups of ``path/split/*.parquet`` and check their footers.
 
     Reads footers only, a few at a time; not collective. Names that start with a dot are other
@@ -70,7 +71,7 @@ def check_split(path: Path, split: str, schema: Schema) -> Manifest:
             that its use does not allow, the statistics of an id or bag column show ids outside
             ``[0, num_embeddings)``, or the split has no rows.
     """
-    folder = Path(path) / split
+    folder = path / split
     if not folder.is_dir():
         raise UserError(f"data.path: {str(folder)!r} is not a folder; split {split!r} is missing")
     files = sorted(file for file in folder.glob("*.parquet") if not file.name.startswith("."))
@@ -84,12 +85,12 @@ def check_split(path: Path, split: str, schema: Schema) -> Manifest:
     return Manifest(tuple(groups))
 
 
-def _check_file(uses: list[ColumnUse], file: Path) -> list[RowGroup]:
+def _check_file(uses: list[ColumnUse], file: Place) -> list[RowGroup]:
     try:
-        with pq.ParquetFile(file) as opened:
+        with open_parquet_file(file) as opened:
             footer, arrow_schema = opened.metadata, opened.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read as Parquet ({error})") from None
+        raise unreadable(file, error) from None
     for use in uses:
         _check_type(file, arrow_schema, use)
     _check_statistics(file, footer, [use.feature for use in uses if use.feature is not None])
@@ -97,7 +98,7 @@ def _check_file(uses: list[ColumnUse], file: Path) -> list[RowGroup]:
     return [RowGroup(file, index, num_rows) for index, num_rows in enumerate(rows) if num_rows]
 
 
-def _check_type(file: Path, arrow_schema: pa.Schema, use: ColumnUse) -> None:
+def _check_type(file: Place, arrow_schema: pa.Schema, use: ColumnUse) -> None:
     indices = arrow_schema.get_all_field_indices(use.column)
     if not indices:
         found = ", ".join(arrow_schema.names)
@@ -112,7 +113,7 @@ def _check_type(file: Path, arrow_schema: pa.Schema, use: ColumnUse) -> None:
         )
 
 
-def _check_statistics(file: Path, footer: pq.FileMetaData, features: list[Feature]) -> None:
+def _check_statistics(file: Place, footer: pq.FileMetaData, features: list[Feature]) -> None:
     leaves = {
         footer.schema.column(leaf).path.split(".", 1)[0]: leaf for leaf in range(footer.num_columns)
     }

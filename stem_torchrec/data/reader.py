@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +13,10 @@ from stem_torchrec.data.collate import Collator
 from stem_torchrec.data.columns import Columns, concatenate
 from stem_torchrec.data.decode import decode
 from stem_torchrec.data.manifest import RowGroup, check_split, column_names
+from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
 from stem_torchrec.data.prefetch import prefetched
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
 from stem_torchrec.schema import Schema
 
 _OPEN_FILES = 8
@@ -31,7 +32,7 @@ class ParquetReader:
     its own thread pool, whose size follows ``OMP_NUM_THREADS`` or ``pyarrow.set_cpu_count``.
 
     Args:
-        path: prepared folder; the split's files are ``path/split/*.parquet``.
+        path: prepared folder, local or in a store; the split's files are ``path/split/*.parquet``.
         schema: the features and tasks wanted; only their columns are read.
         batch_size: rows per step and rank.
         shuffle: permute row groups, then rows within windows of ``shuffle_row_groups`` of them.
@@ -44,7 +45,7 @@ class ParquetReader:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         split: str,
         schema: Schema,
         *,
@@ -152,7 +153,7 @@ class _OpenFiles:
     """Keeps the files used last open: a footer may take longer to parse than its row group."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[Place, pq.ParquetFile] = OrderedDict()
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """The row group's columns.
@@ -163,7 +164,7 @@ class _OpenFiles:
         try:
             table = self._file(group.file).read_row_group(group.index, columns=columns)
         except (pa.ArrowException, OSError, IndexError) as error:
-            raise UserError(f"{group}: cannot be read as Parquet ({error})") from None
+            raise unreadable(group, error) from None
         if table.num_rows != group.num_rows or not set(columns) <= set(table.column_names):
             raise UserError(f"{group.file}: was changed while it was being read")
         return table
@@ -173,10 +174,10 @@ class _OpenFiles:
             file.close()
         self._files.clear()
 
-    def _file(self, path: Path) -> pq.ParquetFile:
+    def _file(self, path: Place) -> pq.ParquetFile:
         if path not in self._files:
             if len(self._files) == _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            self._files[path] = pq.ParquetFile(path)
+            self._files[path] = open_parquet_file(path)
         self._files.move_to_end(path)
         return self._files[path]

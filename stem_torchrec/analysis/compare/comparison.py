@@ -27,6 +27,7 @@ from stem_torchrec.console import print_note
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
 from stem_torchrec.launcher import default_num_workers, under_torchrun
+from stem_torchrec.place import Place
 
 
 class Comparison(NamedTuple):
@@ -109,7 +110,7 @@ class Progress:
         return f"[{self._runs.index(run) + 1}/{len(self._runs)}] {run.label}"
 
 
-def _data(folder: Path) -> dict[str, Any]:
+def _data(folder: Place) -> dict[str, Any]:
     """Where the data is and what ``prepare`` counted; folders made otherwise have no counts."""
     stats = folder / "stats.json"
     return {"folder": str(folder), **(json.loads(stats.read_text()) if stats.is_file() else {})}
