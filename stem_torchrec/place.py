@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import GetPydanticSchema
+from pydantic_core import core_schema
 
 from stem_torchrec.errors import UserError
 
@@ -200,5 +201,9 @@ def _validated(value: Any) -> Place:
         raise ValueError(str(error)) from None
 
 
-DataPlace = Annotated[Place, PlainValidator(_validated), PlainSerializer(str)]
+_SCHEMA = core_schema.no_info_plain_validator_function(
+    _validated, serialization=core_schema.plain_serializer_function_ser_schema(str)
+)
+
+DataPlace = Annotated[Place, GetPydanticSchema(lambda source, handler: _SCHEMA)]
 """A place as a key of a config; written back as it was given."""
