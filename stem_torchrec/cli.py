@@ -14,6 +14,7 @@ from stem_torchrec.analysis.analyze_command import add_analyze
 from stem_torchrec.analysis.compare.command import add_compare
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.place import Place, place_of
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
 
 
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else."""
     options, rest = _parser().parse_known_args(arguments)
     try:
+        _refuse_check_of_source(options)
         options.run(options, rest)
     except UserError as error:
         if not _left_to_torchrun(error):
@@ -95,21 +97,43 @@ def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_stats
     from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
+    from stem_torchrec.data.transfer import local_target
 
     config = load_options(SyntheticConfig, rest)
-    stats = prepare_synthetic(config, options.out, overwrite=options.overwrite)
+    with local_target(options.out, overwrite=options.overwrite) as out:
+        stats = prepare_synthetic(config, out, overwrite=options.overwrite)
     print_stats(stats, str(options.out))
 
 
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_stats
     from stem_torchrec.data.kuairand import KuaiRandConfig, prepare_kuairand
+    from stem_torchrec.data.kuairand_source import patterns
+    from stem_torchrec.data.transfer import local_source, local_target
 
     config = load_options(KuaiRandConfig, rest)
-    stats = prepare_kuairand(
-        options.source, options.out, config=config, overwrite=options.overwrite
-    )
+    wanted = patterns(include_random=config.include_random)
+    with (
+        local_target(options.out, overwrite=options.overwrite) as out,
+        local_source(options.source, wanted) as source,
+    ):
+        stats = prepare_kuairand(source, out, config=config, overwrite=options.overwrite)
     print_stats(stats, str(options.out))
+
+
+def check_prepared(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_check
+    from stem_torchrec.data.check import check_folder
+
+    if options.check is None:
+        raise UserError("prepare: expected a source, or --check DIR; see prepare --help")
+    if rest:
+        raise UserError(f"prepare --check: unexpected argument {rest[0]!r}")
+    checked = check_folder(options.check)
+    if checked.faults:
+        faults = "\n".join(f"  {fault}" for fault in checked.faults)
+        raise UserError(f"{options.check}: faults found: {len(checked.faults)}\n{faults}")
+    print_check(checked, str(options.check))
 
 
 def _left_to_torchrun(error: Exception) -> bool:
@@ -122,13 +146,20 @@ def _left_to_torchrun(error: Exception) -> bool:
     return True
 
 
+def _refuse_check_of_source(options: argparse.Namespace) -> None:
+    if getattr(options, "check", None) is not None and options.source_kind is not None:
+        raise UserError(f"prepare: --check takes no source, found {options.source_kind!r}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("stem-torchrec", description=__import__(__package__).__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     config_keys = _key_help("config keys", "--section.key value", all_keys(Config))
 
     prepare = commands.add_parser("prepare", help="raw data -> prepared Parquet folder")
-    sources = prepare.add_subparsers(required=True, metavar="SOURCE")
+    prepare.add_argument("--check", type=_place, metavar="DIR", help="verify a prepared folder")
+    prepare.set_defaults(run=check_prepared, source_kind=None)
+    sources = prepare.add_subparsers(metavar="SOURCE", dest="source_kind")
     _add_prepare_commands(sources)
 
     command = _add(commands, "train", "train, evaluate and save one run", config_keys)
@@ -174,7 +205,7 @@ def _add_prepare_commands(sources: "argparse._SubParsersAction[argparse.Argument
 
     keys = _key_help("options", "--key value", all_keys(KuaiRandConfig))
     command = _add(sources, "kuairand", "a KuaiRand release, or files in its format", keys)
-    command.add_argument("--source", type=Path, required=True, metavar="DIR")
+    command.add_argument("--source", type=_place, required=True, metavar="DIR")
     command.set_defaults(run=prepare_kuairand)
     _add_out(command)
 
@@ -193,7 +224,7 @@ def _add(
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--out", type=_place, required=True, metavar="DIR")
     command.add_argument("--overwrite", action="store_true", help="replace the folder")
 
 
@@ -203,6 +234,13 @@ def _key_help(title: str, form: str, keys: Iterable[Key]) -> str:
         lines.append(f"  --{key.name} (default: {key.default_text})")
         lines.append(f"      {key.description}; {key.allowed}")
     return "\n".join(lines)
+
+
+def _place(text: str) -> Place:
+    try:
+        return place_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Table as Cells
+    from stem_torchrec.data.check import Checked
 
 LOG_COLUMNS = 160
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
@@ -100,6 +101,19 @@ def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     for name, value in stats.items():
         table.add_row(name, _text(value))
     _console().print(table)
+
+
+def print_check(checked: "Checked", folder: str) -> None:
+    """What a folder without faults holds, one row per split."""
+    tasks = checked.tasks
+    table = Table("split", "rows", "files", "row groups", *tasks)
+    for split in checked.splits:
+        counts = (f"{n:,}" for n in (split.rows, split.files, split.row_groups))
+        table.add_row(split.name, *counts, *(_figure(split.positive_ratio(t)) for t in tasks))
+    console = _console()
+    console.print(table)
+    console.print("tasks: positive ratio of the observed labels")
+    console.print(Text(f"{folder}: no faults"), soft_wrap=True)
 
 
 def print_report(title: str, table: "Cells", files: Sequence[Path]) -> None:

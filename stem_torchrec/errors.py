@@ -9,5 +9,9 @@ class UserError(Exception):
     """
 
 
+class StoreUnreachable(UserError):
+    """An object store does not answer; nothing is known about what it holds."""
+
+
 class WorkerError(Exception):
     """A rank failed; the message is that rank's own, with its traceback."""

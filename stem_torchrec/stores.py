@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pyarrow.fs as fs
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.place import StorePath
 
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
@@ -89,7 +89,7 @@ def store_error(place: object, error: Exception) -> UserError:
     reason = re.sub(r" \(Request ID: [^)]*\)", "", str(error))
     if is_unreachable(error):
         tries = f" after {s3_tries()} tries" * str(place).startswith("s3://")
-        return UserError(f"{place}: unreachable{tries} ({reason})")
+        return StoreUnreachable(f"{place}: unreachable{tries} ({reason})")
     if "NO_SUCH_BUCKET" in reason:
         return UserError(f"{place}: the bucket does not exist")
     return UserError(f"{place}: {reason}")

@@ -11,7 +11,7 @@ import pyarrow.types as types
 from numpy.typing import NDArray
 
 from stem_torchrec.data.columns import Bag, Columns, concatenate_bags, empty, offsets_of
-from stem_torchrec.data.manifest import RowGroup, check_ids
+from stem_torchrec.data.manifest import ColumnUse, RowGroup, check_ids, column_uses
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema
 
@@ -61,19 +61,41 @@ def _id_dtype(feature: Feature) -> type[np.generic]:
 
 def _decode_scalars(table: pa.Table, schema: Schema, where: str, out: Iterator[NDArray]) -> None:
     """Fill the row group's part of each scalar column, in the order of ``Columns.scalars``."""
-    for feature in schema.features:
-        if feature.kind == "id":
-            next(out)[:] = _ids(_array(table, feature.name), feature, where)
-    for feature in schema.dense:
-        _dense(_array(table, feature.name), f"{where}: dense feature {feature.name!r}", next(out))
-    for task in schema.tasks:
-        column = task.label_column
-        _label(_array(table, column), f"{where}: label column {column!r}", next(out))
-    if schema.sample_weight is not None:
-        what = f"{where}: sample_weight column {schema.sample_weight!r}"
-        _weight(_array(table, schema.sample_weight), what, next(out))
-    if schema.group is not None:
-        next(out)[:] = _group(_array(table, schema.group))
+    uses = column_uses(schema)
+    for role in ("id", "dense", "label", "sample_weight", "group"):
+        for use in uses:
+            if use.role == role:
+                _fill(_array(table, use.column), use, where, next(out))
+
+
+def check_values(table: pa.Table, use: ColumnUse, where: str) -> NDArray:
+    """Check one column's values as ``decode`` does; returns them (R,), of a bag the flat ids.
+
+    Raises:
+        UserError: as ``decode``.
+    """
+    array = _array(table, use.column)
+    if use.role == "bag":
+        assert use.feature is not None
+        return _bag(array, use.feature, where).flat
+    out = empty(len(array), np.int64 if use.role in ("id", "group") else np.float32)
+    _fill(array, use, where, out)
+    return out
+
+
+def _fill(array: pa.Array, use: ColumnUse, where: str, out: NDArray) -> None:
+    """Check a scalar column and write its values."""
+    if use.role == "id":
+        assert use.feature is not None
+        out[:] = _ids(array, use.feature, where)
+    elif use.role == "group":
+        out[:] = _group(array)
+    elif use.role == "dense":
+        _dense(array, f"{where}: dense feature {use.column!r}", out)
+    elif use.role == "label":
+        _label(array, f"{where}: label column {use.column!r}", out)
+    else:
+        _weight(array, f"{where}: sample_weight column {use.column!r}", out)
 
 
 def _array(table: pa.Table, column: str) -> pa.Array:

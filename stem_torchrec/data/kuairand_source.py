@@ -25,6 +25,12 @@ class Release:
     videos: tuple[Path, ...]
 
 
+def patterns(*, include_random: bool) -> list[str]:
+    """Names of the files that are read: logs, then users, then videos."""
+    random = ["log_random_*.csv"] * include_random
+    return ["log_standard_*.csv", *random, "user_features*.csv", "video_features_basic*.csv"]
+
+
 def find_release(source: Path, *, include_random: bool) -> Release:
     """Look for the files in ``source`` and in its ``data`` folder, as the release has them.
 
@@ -35,10 +41,10 @@ def find_release(source: Path, *, include_random: bool) -> Release:
     if not source.is_dir():
         raise UserError(f"KuaiRand folder {str(source)!r} does not exist")
     folders = [source, source / "data"]
-    patterns = ["log_standard_*.csv"] + ["log_random_*.csv"] * include_random
-    logs = [path for pattern in patterns for path in _find(folders, pattern)]
-    users = _find(folders, "user_features*.csv")
-    videos = _find(folders, "video_features_basic*.csv")
+    *log_patterns, user_pattern, video_pattern = patterns(include_random=include_random)
+    logs = [path for pattern in log_patterns for path in _find(folders, pattern)]
+    users = _find(folders, user_pattern)
+    videos = _find(folders, video_pattern)
     versions = {_PART.sub("", path.stem).rpartition("_")[2] for path in (*logs, *users, *videos)}
     if len(versions) > 1:
         raise UserError(

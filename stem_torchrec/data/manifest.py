@@ -1,6 +1,6 @@
 """Which row groups a split consists of, and whether their columns fit the schema."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -72,17 +72,25 @@ def check_split(path: Place, split: str, schema: Schema) -> Manifest:
             ``[0, num_embeddings)``, or the split has no rows.
     """
     folder = path / split
-    if not folder.is_dir():
-        raise UserError(f"data.path: {str(folder)!r} is not a folder; split {split!r} is missing")
-    files = sorted(file for file in folder.glob("*.parquet") if not file.name.startswith("."))
-    if not files:
-        raise UserError(f"data.path: {str(folder)!r} has no *.parquet file")
+    files = split_files(path, split)
     uses = column_uses(schema)
     with ThreadPoolExecutor(min(_FOOTER_THREADS, len(files))) as pool:
         groups = [group for found in pool.map(partial(_check_file, uses), files) for group in found]
     if not groups:
         raise UserError(f"data.path: the files of {str(folder)!r} have no rows")
     return Manifest(tuple(groups))
+
+
+def split_files(path: Place, split: str) -> list[Place]:
+    """The files of a split by name, at least one; see ``check_split``."""
+    folder = path / split
+    if not folder.is_dir():
+        raise UserError(f"data.path: {str(folder)!r} is not a folder; split {split!r} is missing")
+    found: Iterable[Place] = folder.glob("*.parquet")
+    files = sorted((file for file in found if not file.name.startswith(".")), key=str)
+    if not files:
+        raise UserError(f"data.path: {str(folder)!r} has no *.parquet file")
+    return files
 
 
 def _check_file(uses: list[ColumnUse], file: Place) -> list[RowGroup]:
@@ -92,13 +100,18 @@ def _check_file(uses: list[ColumnUse], file: Place) -> list[RowGroup]:
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from None
     for use in uses:
-        _check_type(file, arrow_schema, use)
+        check_type(file, arrow_schema, use)
     _check_statistics(file, footer, [use.feature for use in uses if use.feature is not None])
     rows = (footer.row_group(index).num_rows for index in range(footer.num_row_groups))
     return [RowGroup(file, index, num_rows) for index, num_rows in enumerate(rows) if num_rows]
 
 
-def _check_type(file: Place, arrow_schema: pa.Schema, use: ColumnUse) -> None:
+def check_type(file: Place, arrow_schema: pa.Schema, use: ColumnUse) -> None:
+    """Refuse a file without the column, or with a type that its use does not allow.
+
+    Raises:
+        UserError: as said.
+    """
     indices = arrow_schema.get_all_field_indices(use.column)
     if not indices:
         found = ", ".join(arrow_schema.names)
