@@ -86,18 +86,35 @@ class Source:
         self.users = [_user_row(rng, user_id) for user_id in range(1, 40)]  # 40 has no features
         self.videos = [_video_row(rng, video_id) for video_id in range(10, 31)]
 
+    def write_1k(self) -> Path:
+        """The same rows with the files of the small release."""
+        data = self.folder / "data"
+        write_csv(data / "log_standard_4_08_to_4_21_1k.csv", self.log_columns, self.logs[:250])
+        write_csv(data / "log_standard_4_22_to_5_08_1k.csv", self.log_columns, self.logs[250:])
+        write_csv(data / "log_random_4_22_to_5_08_1k.csv", self.log_columns, self.random_logs)
+        write_csv(data / "user_features_1k.csv", self.user_columns, self.users)
+        write_csv(data / "video_features_basic_1k.csv", VIDEO_COLUMNS, self.videos)
+        write_csv(data / "video_features_statistic_1k.csv", ["video_id", "show_cnt"], [])
+        (self.folder / "load_data_1k.py").touch()
+        return self.folder
+
     def write(self) -> Path:
+        """The files of the large release, logs and videos in parts."""
         data = self.folder / "data"
         middle = len(self.logs) // 2
         for name, rows in (
             ("log_standard_4_08_to_4_21_27k_part1.csv", self.logs[:100]),
             ("log_standard_4_08_to_4_21_27k_part2.csv", self.logs[100:middle]),
-            ("log_standard_4_22_to_5_08_27k_part1.csv", self.logs[middle:]),
+            ("log_standard_4_22_to_5_08_27k_part1.csv", self.logs[middle:-50]),
+            ("log_standard_4_22_to_5_08_27k_part2.csv", self.logs[-50:]),
             ("log_random_4_22_to_5_08_27k.csv", self.random_logs),
         ):
             write_csv(data / name, self.log_columns, rows)
         write_csv(data / "user_features_27k.csv", self.user_columns, self.users)
         write_csv(data / "video_features_basic_27k_part1.csv", VIDEO_COLUMNS, self.videos[:10])
         write_csv(data / "video_features_basic_27k_part2.csv", VIDEO_COLUMNS, self.videos[9:])
-        write_csv(data / "video_features_statistic_27k_part1.csv", ["video_id", "show_cnt"], [])
+        for part in (1, 2, 3):
+            name = f"video_features_statistic_27k_part{part}.csv"
+            write_csv(data / name, ["video_id", "show_cnt"], [])
+        (self.folder / "load_data_27k.py").touch()
         return self.folder

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,6 +52,9 @@ class KuaiRandConfig(BaseModel):
     include_random: bool = Field(
         default=False, description="read the log of randomly exposed videos too"
     )
+    fields: Literal["all", "core"] = Field(
+        default="all", description="features: all 40, or the 32 of users and videos alone"
+    )
     row_group_rows: int = Field(default=ROW_GROUP_ROWS, ge=1, description="rows per row group")
 
 
@@ -75,7 +78,7 @@ def prepare_kuairand(
     release = find_release(source.expanduser(), include_random=config.include_random)
     log_columns = _common_columns(release.logs)
     tasks = _choose_tasks(config, release, log_columns)
-    features = features_of(log_columns)
+    features = features_of(log_columns, fields=config.fields)
     with prepared_folder(out, overwrite=overwrite) as folder:
         database = folder / "work.duckdb"  # inside, so it goes with the folder after an error
         with duckdb.connect(str(database)) as connection:

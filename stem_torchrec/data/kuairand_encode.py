@@ -36,7 +36,7 @@ def encode(
         columns, joins = _encoded_columns(ids)
         columns += [f"coalesce({bag.name}_of.ids, []) AS {bag.name}" for bag in bags]
         joins += [f"LEFT JOIN ({_encoded_bag(bag)}) {bag.name}_of USING ({key})" for bag in bags]
-        if source == "video":
+        if source == "video" and any(f.source == "joined" for f in features):
             columns.append("TRY_CAST(upload_dt AS DATE) AS upload_day")
         connection.execute(
             f"CREATE TABLE {table}_encoded AS SELECT raw.{key}, {', '.join(columns)} "

@@ -26,6 +26,8 @@ TASKS: dict[str, tuple[str, Literal["one", "above_zero"]]] = {
 LOG_COLUMNS = ("user_id", "video_id", "date", "hourmin", "time_ms", "duration_ms")
 SCENARIO_COLUMN = "tab"  # only in the full release
 
+CORE_VIDEO_FIELDS = ("video_id", "author_id", "video_type", "upload_type", "tag")
+
 Source = Literal["log", "user", "video", "joined"]
 
 
@@ -59,9 +61,18 @@ class RawFeature:
         )
 
 
-def features_of(log_columns: list[str]) -> list[RawFeature]:
-    """All features; those of optional log columns where ``log_columns`` has them."""
-    features = [*_user_features(), *_video_features(), *_context_features()]
+def features_of(log_columns: list[str], *, fields: Literal["all", "core"]) -> list[RawFeature]:
+    """The features; those of optional log columns where ``log_columns`` has them.
+
+    Args:
+        fields: ``all`` 40 of a full release, or the 32 of ``core``: users, and of videos the ids
+            and categories in ``CORE_VIDEO_FIELDS``, without context. The paper counts 32 fields,
+            too, and does not name them.
+    """
+    videos = _video_features()
+    if fields == "core":
+        return [*_user_features(), *(f for f in videos if f.name in CORE_VIDEO_FIELDS)]
+    features = [*_user_features(), *videos, *_context_features()]
     if SCENARIO_COLUMN in log_columns:
         features.append(_category(SCENARIO_COLUMN, "context", "log"))
     return features

@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from stem_torchrec.data.check import check_folder
 from stem_torchrec.data.kuairand import KuaiRandConfig, prepare_kuairand
-from stem_torchrec.data.kuairand_features import TASKS
+from stem_torchrec.data.kuairand_features import CORE_VIDEO_FIELDS, TASKS
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, load_schema
-from tests.kuairand_release import LOG_COLUMNS, Row, Source
+from tests.kuairand_release import LOG_COLUMNS, USER_COLUMNS, Row, Source
 
 SLICE = Path(__file__).parents[2].parent / "shared" / "data" / "kuairand"
 
@@ -134,6 +135,54 @@ def test_schema_stats_and_column_types(source: Source, tmp_path: Path) -> None:
     assert list(types) == [f.name for f in schema.features if f.name != "tag"]
 
 
+EIGHT_TASKS = ("click", "like", "follow", "comment", "forward", "hate", "long_view")
+EIGHT_TASKS += ("profile_enter",)
+
+
+@pytest.mark.parametrize("include_random", [False, True])
+def test_both_releases_give_the_same_rows(tmp_path: Path, include_random: bool) -> None:
+    """Names, columns and parts as published; only their number of files differs."""
+    large = Source(tmp_path / "KuaiRand-27K").write()
+    small = Source(tmp_path / "KuaiRand-1K").write_1k()
+    config = KuaiRandConfig(
+        tasks=EIGHT_TASKS, fields="core", include_random=include_random, min_count=3
+    )
+    for source in (large, small):
+        stats = prepare_kuairand(source, tmp_path / f"{source.name}-out", config=config)
+        assert (stats["fields"], tuple(stats["tasks"])) == (32, EIGHT_TASKS)
+        assert sum(stats["samples"].values()) == (520 if include_random else 500)
+    one, other = tmp_path / "KuaiRand-27K-out", tmp_path / "KuaiRand-1K-out"
+    assert load_schema(one) == load_schema(other)
+    for split in SPLITS:
+        assert _rows(one, split) == _rows(other, split)
+    assert check_folder(one).faults == []
+
+
+def test_the_fields_of_a_full_release(source: Source, tmp_path: Path) -> None:
+    prepare_kuairand(source.write(), tmp_path / "all")
+    prepare_kuairand(source.folder, tmp_path / "core", config=KuaiRandConfig(fields="core"))
+    fields = {
+        name: {side: [f.name for f in load_schema(tmp_path / name).features if f.side == side]
+               for side in ("user", "item", "context")}
+        for name in ("all", "core")
+    }  # fmt: skip
+    assert [len(names) for names in fields["all"].values()] == [27, 9, 4]
+    ranges = [column for column in USER_COLUMNS if column.endswith("_range")]
+    assert set(fields["all"]["user"]) == set(USER_COLUMNS) - {*ranges}
+    assert len(USER_COLUMNS) == 31
+    core = {"user": fields["all"]["user"], "item": [*CORE_VIDEO_FIELDS], "context": []}
+    assert fields["core"] == core
+    (tag,) = [f for f in load_schema(tmp_path / "core").features if f.kind == "bag"]
+    assert (tag.name, tag.pooling) == ("tag", "mean")
+    names = [name for side in fields["core"].values() for name in side]
+    for split in SPLITS:
+        found, expected = (
+            [[row[name] for name in names] for row in _rows(tmp_path / folder, split)]
+            for folder in ("core", "all")
+        )
+        assert found == expected
+
+
 def test_no_outcome_becomes_a_feature(source: Source, tmp_path: Path) -> None:
     """Features stay as they are when every outcome in the log changes."""
     prepare_kuairand(source.write(), tmp_path / "a")
@@ -208,7 +257,7 @@ def _change_log(column: str, value: Any) -> Callable[[Source], None]:
             "user_features_27k.csv: column 'register_days' is missing; the file has user_id",
         ),
         (lambda s: s.log_columns.remove("is_like"), {"tasks": ("like",)}, "column 'is_like'"),
-        (_change_log("is_click", 2), {}, "27k_part1.csv: column is_click: 2 is not 0, 1 or empty"),
+        (_change_log("is_click", 2), {}, "27k_part2.csv: column is_click: 2 is not 0, 1 or empty"),
         (_change_log("long_view", "yes"), {}, "column long_view: yes is not 0, 1"),
         (_change_log("comment_stay_time", -1), {}, "comment_stay_time: -1 is not a time"),
         (_change_log("user_id", "x"), {}, "column user_id: x is no integer"),
