@@ -207,7 +207,7 @@ def test_every_direct_dependency_is_pinned():
         for line in file.read_text().splitlines()
         if line and not line.startswith("#")
     ]
-    assert all(re.fullmatch(r"[A-Za-z-]+(\[[a-z-]+\])?==[0-9.]+", line) for line in lines)
+    assert all(re.fullmatch(r"[A-Za-z-]+(\[[a-z0-9-]+\])?==[0-9.]+", line) for line in lines)
     pinned = {line.partition("==")[0].partition("[")[0].lower() for line in lines}
     assert {(a or b).lower() for a, b in wanted} <= pinned
 
