@@ -44,7 +44,7 @@ def open_store(scheme: str, host: str, query: str) -> fs.FileSystem:
             return fs.FileSystem.from_uri(url + ("&" if query else "?") + limit)[0]
         return fs.FileSystem.from_uri(url)[0]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{url}: cannot be opened ({error})") from None
+        raise UserError(f"{url}: cannot be opened ({str(error).splitlines()[0]})") from None
 
 
 def _open_s3(bucket: str, options: dict[str, str]) -> fs.S3FileSystem:
