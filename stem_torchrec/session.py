@@ -9,6 +9,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
+from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
 from stem_torchrec.distributed.pipeline import Pipeline
@@ -59,13 +60,18 @@ def build(config: Config, ranks: Ranks) -> Session:
 
 
 def open_split(session: Session, split: str, *, in_file_order: bool = False) -> ParquetReader:
-    """The reader of a split: shuffled for ``train`` unless asked, in file order for the others."""
-    config, ranks = session.config, session.ranks
+    """The reader of a split: shuffled for ``train`` unless asked, in file order for the others.
+
+    Collective: rank 0 reads the footers for all.
+    """
+    config, ranks, schema = session.config, session.ranks, session.schema
     training = split == "train"
+    days = config.data.days_of(split)
+    manifest = ranks.on_first(lambda: check_split(config.data.path, split, schema, days))
     return ParquetReader(
         config.data.path,
         split,
-        session.schema,
+        schema,
         batch_size=config.train.batch_size
         if training
         else config.eval.batch_size or config.train.batch_size,
@@ -76,6 +82,7 @@ def open_split(session: Session, split: str, *, in_file_order: bool = False) -> 
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
         pin_memory=ranks.device.type == "cuda",
+        manifest=manifest,
     )
 
 

@@ -18,9 +18,10 @@ from stem_torchrec.data.collate import Collator
 from stem_torchrec.data.columns import Columns, concatenate
 from stem_torchrec.data.decode import decode
 from stem_torchrec.data.division import whole
-from stem_torchrec.data.manifest import RowGroup, check_split, column_names
+from stem_torchrec.data.manifest import Manifest, RowGroup, check_split, column_names
 from stem_torchrec.data.position import ReadPosition, position_from
 from stem_torchrec.data.prefetch import prefetched
+from stem_torchrec.days import Days
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Schema
 
@@ -43,6 +44,8 @@ class ParquetReader:
         shuffle: permute row groups, then rows within windows of ``shuffle_row_groups`` of them.
         prefetch: batches prepared ahead; 0 reads in the caller's thread.
         pin_memory: put batches in page-locked memory (needs a GPU).
+        days: only files of these days; all if None.
+        manifest: what ``check_split`` has found for the same arguments; it is asked if None.
 
     Raises:
         UserError: as ``check_split`` does.
@@ -62,11 +65,14 @@ class ParquetReader:
         shuffle_row_groups: int = 4,
         prefetch: int = 2,
         pin_memory: bool = False,
+        days: Days | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         assert batch_size > 0
         assert shuffle_row_groups > 0
         assert 0 <= rank < world_size
-        self._row_groups = check_split(path, split, schema).row_groups
+        found = manifest or check_split(path, split, schema, days)
+        self._row_groups = found.row_groups
         self.num_rows = sum(group.num_rows for group in self._row_groups)
         self._whole = whole(self.num_rows, world_size, batch_size)
         self.steps_per_epoch = self._whole.steps

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.days import parse_days
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema, Task
 
@@ -386,3 +387,24 @@ def test_more_files_than_are_kept_open(tmp_path):
     num_rows = write_split(tmp_path, [[2, 1]] * 20)
     rows = order(tmp_path, 0, shuffle=True, shuffle_row_groups=3)
     assert sorted(rows) == list(range(num_rows))
+
+
+def test_days_choose_rows(path):
+    for name, day in (("000", "20220408"), ("001", "20220409")):
+        (path / "train" / f"{name}.parquet").rename(path / "train" / f"{day}.parquet")
+    assert order(path, 0, days=parse_days("2022-04-09")) == list(range(90, 150))
+
+
+def test_only_the_columns_of_the_schema_are_read(path, monkeypatch):
+    asked = []
+    read = pq.ParquetFile.read_row_group
+
+    def note(file, index, *, columns):
+        asked.append(columns)
+        return read(file, index, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", note)
+    schema = SCHEMA.select(features=["row"], tasks=["like"])
+    for _ in ParquetReader(path, "train", schema, batch_size=50).epoch(0):
+        pass
+    assert asked == [["row", "liked", "w", "g"]] * 5
