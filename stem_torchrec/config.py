@@ -64,6 +64,13 @@ class DataConfig(Section):
         description="train on these days only, FIRST:LAST (both included) or one day, where files "
         "or folders of the train split are named by day; valid and test stay whole",
     )
+    negative_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the training rows without any positive label that is kept, each "
+        "with weight 1 / this, so that losses and probabilities need no correction",
+    )
     prefetch_batches: int = Field(2, ge=1, description="batches prepared in the background")
 
     @field_validator("days", mode="before")

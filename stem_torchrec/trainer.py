@@ -65,7 +65,7 @@ def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listene
     """
     ranks.on_first(lambda: check_run_dir(config.run.dir, existing))
     session = build(config, ranks)
-    reader = open_split(session, "train")
+    reader = open_split(session, "train", for_training=True)
     position = Position(reader.start())
     if existing == "resume":
         folder = ranks.on_first(lambda: checkpoint.newest(config.run.dir))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
@@ -161,6 +162,19 @@ def test_resume_refuses_another_order_of_rows(
     assert main(["train", "--config", config, "--resume", "--run.seed", "1"]) == 2
     assert "order of rows has changed" in capsys.readouterr().err
     assert (part / "metrics.jsonl").read_text() == before
+
+
+def test_left_out_negatives_are_in_no_step(folder: Path) -> None:
+    options = ["--data.negative_rate", "0.3", "--distributed.sharding", "row_wise", "--nproc", "2"]
+    run_dir = run(folder, "negatives", *options, "--train.epochs", "8", "--optim.lr", "0.01")
+    table = pq.read_table(folder / "data" / "train", columns=list(TASKS))
+    negatives = sum(not any(row.values()) for row in table.to_pylist())
+    samples = records(run_dir, "train")[-1]["samples"] / 8
+    assert abs(samples - (2003 - negatives) - 0.3 * negatives) < 4 * (0.21 * negatives) ** 0.5
+    # The weights keep the model calibrated for all rows, and the test split is whole.
+    evaluated = records(run_dir, "eval")[-1]
+    assert evaluated["samples"] == 401
+    assert all(0.7 < value < 1.5 for value in evaluated["calibration"].values())
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "data_parallel"])

@@ -19,11 +19,22 @@ from stem_torchrec.schema import Feature, Schema
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One non-empty row group: the unit in which a split is read."""
+    """One non-empty row group: the unit in which a split is read.
+
+    Attributes:
+        num_rows: as stored.
+        num_kept: rows that down-sampling leaves; None if nothing is left out.
+    """
 
     file: Path
     index: int
     num_rows: int
+    num_kept: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows that an epoch visits."""
+        return self.num_rows if self.num_kept is None else self.num_kept
 
     def __str__(self) -> str:
         return f"{self.file}, row group {self.index}"
@@ -37,7 +48,8 @@ class Manifest:
 
     @property
     def num_rows(self) -> int:
-        return sum(group.num_rows for group in self.row_groups)
+        """Rows that an epoch visits."""
+        return sum(group.size for group in self.row_groups)
 
 
 class ColumnUse(NamedTuple):

@@ -1,7 +1,6 @@
 """Stream one rank's share of a split from Parquet, epoch by epoch."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stem_torchrec.batch import Batch
 from stem_torchrec.data import shares
@@ -19,13 +17,14 @@ from stem_torchrec.data.columns import Columns, concatenate
 from stem_torchrec.data.decode import decode
 from stem_torchrec.data.division import whole
 from stem_torchrec.data.manifest import Manifest, RowGroup, check_split, column_names
+from stem_torchrec.data.negatives import NegativeSampling
+from stem_torchrec.data.open_files import OpenFiles
 from stem_torchrec.data.position import ReadPosition, position_from
 from stem_torchrec.data.prefetch import prefetched
 from stem_torchrec.days import Days
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Schema
 
-_OPEN_FILES = 8
 _Window = tuple[shares.Piece, Columns]
 
 
@@ -45,10 +44,12 @@ class ParquetReader:
         prefetch: batches prepared ahead; 0 reads in the caller's thread.
         pin_memory: put batches in page-locked memory (needs a GPU).
         days: only files of these days; all if None.
-        manifest: what ``check_split`` has found for the same arguments; it is asked if None.
+        negatives: which rows are left out, for training; none if None. ``num_rows`` counts those
+            that are left.
+        manifest: what ``find_rows`` has found for the same arguments; it is asked if None.
 
     Raises:
-        UserError: as ``check_split`` does.
+        UserError: as ``find_rows`` does.
     """
 
     def __init__(
@@ -66,18 +67,20 @@ class ParquetReader:
         prefetch: int = 2,
         pin_memory: bool = False,
         days: Days | None = None,
+        negatives: NegativeSampling | None = None,
         manifest: Manifest | None = None,
     ) -> None:
         assert batch_size > 0
         assert shuffle_row_groups > 0
         assert 0 <= rank < world_size
-        found = manifest or check_split(path, split, schema, days)
+        found = manifest or find_rows(path, split, schema, days=days, negatives=negatives)
         self._row_groups = found.row_groups
-        self.num_rows = sum(group.num_rows for group in self._row_groups)
+        self.num_rows = found.num_rows
+        self._negatives = negatives
         self._whole = whole(self.num_rows, world_size, batch_size)
         self.steps_per_epoch = self._whole.steps
         self._rank = rank
-        self._schema = schema
+        self._schema = schema if negatives is None else negatives.schema(schema)
         self._columns = column_names(schema)
         self._shuffle = shuffle
         self._seed = seed
@@ -92,8 +95,9 @@ class ParquetReader:
     @cached_property
     def order(self) -> str:
         """Differs for readers whose epochs visit other rows, or the rows in another order."""
-        sizes = [group.num_rows for group in self._row_groups]
-        settings = (sizes, self._shuffle and (self._seed, self._shuffle_row_groups))
+        sizes = [group.size for group in self._row_groups]
+        shuffled = self._shuffle and (self._seed, self._shuffle_row_groups)
+        settings = (sizes, shuffled, self._negatives)
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def start(self, epoch: int = 0) -> ReadPosition:
@@ -144,7 +148,7 @@ class ParquetReader:
 
     def _batches(self, position: ReadPosition) -> Generator[Batch, None, None]:
         sequence = shares.EpochSequence(
-            [group.num_rows for group in self._row_groups],
+            [group.size for group in self._row_groups],
             epoch=position.epoch,
             seed=self._seed,
             shuffle=self._shuffle,
@@ -169,12 +173,37 @@ class ParquetReader:
 
     def _windows(self, pieces: Iterator[shares.Piece]) -> Generator[_Window, None, None]:
         """The windows of the pieces, as they are stored."""
-        with closing(_OpenFiles()) as files:
+        with closing(OpenFiles()) as files:
             for piece in pieces:
                 groups = [self._row_groups[index] for index in piece.window.row_groups]
                 # Lazy: a row group's table can go before the next one is read.
-                tables = ((group, files.read(group, self._columns)) for group in groups)
+                tables = ((group, self._table(files, group)) for group in groups)
                 yield piece, decode(tables, piece.window.interval.size, self._schema)
+
+    def _table(self, files: OpenFiles, group: RowGroup) -> pa.Table:
+        table = files.read(group, self._columns)
+        if self._negatives is not None:
+            table = self._negatives.sampled(table, group)
+        if table.num_rows != group.size:
+            raise UserError(f"{group.file}: was changed while it was being read")
+        return table
+
+
+def find_rows(
+    path: Path,
+    split: str,
+    schema: Schema,
+    *,
+    days: Days | None = None,
+    negatives: NegativeSampling | None = None,
+) -> Manifest:
+    """The row groups of a split, checked, with the rows that an epoch visits. Not collective.
+
+    Raises:
+        UserError: as ``check_split`` and ``NegativeSampling.counted`` do.
+    """
+    found = check_split(path, split, schema, days)
+    return found if negatives is None else negatives.counted(found)
 
 
 def _ordered(windows: Iterator[_Window], sequence: shares.EpochSequence) -> Iterator[Columns]:
@@ -204,37 +233,3 @@ def _rebatched(blocks: Iterator[Columns], batch_size: int) -> Iterator[Columns]:
             missing -= block.num_rows - start
     if pending:
         yield concatenate(pending)
-
-
-class _OpenFiles:
-    """Keeps the files used last open: a footer may take longer to parse than its row group."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
-
-    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
-        """The row group's columns.
-
-        Raises:
-            UserError: the file is damaged, missing or no longer the one that was checked.
-        """
-        try:
-            table = self._file(group.file).read_row_group(group.index, columns=columns)
-        except (pa.ArrowException, OSError, IndexError) as error:
-            raise UserError(f"{group}: cannot be read as Parquet ({error})") from None
-        if table.num_rows != group.num_rows or not set(columns) <= set(table.column_names):
-            raise UserError(f"{group.file}: was changed while it was being read")
-        return table
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _file(self, path: Path) -> pq.ParquetFile:
-        if path not in self._files:
-            if len(self._files) == _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-            self._files[path] = pq.ParquetFile(path)
-        self._files.move_to_end(path)
-        return self._files[path]
