@@ -64,12 +64,13 @@ def load(
 ) -> dict[str, Any]:
     """Read a checkpoint of any number of ranks and any plan into this one. Collective.
 
-    Without ``optimizers`` only the model is read, as evaluation needs it.
+    Without ``optimizers`` only the model and the step are read, as evaluation needs them.
 
     Returns:
         The position that was saved with it.
     """
-    position: dict[str, Any] = dict.fromkeys(POSITION, 0)
+    names = POSITION if optimizers is not None else ("step",)
+    position: dict[str, Any] = dict.fromkeys(names, 0)
     if optimizers is not None:
         optimizers.make_state()
     state = state_of(model, optimizers, position)

@@ -36,11 +36,12 @@ def read_footers(files: Sequence[Path], read: Read, purpose: str) -> list[list[i
         Exception: what ``read`` raises; nothing is remembered then.
     """
     with ThreadPoolExecutor(min(_THREADS, len(files))) as pool:
-        if len(files) < MIN_FILES:
+        home = _cache_home()
+        if len(files) < MIN_FILES or home is None:
             return list(pool.map(read, files))
         names = [str(file.absolute()) for file in files]
         states = list(pool.map(_state, files))
-        cache = _cache_file(names, purpose)
+        cache = _cache_file(home, names, purpose)
         known = _load(cache)
 
         def look_up(index: int) -> list[int]:
@@ -59,18 +60,28 @@ def _state(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _cache_file(names: Sequence[str], purpose: str) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def _cache_home() -> Path | None:
+    """None for a user without a home."""
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
+
+
+def _cache_file(home: Path, names: Sequence[str], purpose: str) -> Path:
     key = json.dumps([_FORMAT, os.path.commonpath(names), purpose])
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return Path(home) / "stem_torchrec" / "footers" / f"{digest}.json"
+    return home / "stem_torchrec" / "footers" / f"{digest}.json"
 
 
 def _load(cache: Path) -> dict[str, list]:
     try:
-        return json.loads(cache.read_text())
+        content = json.loads(cache.read_text())
     except (OSError, ValueError):  # none yet, or cut short: the footers are there to be read
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _save(cache: Path, entries: dict[str, list]) -> None:
