@@ -22,6 +22,8 @@ NO_GROUP = -1
 def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Schema) -> Columns:
     """Stack the row groups' tables, of ``num_rows`` rows together, and check every value.
 
+    A table may hold a part of its row group's rows.
+
     A null id is id 0, a null bag is empty, a null inside a bag is id 0, a null or NaN dense value
     is 0.0, a null or NaN label is NaN, a null group is -1.
 
@@ -34,7 +36,7 @@ def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Sc
     bags: list[list[Bag]] = [[] for _ in bag_features]
     start = 0
     for group, table in parts:
-        rows = slice(start, start + group.num_rows)
+        rows = slice(start, start + table.num_rows)
         _decode_scalars(table, schema, str(group), iter([column[rows] for column in scalars]))
         for feature, pieces in zip(bag_features, bags, strict=True):
             pieces.append(_bag(_array(table, feature.name), feature, str(group)))
@@ -67,13 +69,21 @@ def _decode_scalars(table: pa.Table, schema: Schema, where: str, out: Iterator[N
     for feature in schema.dense:
         _dense(_array(table, feature.name), f"{where}: dense feature {feature.name!r}", next(out))
     for task in schema.tasks:
-        column = task.label_column
-        _label(_array(table, column), f"{where}: label column {column!r}", next(out))
+        decode_label(table, task.label_column, where, next(out))
     if schema.sample_weight is not None:
         what = f"{where}: sample_weight column {schema.sample_weight!r}"
         _weight(_array(table, schema.sample_weight), what, next(out))
     if schema.group is not None:
         next(out)[:] = _group(_array(table, schema.group))
+
+
+def decode_label(table: pa.Table, column: str, where: str, out: NDArray[np.float32]) -> None:
+    """Fill ``out`` with a label column: 0, 1 or NaN for null.
+
+    Raises:
+        UserError: it holds another value.
+    """
+    _label(_array(table, column), f"{where}: label column {column!r}", out)
 
 
 def _array(table: pa.Table, column: str) -> pa.Array:
