@@ -52,13 +52,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR")
-    parser.add_argument("--config", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=DIR")
+    parser.add_argument("--config", nargs="+", default=[], metavar="NAME=FILE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value")
     parser.add_argument("--speeds", type=Path, help="result of balancers.py, for the plot")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--redraw", action="store_true", help="table and plot of OUT/ne.json again")
     options = parser.parse_args()
+    if options.redraw:
+        write(json.loads((options.out / "ne.json").read_text()), options)
+        return
     folders, configs = (
         dict(pair.split("=", 1) for pair in p) for p in (options.data, options.config)
     )
@@ -70,8 +74,12 @@ def main() -> None:
             )
         )
     rows = [row for name in folders for row in summary([r for r in runs if r["data"] == name])]
+    write({"rows": rows, "runs": runs, "provenance": provenance()}, options)
+
+
+def write(result: Row, options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
-    result = {"rows": rows, "runs": runs, "provenance": provenance()}
+    rows = result["rows"]
     (options.out / "ne.json").write_text(json.dumps(result, indent=2) + "\n")
     (options.out / "ne.md").write_text(markdown(rows, result["provenance"]))
     if options.speeds:

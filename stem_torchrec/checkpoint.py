@@ -13,11 +13,21 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.optim import Optimizers
 
 FOLDER = "checkpoints"
-POSITION = ("step", "samples", "epoch", "step_in_epoch", "world_size", "batch_size")
+POSITION = (
+    "step",
+    "samples",
+    "epoch",
+    "step_in_epoch",
+    "world_size",
+    "batch_size",
+    "intervals",
+    "order",
+)
+"""What a position holds: numbers, lists and text, the same on every rank."""
 
 
 def state_of(
-    model: DistributedModelParallel, optimizers: Optimizers | None, position: dict[str, int]
+    model: DistributedModelParallel, optimizers: Optimizers | None, position: dict[str, Any]
 ) -> dict[str, Any]:
     """What a checkpoint holds; loading writes into the same tensors."""
     state: dict[str, Any] = {"model": model.state_dict(), "position": position}
@@ -51,15 +61,16 @@ def load(
     model: DistributedModelParallel,
     optimizers: Optimizers | None,
     ranks: Ranks,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Read a checkpoint of any number of ranks and any plan into this one. Collective.
 
-    Without ``optimizers`` only the model is read, as evaluation needs it.
+    Without ``optimizers`` only the model and the step are read, as evaluation needs them.
 
     Returns:
         The position that was saved with it.
     """
-    position = dict.fromkeys(POSITION, 0)
+    names = POSITION if optimizers is not None else ("step",)
+    position: dict[str, Any] = dict.fromkeys(names, 0)
     if optimizers is not None:
         optimizers.make_state()
     state = state_of(model, optimizers, position)

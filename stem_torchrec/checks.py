@@ -31,7 +31,7 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
         others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
         splits = ["train", *others]
     for split in splits:
-        check_split(config.data.path, split, schema)
+        check_split(config.data.path, split, schema, config.data.days_of(split))
 
 
 def doubtful_settings(config: Config) -> list[str]:

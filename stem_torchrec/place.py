@@ -49,6 +49,10 @@ class StorePath:
     query: str = ""
     info: "FileInfo | None" = field(default=None, compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[type["StorePath"], tuple[str, ...]]:
+        # What a listing told cannot be pickled, and may no longer be true elsewhere.
+        return StorePath, (self.scheme, self.host, self.path, self.query)
+
     def __str__(self) -> str:
         path = self.path.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
         return f"{self.scheme}://{self.host}/{path}" + f"?{self.query}" * bool(self.query)
@@ -67,6 +71,14 @@ class StorePath:
     @property
     def suffix(self) -> str:
         return PurePosixPath(self.path).suffix
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (f"{self.scheme}://{self.host}/", *PurePosixPath(self.path).parts)
+
+    @property
+    def parent(self) -> "StorePath":
+        return self._at(self.path.rpartition("/")[0])
 
     @property
     def bucket(self) -> "StorePath":
@@ -103,9 +115,6 @@ class StorePath:
 
     def expanduser(self) -> "StorePath":
         return self
-
-    def relative_to(self, folder: "StorePath") -> PurePosixPath:
-        return PurePosixPath(self.path).relative_to(folder.path)
 
     def is_dir(self) -> bool:
         return self._found().type.name == "Directory"
@@ -163,6 +172,11 @@ class StorePath:
 
 
 Place = Path | StorePath
+
+
+def relative(place: Place, folder: Place) -> PurePosixPath:
+    """The way from a folder to a place in it."""
+    return PurePosixPath(*place.parts[len(folder.parts) :])
 
 
 def place_of(text: str | Place) -> Place:

@@ -8,7 +8,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
-from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.negatives import negative_sampling
+from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
 from stem_torchrec.distributed.pipeline import Pipeline
 from stem_torchrec.distributed.ranks import Ranks
@@ -58,14 +59,28 @@ def build(config: Config, ranks: Ranks) -> Session:
     return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
 
 
-def open_split(session: Session, split: str, *, in_file_order: bool = False) -> ParquetReader:
-    """The reader of a split: shuffled for ``train`` unless asked, in file order for the others."""
-    config, ranks = session.config, session.ranks
+def open_split(
+    session: Session, split: str, *, in_file_order: bool = False, for_training: bool = False
+) -> ParquetReader:
+    """The reader of a split: shuffled for ``train`` unless asked, in file order for the others.
+
+    Collective: rank 0 reads the footers for all.
+
+    Args:
+        for_training: leave out negatives as ``data.negative_rate`` says.
+    """
+    config, ranks, schema = session.config, session.ranks, session.schema
     training = split == "train"
+    days = config.data.days_of(split)
+    rate = config.data.negative_rate if for_training else 1.0
+    negatives = negative_sampling(rate, config.run.seed, schema)
+    manifest = ranks.on_first(
+        lambda: find_rows(config.data.path, split, schema, days=days, negatives=negatives)
+    )
     return ParquetReader(
         config.data.path,
         split,
-        session.schema,
+        schema,
         batch_size=config.train.batch_size
         if training
         else config.eval.batch_size or config.train.batch_size,
@@ -76,6 +91,8 @@ def open_split(session: Session, split: str, *, in_file_order: bool = False) -> 
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
         pin_memory=ranks.device.type == "cuda",
+        negatives=negatives,
+        manifest=manifest,
     )
 
 

@@ -1,16 +1,16 @@
 """One run, read top to bottom: build, loop, evaluate, save."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 from stem_torchrec import checkpoint
 from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
+from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.memory import peak_memory_bytes
@@ -28,20 +28,20 @@ Listener = Callable[[Record], None]
 class Position:
     """How far a run has come: finished steps, samples of all ranks, and the place in the data."""
 
+    read: ReadPosition
     step: int = 0
     samples: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
 
     def advance(self, reader: ParquetReader) -> int:
         """Count one more step; returns its real samples of all ranks."""
-        samples = reader.samples_in_step(self.step_in_epoch)
+        samples = self.read.division.samples_in_step(self.read.step)
         self.step += 1
         self.samples += samples
-        self.step_in_epoch += 1
-        if self.step_in_epoch == reader.steps_per_epoch:
-            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.read = reader.after(self.read)
         return samples
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "samples": self.samples, **self.read.state_dict()}
 
 
 class Outcome(NamedTuple):
@@ -65,13 +65,12 @@ def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listene
     """
     ranks.on_first(lambda: check_run_dir(config.run.dir, existing))
     session = build(config, ranks)
-    reader = open_split(session, "train")
-    position = Position()
+    reader = open_split(session, "train", for_training=True)
+    position = Position(reader.start())
     if existing == "resume":
-        saved = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
-        position = _resumed(
-            checkpoint.load(saved, session.model, session.optimizers, ranks), session
-        )
+        folder = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
+        saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
+        position = Position(reader.resumed(saved), saved["step"], saved["samples"])
     else:
         ranks.on_first(lambda: create_run(config, session.plan_report, existing))
 
@@ -99,7 +98,7 @@ def _fit(
         Samples per second of all ranks, warm-up, evaluations and checkpoints left out.
     """
     config, ranks = session.config, session.ranks
-    total_steps = total_train_steps(config, reader)
+    total_steps = total_train_steps(config, reader, position)
     batches = _stream(reader, position, total_steps)
     metrics = TrainMetrics(
         session.schema.task_names,
@@ -131,58 +130,45 @@ def _fit(
     return throughput.total()
 
 
-def _shape(session: Session) -> dict[str, int]:
-    """What a place in the data depends on besides the step."""
-    batch_size = session.config.train.batch_size
-    return {"world_size": session.ranks.world_size, "batch_size": batch_size}
-
-
-def _resumed(saved: Mapping[str, int], session: Session) -> Position:
-    """The saved position, if it means the same place in the data here.
-
-    Raises:
-        UserError: the checkpoint is of another number of ranks or batch size.
-    """
-    for name, value in _shape(session).items():
-        if saved[name] != value:
-            raise UserError(
-                f"--resume: the checkpoint was written with {name} {saved[name]}, this run has "
-                f"{value}; its place in the data is known for {saved[name]} only"
-            )
-    return Position(**{name: saved[name] for name in asdict(Position())})
-
-
 def _save(session: Session, position: Position) -> None:
     config = session.config
     checkpoint.save(
         config.run.dir / checkpoint.FOLDER,
         position.step,
-        checkpoint.state_of(session.model, session.optimizers, asdict(position) | _shape(session)),
+        checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
         session.ranks,
         keep=config.checkpoint.keep,
     )
 
 
-def total_train_steps(config: Config, reader: ParquetReader) -> int:
-    steps = config.train.epochs * reader.steps_per_epoch
+def total_train_steps(config: Config, reader: ParquetReader, position: Position) -> int:
+    """Steps of the run: those done, those left of this epoch, and those of the epochs to come.
+
+    The same at any position of an uninterrupted run; after going on with other ranks or another
+    batch size the rest has other steps.
+    """
+    left, epochs_left = 0, config.train.epochs - position.read.epoch
+    if epochs_left > 0:
+        left = position.read.steps_left + (epochs_left - 1) * reader.steps_per_epoch
+    steps = position.step + left
     return min(steps, config.train.max_steps or steps)
 
 
 def _stream(reader: ParquetReader, start: Position, total_steps: int) -> Iterator[Batch]:
     """This rank's batches from ``start`` to the last step, over the epochs' ends."""
-    left, skip, epoch = total_steps - start.step, start.step_in_epoch, start.epoch
+    left, place = total_steps - start.step, start.read
     while left > 0:
-        for batch in islice(reader.epoch(epoch), skip, skip + left):
+        for batch in islice(reader.batches(place), left):
             yield batch
             left -= 1
-        skip, epoch = 0, epoch + 1
+        place = reader.start(place.epoch + 1)
 
 
 def _due(every: int | None, position: Position, last: bool) -> bool:
     """Whether an evaluation follows this step: every so many steps, or at each epoch's end."""
     if every is not None:
         return position.step % every == 0 or last
-    return position.step_in_epoch == 0 or last
+    return position.read.is_start or last
 
 
 def _train_record(

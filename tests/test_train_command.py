@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
@@ -130,14 +131,50 @@ def test_auc_is_that_of_the_models_predictions(folder: Path, alone: object) -> N
         assert record["auc"][task] == pytest.approx(roc_auc_score(*column), abs=1e-6)
 
 
-def test_resume_refuses_another_place_in_the_data(
-    two_ranks: Path, capsys: pytest.CaptureFixture[str]
+def test_resume_on_other_ranks_and_batch_sizes(folder: Path) -> None:
+    """Every row of both epochs once; steps go on counting, their total is that of the new shape."""
+    epochs = ["--train.epochs", "2", "--train.log_every", "1"]
+    moved = run(folder, "moved", *epochs, "--nproc", "2", "--train.max_steps", "11")
+    resume = ["train", "--config", str(folder / "moved.yaml"), *epochs, "--resume"]
+    other = ["--train.batch_size", "200", "--nproc", "1", "--train.max_steps", "13"]
+    assert main([*resume, *other]) == 0
+    assert main([*resume, "--train.batch_size", "64", "--nproc", "2"]) == 0
+    trained = records(moved, "train")
+    assert [record["step"] for record in trained] == list(range(1, 21))
+    first = 3 * 2 * 128  # of the second epoch
+    samples = [record["samples"] for record in trained]
+    assert samples[7] == 2003
+    assert samples[10] == 2003 + first
+    assert samples[12] == 2003 + first + 2 * 200
+    assert samples[13] == samples[12] + 2 * 64
+    assert samples[-1] == 2 * 2003
+    # 2003 - 768 rows were left; 1235 - 400 after that, 418 of them on one rank.
+    assert trained[12]["total_steps"] == 13
+    assert trained[-1]["total_steps"] == 11 + 2 + 7
+
+
+def test_resume_refuses_another_order_of_rows(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resolved = str(two_ranks / "config.yaml")
-    before = (two_ranks / "metrics.jsonl").read_text()
-    assert main(["train", "--config", resolved, "--resume"]) == 2
-    assert "world_size 2" in capsys.readouterr().err
-    assert (two_ranks / "metrics.jsonl").read_text() == before
+    part = run(folder, "inside", "--train.max_steps", "3")
+    before = (part / "metrics.jsonl").read_text()
+    config = str(folder / "inside.yaml")
+    assert main(["train", "--config", config, "--resume", "--run.seed", "1"]) == 2
+    assert "order of rows has changed" in capsys.readouterr().err
+    assert (part / "metrics.jsonl").read_text() == before
+
+
+def test_left_out_negatives_are_in_no_step(folder: Path) -> None:
+    options = ["--data.negative_rate", "0.3", "--distributed.sharding", "row_wise", "--nproc", "2"]
+    run_dir = run(folder, "negatives", *options, "--train.epochs", "8", "--optim.lr", "0.01")
+    table = pq.read_table(folder / "data" / "train", columns=list(TASKS))
+    negatives = sum(not any(row.values()) for row in table.to_pylist())
+    samples = records(run_dir, "train")[-1]["samples"] / 8
+    assert abs(samples - (2003 - negatives) - 0.3 * negatives) < 4 * (0.21 * negatives) ** 0.5
+    # The weights keep the model calibrated for all rows, and the test split is whole.
+    evaluated = records(run_dir, "eval")[-1]
+    assert evaluated["samples"] == 401
+    assert all(0.7 < value < 1.5 for value in evaluated["calibration"].values())
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "data_parallel"])

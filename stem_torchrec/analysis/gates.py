@@ -42,8 +42,10 @@ def analyse(
     for model in models:
         by_seed = [mean_gates(run) for run in model.runs]
         if not by_seed[0]:
-            name = model.runs[0].config.model.name
-            raise UserError(f"--runs: {model.runs[0].path} is of model.name {name}, without gates")
+            run = model.runs[0]
+            raise UserError(
+                f"--runs: {run.path} is of model.name {run.config.model.name}, without gates"
+            )
         for place, gates in by_seed[0].items():
             for index, name in enumerate(gates.gates):
                 per_seed = [group_shares(of_seed[place], index) for of_seed in by_seed]

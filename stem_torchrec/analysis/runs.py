@@ -98,7 +98,7 @@ def check_same_samples(runs: Sequence[Run], split: str) -> None:
                     f"{run.path}: {key} is {found}, but {first.path} has {expected}; "
                     "runs are compared on the same samples and features"
                 )
-        check_split(run.config.data.path, split, run.schema)
+        check_split(run.config.data.path, split, run.schema, run.config.data.days_of(split))
 
 
 def check_same_tasks(runs: Sequence[Run], tasks: Sequence[str]) -> None:
@@ -153,7 +153,10 @@ def task_columns(joined: Joined, of: Sequence[str], wanted: Sequence[str]) -> Jo
 def sample_ids(run: Run, split: str, features: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Ids (n,) of some id features on every row of a split, in the order of predictions."""
     schema = run.schema.select(features=features)
-    reader = ParquetReader(run.config.data.path, split, schema, batch_size=_READ_ROWS)
+    data = run.config.data
+    reader = ParquetReader(
+        data.path, split, schema, batch_size=_READ_ROWS, days=data.days_of(split)
+    )
     parts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in features}
     for batch in reader.epoch(0):
         for name in features:

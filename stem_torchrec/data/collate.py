@@ -64,6 +64,10 @@ class Collator:
             num_samples=batch.num_samples,
         )
 
+    def filled(self, batch: Batch | None, num_rows: int) -> Batch:
+        """The batch, or nothing, with rows of padding up to ``num_rows``."""
+        return self.padded(self.padding() if batch is None else batch, num_rows)
+
     def padding(self) -> Batch:
         """One row that is no sample: empty bags, null labels, weight 0."""
         lengths = torch.zeros(len(self._keys), dtype=torch.int32)

@@ -22,6 +22,8 @@ NO_GROUP = -1
 def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Schema) -> Columns:
     """Stack the row groups' tables, of ``num_rows`` rows together, and check every value.
 
+    A table may hold a part of its row group's rows.
+
     A null id is id 0, a null bag is empty, a null inside a bag is id 0, a null or NaN dense value
     is 0.0, a null or NaN label is NaN, a null group is -1.
 
@@ -34,7 +36,7 @@ def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Sc
     bags: list[list[Bag]] = [[] for _ in bag_features]
     start = 0
     for group, table in parts:
-        rows = slice(start, start + group.num_rows)
+        rows = slice(start, start + table.num_rows)
         _decode_scalars(table, schema, str(group), iter([column[rows] for column in scalars]))
         for feature, pieces in zip(bag_features, bags, strict=True):
             pieces.append(_bag(_array(table, feature.name), feature, str(group)))
@@ -96,6 +98,15 @@ def _fill(array: pa.Array, use: ColumnUse, where: str, out: NDArray) -> None:
         _label(array, f"{where}: label column {use.column!r}", out)
     else:
         _weight(array, f"{where}: sample_weight column {use.column!r}", out)
+
+
+def decode_label(table: pa.Table, column: str, where: str, out: NDArray[np.float32]) -> None:
+    """Fill ``out`` with a label column: 0, 1 or NaN for null.
+
+    Raises:
+        UserError: it holds another value.
+    """
+    _fill(_array(table, column), ColumnUse(column, "label"), where, out)
 
 
 def _array(table: pa.Table, column: str) -> pa.Array:

@@ -1,7 +1,6 @@
 """Which row groups a split consists of, and whether their columns fit the schema."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -10,21 +9,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
+from stem_torchrec.data.days import select_days
+from stem_torchrec.data.footers import read_footers
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.days import Days
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
 from stem_torchrec.schema import Feature, Schema
 
-_FOOTER_THREADS = 8
-
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One non-empty row group: the unit in which a split is read."""
+    """One non-empty row group: the unit in which a split is read.
+
+    Attributes:
+        num_rows: as stored.
+        num_kept: rows that down-sampling leaves; None if nothing is left out.
+    """
 
     file: Place
     index: int
     num_rows: int
+    num_kept: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows that an epoch visits."""
+        return self.num_rows if self.num_kept is None else self.num_kept
 
     def __str__(self) -> str:
         return f"{self.file}, row group {self.index}"
@@ -38,7 +49,8 @@ class Manifest:
 
     @property
     def num_rows(self) -> int:
-        return sum(group.num_rows for group in self.row_groups)
+        """Rows that an epoch visits."""
+        return sum(group.size for group in self.row_groups)
 
 
 class ColumnUse(NamedTuple):
@@ -60,22 +72,33 @@ def column_uses(schema: Schema) -> list[ColumnUse]:
     return uses
 
 
-def check_split(path: Place, split: str, schema: Schema) -> Manifest:
+def check_split(path: Place, split: str, schema: Schema, days: Days | None = None) -> Manifest:
     """List the row groups of ``path/split/*.parquet`` and check their footers.
 
-    Reads footers only, a few at a time; not collective. Names that start with a dot are other
-    programs' temporary files and are passed over.
+    Folders named ``KEY=VALUE`` within are partitions of the split, to any depth. Reads footers
+    only, a few at a time (see ``read_footers``); not collective. Names that start with a dot are
+    other programs' temporary files and are passed over.
+
+    Args:
+        days: only the files of these days; all files if None.
 
     Raises:
         UserError: the folder, a file or a column is missing or unreadable, a column has a type
             that its use does not allow, the statistics of an id or bag column show ids outside
-            ``[0, num_embeddings)``, or the split has no rows.
+            ``[0, num_embeddings)``, or the split has no rows; or as ``select_days`` does.
     """
     folder = path / split
     files = split_files(path, split)
+    if days is not None:
+        files = select_days(files, folder, days)
     uses = column_uses(schema)
-    with ThreadPoolExecutor(min(_FOOTER_THREADS, len(files))) as pool:
-        groups = [group for found in pool.map(partial(_check_file, uses), files) for group in found]
+    sizes = read_footers(files, partial(_check_file, uses), repr(uses))
+    groups = [
+        RowGroup(file, index, num_rows)
+        for file, of_file in zip(files, sizes, strict=True)
+        for index, num_rows in enumerate(of_file)
+        if num_rows
+    ]
     if not groups:
         raise UserError(f"data.path: the files of {str(folder)!r} have no rows")
     return Manifest(tuple(groups))
@@ -86,14 +109,24 @@ def split_files(path: Place, split: str) -> list[Place]:
     folder = path / split
     if not folder.is_dir():
         raise UserError(f"data.path: {str(folder)!r} is not a folder; split {split!r} is missing")
-    found: Iterable[Place] = folder.glob("*.parquet")
-    files = sorted((file for file in found if not file.name.startswith(".")), key=str)
+    files = sorted(_files(folder), key=lambda file: file.parts)
     if not files:
         raise UserError(f"data.path: {str(folder)!r} has no *.parquet file")
     return files
 
 
-def _check_file(uses: list[ColumnUse], file: Place) -> list[RowGroup]:
+def _files(folder: Place) -> Iterator[Place]:
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.suffix == ".parquet":
+            yield entry
+        elif "=" in entry.name and entry.is_dir():
+            yield from _files(entry)
+
+
+def _check_file(uses: list[ColumnUse], file: Place) -> list[int]:
+    """Rows of the file's row groups, if its footer passes all checks."""
     try:
         with open_parquet_file(file) as opened:
             footer, arrow_schema = opened.metadata, opened.schema_arrow
@@ -102,8 +135,7 @@ def _check_file(uses: list[ColumnUse], file: Place) -> list[RowGroup]:
     for use in uses:
         check_type(file, arrow_schema, use)
     _check_statistics(file, footer, [use.feature for use in uses if use.feature is not None])
-    rows = (footer.row_group(index).num_rows for index in range(footer.num_row_groups))
-    return [RowGroup(file, index, num_rows) for index, num_rows in enumerate(rows) if num_rows]
+    return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
 
 def check_type(file: Place, arrow_schema: pa.Schema, use: ColumnUse) -> None:

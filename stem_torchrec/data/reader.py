@@ -1,25 +1,30 @@
 """Stream one rank's share of a split from Parquet, epoch by epoch."""
 
-from collections import OrderedDict
-from collections.abc import Generator, Iterator
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stem_torchrec.batch import Batch
 from stem_torchrec.data import shares
 from stem_torchrec.data.collate import Collator
 from stem_torchrec.data.columns import Columns, concatenate
 from stem_torchrec.data.decode import decode
-from stem_torchrec.data.manifest import RowGroup, check_split, column_names
-from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.data.division import whole
+from stem_torchrec.data.manifest import Manifest, RowGroup, check_split, column_names
+from stem_torchrec.data.negatives import NegativeSampling
+from stem_torchrec.data.open_files import OpenFiles
+from stem_torchrec.data.position import ReadPosition, position_from
 from stem_torchrec.data.prefetch import prefetched
+from stem_torchrec.days import Days
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
 from stem_torchrec.schema import Schema
 
-_OPEN_FILES = 8
 _Window = tuple[shares.Piece, Columns]
 
 
@@ -38,9 +43,13 @@ class ParquetReader:
         shuffle: permute row groups, then rows within windows of ``shuffle_row_groups`` of them.
         prefetch: batches prepared ahead; 0 reads in the caller's thread.
         pin_memory: put batches in page-locked memory (needs a GPU).
+        days: only files of these days; all if None.
+        negatives: which rows are left out, for training; none if None. ``num_rows`` counts those
+            that are left.
+        manifest: what ``find_rows`` has found for the same arguments; it is asked if None.
 
     Raises:
-        UserError: as ``check_split`` does.
+        UserError: as ``find_rows`` does.
     """
 
     def __init__(
@@ -57,18 +66,22 @@ class ParquetReader:
         shuffle_row_groups: int = 4,
         prefetch: int = 2,
         pin_memory: bool = False,
+        days: Days | None = None,
+        negatives: NegativeSampling | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         assert batch_size > 0
         assert shuffle_row_groups > 0
         assert 0 <= rank < world_size
-        self._row_groups = check_split(path, split, schema).row_groups
-        self.num_rows = sum(group.num_rows for group in self._row_groups)
-        self.steps_per_epoch = shares.steps_per_epoch(self.num_rows, world_size, batch_size)
-        self._share = shares.share(self.num_rows, rank, world_size)
-        self._schema = schema
+        found = manifest or find_rows(path, split, schema, days=days, negatives=negatives)
+        self._row_groups = found.row_groups
+        self.num_rows = found.num_rows
+        self._negatives = negatives
+        self._whole = whole(self.num_rows, world_size, batch_size)
+        self.steps_per_epoch = self._whole.steps
+        self._rank = rank
+        self._schema = schema if negatives is None else negatives.schema(schema)
         self._columns = column_names(schema)
-        self._batch_size = batch_size
-        self._world_size = world_size
         self._shuffle = shuffle
         self._seed = seed
         self._shuffle_row_groups = shuffle_row_groups
@@ -77,10 +90,53 @@ class ParquetReader:
 
     def samples_in_step(self, step: int) -> int:
         """Real rows of all ranks in step 0 to ``steps_per_epoch - 1``; not collective."""
-        return shares.samples_in_step(self.num_rows, self._world_size, self._batch_size, step)
+        return self._whole.samples_in_step(step)
+
+    @cached_property
+    def order(self) -> str:
+        """Differs for readers whose epochs visit other rows, or the rows in another order."""
+        sizes = [group.size for group in self._row_groups]
+        shuffled = self._shuffle and (self._seed, self._shuffle_row_groups)
+        settings = (sizes, shuffled, self._negatives)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+    def start(self, epoch: int = 0) -> ReadPosition:
+        """The place before the first step of an epoch."""
+        return ReadPosition(epoch, 0, self._whole, self.order)
+
+    def after(self, position: ReadPosition) -> ReadPosition:
+        """The place one step further on; after an epoch's last step, the next one's start."""
+        if position.steps_left == 1:
+            return self.start(position.epoch + 1)
+        return replace(position, step=position.step + 1)
+
+    def resumed(self, state: Mapping[str, Any]) -> ReadPosition:
+        """The place that ``ReadPosition.state_dict`` describes, on this reader's ranks.
+
+        With the same ranks and batch size the next batches are those that would have come. With
+        others the rest of the epoch is divided anew; every row still comes once per epoch.
+
+        Raises:
+            UserError: it lies inside an epoch whose rows have another order here.
+        """
+        position = position_from(state)
+        if position.is_start:
+            return self.start(position.epoch)
+        if position.order != self.order:
+            raise UserError(
+                f"--resume: the run stopped inside epoch {position.epoch} (counted from 0), and "
+                "its order of rows has changed since; it depends on the files of the train split, "
+                "run.seed, data.shuffle, data.shuffle_row_groups, data.days and "
+                "data.negative_rate"
+            )
+        return position.reshaped(self._whole.world_size, self._whole.batch_size)
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        """The rank's ``steps_per_epoch`` batches of an epoch.
+        """The rank's ``steps_per_epoch`` batches of an epoch; see ``batches``."""
+        return self.batches(self.start(epoch))
+
+    def batches(self, position: ReadPosition) -> Generator[Batch, None, None]:
+        """The rank's batches from a place to its epoch's end; what was read before is not read.
 
         The last batch may be smaller, equally on every rank: a rank with fewer rows left fills
         up with padding. Closing the iterator early ends its threads.
@@ -88,47 +144,77 @@ class ParquetReader:
         Raises:
             UserError: a file is damaged or holds a value that is not allowed; see ``decode``.
         """
-        return prefetched(self._batches(epoch), self._prefetch)
+        return prefetched(self._batches(position), self._prefetch)
 
-    def _batches(self, epoch: int) -> Generator[Batch, None, None]:
+    def _batches(self, position: ReadPosition) -> Generator[Batch, None, None]:
         sequence = shares.EpochSequence(
-            [group.num_rows for group in self._row_groups],
-            epoch=epoch,
+            [group.size for group in self._row_groups],
+            epoch=position.epoch,
             seed=self._seed,
             shuffle=self._shuffle,
             row_groups_per_window=self._shuffle_row_groups,
         )
+        division, step = position.division, position.step
+        pieces = sequence.pieces(division.share(self._rank, step))
         collator = Collator(self._schema)
-        step = 0
         # One window is read while the one before is cut into batches, so that the consumer does
         # not wait at every window's end.
-        with closing(prefetched(self._windows(sequence), min(self._prefetch, 1))) as windows:
-            for columns in _rebatched(_ordered(windows, sequence), self._batch_size):
+        with closing(prefetched(self._windows(pieces), min(self._prefetch, 1))) as windows:
+            for columns in _rebatched(_ordered(windows, sequence), division.batch_size):
                 # Row-wise sharding exchanges equal parts: no rank may have fewer rows.
-                rows = shares.rows_per_rank(self.num_rows, self._world_size, self._batch_size, step)
+                rows = division.rows_per_rank(step)
                 yield self._placed(collator.padded(collator.batch(columns), rows))
                 step += 1
-        for _ in range(step, self.steps_per_epoch):
+        for _ in range(step, division.steps):
             yield self._placed(collator.padding())
 
     def _placed(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._pin_memory else batch
 
-    def _windows(self, sequence: shares.EpochSequence) -> Generator[_Window, None, None]:
-        """The windows that overlap the share, as they are stored."""
-        with closing(_OpenFiles()) as files:
-            for piece in sequence.pieces(self._share):
+    def _windows(self, pieces: Iterator[shares.Piece]) -> Generator[_Window, None, None]:
+        """The windows of the pieces, as they are stored."""
+        with closing(OpenFiles()) as files:
+            for piece in pieces:
                 groups = [self._row_groups[index] for index in piece.window.row_groups]
                 # Lazy: a row group's table can go before the next one is read.
-                tables = ((group, files.read(group, self._columns)) for group in groups)
+                tables = ((group, self._table(files, group)) for group in groups)
                 yield piece, decode(tables, piece.window.interval.size, self._schema)
+
+    def _table(self, files: OpenFiles, group: RowGroup) -> pa.Table:
+        table = files.read(group, self._columns)
+        if self._negatives is not None:
+            table = self._negatives.sampled(table, group)
+        if table.num_rows != group.size:
+            raise UserError(f"{group.file}: was changed while it was being read")
+        return table
+
+
+def find_rows(
+    path: Place,
+    split: str,
+    schema: Schema,
+    *,
+    days: Days | None = None,
+    negatives: NegativeSampling | None = None,
+) -> Manifest:
+    """The row groups of a split, checked, with the rows that an epoch visits. Not collective.
+
+    Raises:
+        UserError: as ``check_split`` and ``NegativeSampling.counted`` do.
+    """
+    found = check_split(path, split, schema, days)
+    return found if negatives is None else negatives.counted(found)
 
 
 def _ordered(windows: Iterator[_Window], sequence: shares.EpochSequence) -> Iterator[Columns]:
-    """The share's rows of each window, in the epoch's order."""
+    """The pieces' rows of each window, in the epoch's order."""
     for piece, columns in windows:
         order = sequence.row_order(piece)
-        yield columns.cut(*piece.rows) if order is None else columns.take(order)
+        if order is not None:
+            yield columns.take(order)
+            continue
+        for rows in piece.rows:
+            yield columns.cut(*rows)
 
 
 def _rebatched(blocks: Iterator[Columns], batch_size: int) -> Iterator[Columns]:
@@ -147,37 +233,3 @@ def _rebatched(blocks: Iterator[Columns], batch_size: int) -> Iterator[Columns]:
             missing -= block.num_rows - start
     if pending:
         yield concatenate(pending)
-
-
-class _OpenFiles:
-    """Keeps the files used last open: a footer may take longer to parse than its row group."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[Place, pq.ParquetFile] = OrderedDict()
-
-    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
-        """The row group's columns.
-
-        Raises:
-            UserError: the file is damaged, missing or no longer the one that was checked.
-        """
-        try:
-            table = self._file(group.file).read_row_group(group.index, columns=columns)
-        except (pa.ArrowException, OSError, IndexError) as error:
-            raise unreadable(group, error) from None
-        if table.num_rows != group.num_rows or not set(columns) <= set(table.column_names):
-            raise UserError(f"{group.file}: was changed while it was being read")
-        return table
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _file(self, path: Place) -> pq.ParquetFile:
-        if path not in self._files:
-            if len(self._files) == _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-            self._files[path] = open_parquet_file(path)
-        self._files.move_to_end(path)
-        return self._files[path]

@@ -1,11 +1,12 @@
 """In which order an epoch visits the rows of a split, and which rank takes which of them.
 
 An epoch is one sequence of N positions that depends on the seed and the epoch only. Ranks take
-intervals of it. Nothing here reads data.
+intervals of it (``division.py``). Nothing here reads data.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -39,15 +40,15 @@ class Window:
 
 
 class Piece(NamedTuple):
-    """The part of a window that an interval of the sequence covers.
+    """The part of a window that some intervals of the sequence cover.
 
     Attributes:
         window: the window to read.
-        rows: positions relative to the window's start.
+        rows: positions relative to the window's start, ascending; at least one interval.
     """
 
     window: Window
-    rows: Interval
+    rows: tuple[Interval, ...]
 
 
 class EpochSequence:
@@ -84,14 +85,23 @@ class EpochSequence:
             self.windows.append(Window(len(self.windows), groups, Interval(start, stop)))
             start = stop
 
-    def pieces(self, interval: Interval) -> Iterator[Piece]:
-        """The windows that ``interval`` overlaps, with the part of each, in order."""
+    def pieces(self, intervals: Sequence[Interval]) -> Iterator[Piece]:
+        """The windows that the ascending ``intervals`` overlap, with the parts of each, in order.
+
+        A window comes once, however many intervals lie in it.
+        """
+        first = 0
         for window in self.windows:
-            start = max(interval.start, window.interval.start)
-            stop = min(interval.stop, window.interval.stop)
-            if start < stop:
-                origin = window.interval.start
-                yield Piece(window, Interval(start - origin, stop - origin))
+            origin, end = window.interval
+            while first < len(intervals) and intervals[first].stop <= origin:
+                first += 1
+            rows = []
+            for start, stop in islice(intervals, first, None):
+                if start >= end:
+                    break
+                rows.append(Interval(max(start, origin) - origin, min(stop, end) - origin))
+            if rows := [part for part in rows if part.size > 0]:
+                yield Piece(window, tuple(rows))
 
     def row_order(self, piece: Piece) -> NDArray[np.int64] | None:
         """Rows of the window's stacked row groups in the order of the piece's positions.
@@ -101,35 +111,10 @@ class EpochSequence:
         if not self._shuffle:
             return None
         generator = self._generator(1 + piece.window.index)
-        return generator.permutation(piece.window.interval.size)[slice(*piece.rows)]
+        order = generator.permutation(piece.window.interval.size)
+        return np.concatenate([order[slice(*part)] for part in piece.rows])
 
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.Generator(
             np.random.Philox(np.random.SeedSequence((*self._entropy, stream)))
         )
-
-
-def share(num_rows: int, rank: int, world_size: int) -> Interval:
-    """The rank's part of ``num_rows`` positions; sizes of ranks differ by at most one."""
-    return Interval(rank * num_rows // world_size, (rank + 1) * num_rows // world_size)
-
-
-def steps_per_epoch(num_rows: int, world_size: int, batch_size: int) -> int:
-    """Steps that the largest share takes, which every rank makes."""
-    largest = -(-num_rows // world_size)
-    return -(-largest // batch_size)
-
-
-def rows_per_rank(num_rows: int, world_size: int, batch_size: int, step: int) -> int:
-    """Rows of every rank's batch in one step, counted from 0: those of the largest share."""
-    return min(-(-num_rows // world_size) - step * batch_size, batch_size)
-
-
-def samples_in_step(num_rows: int, world_size: int, batch_size: int, step: int) -> int:
-    """Real rows of all ranks in one step, counted from 0."""
-    size, num_larger = divmod(num_rows, world_size)
-
-    def rows(share_size: int) -> int:
-        return min(max(share_size - step * batch_size, 0), batch_size)
-
-    return num_larger * rows(size + 1) + (world_size - num_larger) * rows(size)

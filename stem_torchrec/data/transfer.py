@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.fs as fs
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath
+from stem_torchrec.place import Place, StorePath, relative
 from stem_torchrec.schema import SCHEMA_FILE
 from stem_torchrec.stores import readable_errors
 
@@ -108,7 +108,7 @@ def _fetch(source: StorePath, files: Sequence[StorePath], local: Path) -> None:
         )
 
     def fetch(file: StorePath) -> None:
-        to = local / file.relative_to(source)
+        to = local / relative(file, source)
         to.parent.mkdir(parents=True, exist_ok=True)
         with readable_errors(file):
             fs.copy_files(file.key, str(to), file.filesystem, _LOCAL)
@@ -138,7 +138,7 @@ def _upload(local: Path, out: StorePath) -> None:
     files.remove(local / SCHEMA_FILE)
 
     def upload(file: Path) -> None:
-        to = out / file.relative_to(local).as_posix()
+        to = out / relative(file, local).as_posix()
         with readable_errors(to):
             fs.copy_files(str(file), to.key, _LOCAL, to.filesystem)
 

@@ -40,6 +40,15 @@ def test_every_combination_of_a_seed_before_the_next_seed(
     assert plan.runs[-1].config.balance.rule == "mgda"
 
 
+def test_a_model_has_settings_of_its_own(request_for: Callable[..., Request]) -> None:
+    own = ["mmoe:model.num_shared_experts=3", "esmm:model.task_order=[click, like]"]
+    overrides = ["--model.num_shared_experts", "2"]
+    models = ["stem_net", "mmoe", "esmm"]
+    plan = make_plan(request_for(models=models, own=own, overrides=overrides, seeds=1))
+    found = [(r.config.model.num_shared_experts, r.config.model.task_order) for r in plan.runs]
+    assert found == [(2, None), (3, None), (2, ("click", "like"))]
+
+
 def test_runs_have_folders_of_their_own(
     request_for: Callable[..., Request], tmp_path: Path
 ) -> None:
@@ -105,6 +114,14 @@ def test_a_rule_that_is_wrong_by_itself_is_a_mistake(
         (["--vary", "data.path=a;b"], ["data.path", "in common"]),
         (["--vary", "optim.lr=1", "--vary", "optim.lr=2"], ["optim.lr", "twice"]),
         (["--vary", "optim.lr=1", "--optim.lr", "2"], ["optim.lr", "twice"]),
+        (["--own", "mmoe:model.dropout=0.1"], ["--own", "'mmoe'", "not compared"]),
+        (["--own", "stem_net:dropout"], ["--own", "'stem_net:dropout'", "MODEL:section"]),
+        (["--own", "stem_net:model.dropuot=1"], ["model.dropuot", "did you mean model.dropout"]),
+        (["--own", "stem_net:run.seed=1"], ["--own", "run.seed", "differ"]),
+        (
+            ["--vary", "optim.lr=1;2", "--own", "stem_net:optim.lr=1"],
+            ["--own", "optim.lr", "--vary"],
+        ),
         (["--balance.rule", "mgda"], ["balance.rule", "--balance"]),
         (["--run.dir", "x"], ["run.dir", "--out"]),
         (["--optim.lrr", "2"], ["optim.lrr", "did you mean optim.lr"]),

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.data.manifest import check_split
+from stem_torchrec.days import parse_days
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema, Task
 
@@ -154,3 +155,26 @@ def test_only_columns_of_the_schema_matter(folder):
     write(folder, columns(user=pa.array(["x"] * 4)))
     selected = SCHEMA.select(features=["hist"])
     assert check_split(folder, "train", selected).num_rows == 4
+
+
+def test_partition_folders_and_their_days(folder):
+    for name, num_rows in (
+        ("date=2022-04-08/b.parquet", 3),
+        ("date=2022-04-09/hour=1/a.parquet", 5),
+        ("date=2022-04-09/_temporary/x.parquet", 7),
+        (".date=2022-04-09/x.parquet", 7),
+        ("20220410.parquet", 2),
+    ):
+        (folder / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder, columns(num_rows), name)
+    assert sorted(g.num_rows for g in check_split(folder, "train", SCHEMA).row_groups) == [2, 3, 5]
+    days = parse_days("2022-04-09:2022-04-10")
+    chosen = check_split(folder, "train", SCHEMA, days)
+    assert [group.num_rows for group in chosen.row_groups] == [2, 5]
+
+
+def test_a_column_that_changes_type_between_files(folder):
+    write(folder, columns(), "20220408.parquet")
+    write(folder, columns(user=pa.array([[1]] * 4)), "20220409.parquet")
+    with pytest.raises(UserError, match=r"20220409\.parquet: id column 'user' has type list"):
+        check_split(folder, "train", SCHEMA)

@@ -5,7 +5,9 @@ and whether their columns still belong together.
 """
 
 import dataclasses
+import json
 import threading
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.days import parse_days
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema, Task
 
@@ -179,6 +182,57 @@ def test_every_row_once_whole_and_in_one_order_on_any_number_of_ranks(
     assert rows == [row for batch in alone for row in rows_of(batch)]
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    files=st.lists(st.lists(st.integers(0, 13), min_size=1, max_size=4), min_size=1, max_size=4),
+    phases=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 4)), min_size=1, max_size=4
+    ),
+    shuffle=st.booleans(),
+    width=st.integers(1, 4),
+)
+def test_every_row_once_over_interruptions_on_other_ranks(
+    tmp_path_factory, files, phases, shuffle, width
+):
+    path = tmp_path_factory.mktemp("data")
+    num_rows = write_split(path, [*files, [1]])
+    state, rows = None, []
+    for phase, (world_size, batch_size, steps) in enumerate(phases):
+        readers = [
+            ParquetReader(
+                path,
+                "train",
+                SCHEMA,
+                batch_size=batch_size,
+                rank=rank,
+                world_size=world_size,
+                shuffle=shuffle,
+                shuffle_row_groups=width,
+                prefetch=0,
+            )
+            for rank in range(world_size)
+        ]
+        places = [r.start(1) if state is None else r.resumed(state) for r in readers]
+        assert all(place == places[0] for place in places)
+        place = places[0]
+        batches = [list(reader.batches(place)) for reader in readers]
+        assert {len(of_rank) for of_rank in batches} == {place.steps_left}
+        last = phase == len(phases) - 1
+        for of_step in islice(zip(*batches, strict=True), None if last else steps):
+            samples = sum(batch.num_samples for batch in of_step)
+            assert samples == place.division.samples_in_step(place.step) > 0
+            assert len({len(batch.labels) for batch in of_step}) == 1
+            real = [batch for batch in of_step if batch.num_samples]
+            rows += [row for batch in real for row in rows_of(without_padding(batch))]
+            place = readers[0].after(place)
+        if place.epoch == 2:
+            assert place == readers[0].start(2)
+            break
+        state = json.loads(json.dumps(place.state_dict()))
+    assert place.epoch == 2
+    assert sorted(rows) == list(range(num_rows))
+
+
 @pytest.fixture
 def path(tmp_path):
     assert write_split(tmp_path, [[30, 30, 30], [30, 30]]) == 150
@@ -205,6 +259,49 @@ def test_one_reader_gives_the_same_epoch_again(path):
     first, second, other = ([rows_of(b) for b in reader.epoch(e)] for e in (0, 0, 1))
     assert first == second
     assert first != other
+
+
+def equal(one, other):
+    return (
+        one.num_samples == other.num_samples
+        and torch.equal(one.sparse.values(), other.sparse.values())
+        and torch.equal(one.sparse.lengths(), other.sparse.lengths())
+        and torch.equal(one.dense, other.dense)
+        and torch.equal(one.weights, other.weights)
+        and np.array_equal(one.labels, other.labels, equal_nan=True)
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_a_restored_reader_yields_the_very_next_batches(path, steps):
+    options = {"batch_size": 8, "rank": 1, "world_size": 2, "shuffle": True, "seed": 5}
+    reader = ParquetReader(path, "train", SCHEMA, **options)
+    place = reader.start(3)
+    expected = list(reader.batches(place))[steps:]
+    for _ in range(steps):
+        place = reader.after(place)
+    other = ParquetReader(path, "train", SCHEMA, **options)
+    found = list(other.batches(other.resumed(place.state_dict())))
+    assert len(found) == len(expected) > 0
+    assert all(equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_what_was_read_before_the_interruption_is_not_opened_again(path):
+    reader = ParquetReader(path, "train", SCHEMA, batch_size=100)
+    (path / "train" / "000.parquet").unlink()
+    (batch,) = reader.batches(reader.after(reader.start()))
+    assert rows_of(batch) == list(range(100, 150))
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"shuffle": False}, {"shuffle_row_groups": 1}])
+def test_another_order_inside_an_epoch_is_refused(path, change):
+    options = {"batch_size": 8, "shuffle": True, "seed": 5}
+    reader = ParquetReader(path, "train", SCHEMA, **options)
+    other = ParquetReader(path, "train", SCHEMA, **(options | change))
+    inside = reader.after(reader.start(1))
+    with pytest.raises(UserError, match=r"inside epoch 1.*order of rows has changed"):
+        other.resumed(inside.state_dict())
+    assert other.resumed(reader.start(1).state_dict()) == other.start(1)
 
 
 def test_a_rank_opens_only_the_files_of_its_share(path):
@@ -290,3 +387,24 @@ def test_more_files_than_are_kept_open(tmp_path):
     num_rows = write_split(tmp_path, [[2, 1]] * 20)
     rows = order(tmp_path, 0, shuffle=True, shuffle_row_groups=3)
     assert sorted(rows) == list(range(num_rows))
+
+
+def test_days_choose_rows(path):
+    for name, day in (("000", "20220408"), ("001", "20220409")):
+        (path / "train" / f"{name}.parquet").rename(path / "train" / f"{day}.parquet")
+    assert order(path, 0, days=parse_days("2022-04-09")) == list(range(90, 150))
+
+
+def test_only_the_columns_of_the_schema_are_read(path, monkeypatch):
+    asked = []
+    read = pq.ParquetFile.read_row_group
+
+    def note(file, index, *, columns):
+        asked.append(columns)
+        return read(file, index, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", note)
+    schema = SCHEMA.select(features=["row"], tasks=["like"])
+    for _ in ParquetReader(path, "train", schema, batch_size=50).epoch(0):
+        pass
+    assert asked == [["row", "liked", "w", "g"]] * 5

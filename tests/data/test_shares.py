@@ -1,4 +1,4 @@
-"""The order of an epoch and its division among ranks, without data."""
+"""The order of an epoch, without data."""
 
 from itertools import chain, pairwise
 
@@ -7,23 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stem_torchrec.data.shares import EpochSequence, Interval, samples_in_step, share
-from stem_torchrec.data.shares import steps_per_epoch as steps_of
+from stem_torchrec.data.shares import EpochSequence, Interval
 
 group_sizes = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 
 
-def positions(sizes, interval, **options):
-    """File positions of the rows that an interval of the sequence visits."""
+def positions(sizes, *intervals, **options):
+    """File positions of the rows that intervals of the sequence visit."""
     starts = np.cumsum([0, *sizes])
     sequence = EpochSequence(sizes, **options)
     visited: list[int] = []
-    for piece in sequence.pieces(interval):
+    for piece in sequence.pieces(intervals):
         stacked = np.concatenate(
             [np.arange(starts[group], starts[group + 1]) for group in piece.window.row_groups]
         )
         order = sequence.row_order(piece)
-        visited += stacked[slice(*piece.rows) if order is None else order].tolist()
+        if order is None:
+            order = np.concatenate([np.arange(*rows) for rows in piece.rows])
+        visited += stacked[order].tolist()
     return visited
 
 
@@ -43,6 +44,17 @@ def test_any_cut_of_the_sequence_gives_the_same_order(sizes, shuffle, width, cut
     edges = [0, *sorted(min(cut, num_rows) for cut in cuts), num_rows]
     parts = [positions(sizes, Interval(*edge), **options) for edge in pairwise(edges)]
     assert list(chain.from_iterable(parts)) == whole
+    intervals = [Interval(*edge) for edge in pairwise(edges)]
+    assert positions(sizes, *intervals, **options) == whole
+    assert positions(sizes, *intervals[::2], **options) == [*chain.from_iterable(parts[::2])]
+
+
+def test_a_window_with_several_intervals_comes_once():
+    sequence = EpochSequence([9, 9], epoch=0)
+    intervals = [Interval(0, 2), Interval(4, 5), Interval(8, 10), Interval(12, 13)]
+    first, second = sequence.pieces(intervals)
+    assert first.rows == ((0, 2), (4, 5), (8, 9))
+    assert second.rows == ((0, 1), (3, 4))
 
 
 def test_order_depends_on_seed_and_epoch_only():
@@ -67,30 +79,10 @@ def test_shuffling_permutes_row_groups_and_the_rows_of_a_window_together():
 
 def test_windows_of_an_epoch_are_permuted_differently():
     sequence = EpochSequence([64, 64], epoch=0, shuffle=True)
-    first, second = (sequence.row_order(piece) for piece in sequence.pieces(Interval(0, 128)))
+    first, second = (sequence.row_order(piece) for piece in sequence.pieces([Interval(0, 128)]))
     assert first.tolist() != second.tolist()
-
-
-@given(
-    num_rows=st.integers(1, 300),
-    world_size=st.integers(1, 20),
-    batch_size=st.integers(1, 40),
-)
-def test_shares_steps_and_samples(num_rows, world_size, batch_size):
-    intervals = [share(num_rows, rank, world_size) for rank in range(world_size)]
-    assert intervals[0].start == 0
-    assert intervals[-1].stop == num_rows
-    assert all(a.stop == b.start for a, b in pairwise(intervals))
-    sizes = [interval.size for interval in intervals]
-    assert max(sizes) - min(sizes) <= 1
-    steps = steps_of(num_rows, world_size, batch_size)
-    assert steps == -(-max(sizes) // batch_size)
-    for step in range(steps):
-        start = step * batch_size
-        expected = sum(len(range(size)[start : start + batch_size]) for size in sizes)
-        assert samples_in_step(num_rows, world_size, batch_size, step) == expected
 
 
 @pytest.mark.parametrize("interval", [Interval(0, 0), Interval(4, 4)])
 def test_an_empty_share_reads_no_window(interval):
-    assert list(EpochSequence([4, 4], epoch=0).pieces(interval)) == []
+    assert list(EpochSequence([4, 4], epoch=0).pieces([interval])) == []

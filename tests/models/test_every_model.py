@@ -249,3 +249,22 @@ def test_every_model_is_a_config(tmp_path):
     for name in MODELS:
         content = {"run": {"dir": tmp_path}, "data": {"path": tmp_path}, "model": {"name": name}}
         assert Config.model_validate(content).model.name == name
+
+
+def test_stem_net_without_task_tables_is_as_large_as_mmoe():
+    """At the paper's widths, with as many experts: equal tables and experts, larger gates."""
+    widths = {"expert_widths": (512, 512, 512), "gate_widths": (128, 64), "tower_widths": (128, 64)}
+    mmoe = model_with("mmoe", num_shared_experts=1 + T, **widths)
+    stem = model_with(
+        "stem_net",
+        num_shared_experts=1,
+        num_task_experts=1,
+        task_specific_features="none",
+        gate_input="shared",
+        **widths,
+    )
+    assert stem.owners == mmoe.owners
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (stem, mmoe)]
+    assert sizes[0] == sizes[1]
+    both = model_with("stem_net", num_shared_experts=1, num_task_experts=1, **widths)
+    assert sum(p.numel() for p in both.parameters()) < 1.01 * sizes[0]

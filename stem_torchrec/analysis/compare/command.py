@@ -43,6 +43,14 @@ def add_compare(commands: Commands, add: AddCommand, config_keys: str) -> None:
         metavar="section.key=v1;v2",
         help="compare values of other config keys too; several keys are combined",
     )
+    command.add_argument(
+        "--own",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODEL:section.key=value",
+        help="a setting for one model's runs",
+    )
     command.add_argument("--nproc", type=int, metavar="N", help="ranks of each run, as in train")
     command.add_argument(
         "--parallel",
@@ -73,6 +81,7 @@ def _compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         seeds=options.seeds,
         out=options.out,
         vary=options.vary,
+        own=options.own,
         nproc=options.nproc,
         parallel=options.parallel,
         overwrite=options.overwrite,
@@ -96,6 +105,7 @@ def _command(options: argparse.Namespace, rest: Sequence[str]) -> str:
     words += ["--models", ",".join(options.models), "--seeds", str(options.seeds)]
     words += ["--balance", ",".join(options.balance)] if options.balance else []
     words += ["--vary", *options.vary] if options.vary else []
+    words += ["--own", *options.own] if options.own else []
     words += ["--nproc", str(options.nproc)] if options.nproc else []
     words += ["--parallel", str(options.parallel), "--out", str(options.out), *rest]
     return shlex.join(words)

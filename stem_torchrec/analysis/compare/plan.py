@@ -34,6 +34,7 @@ class Request:
         rules: names of balancing rules; the config's own if None.
         seeds: how many, from the config's ``run.seed`` on.
         vary: ``section.key=v1;v2`` each.
+        own: ``MODEL:section.key=value`` each, for one model's runs.
         overrides: ``--section.key value`` for every run.
     """
 
@@ -43,6 +44,7 @@ class Request:
     seeds: int
     out: Path
     vary: Sequence[str] = ()
+    own: Sequence[str] = ()
     nproc: int | None = None
     parallel: int = 1
     overwrite: bool = False
@@ -118,6 +120,7 @@ def make_plan(request: Request) -> Plan:
         if name in _SET_OTHERWISE:
             raise UserError(f"{name}: set by {_SET_OTHERWISE[name]} here")
     varied = _varied_settings(request.vary, fixed)
+    _own_settings(request, taken=[name for name, _ in varied[0]])
     base = load_config(request.config, [*request.overrides, f"--run.dir={request.out}"])
     if not has_split(base.data.path, "test"):
         raise UserError(f"data.path: {str(base.data.path)!r} has no test split to compare on")
@@ -147,6 +150,7 @@ def _planned(request: Request, combination: Combination, seed: int) -> PlannedRu
         f"--run.seed={seed}",
         f"--model.name={combination.model}",
         f"--balance.rule={combination.rule}",
+        *_own_settings(request).get(combination.model, []),
         *(f"--{key}={text}" for key, text in combination.varied),
     ]
     return PlannedRun(combination, load_config(request.config, overrides), overrides)
@@ -189,6 +193,26 @@ def _varied_settings(
         _each_once(f"--vary: {name}", parts)
         values[name] = parts
     return [tuple(zip(values, choice, strict=True)) for choice in product(*values.values())]
+
+
+def _own_settings(request: Request, taken: Sequence[str] = ()) -> dict[str, list[str]]:
+    """``["MODEL:a.b=1"]`` -> model -> ``--a.b=1`` each; ``taken`` keys are set otherwise."""
+    found: dict[str, list[str]] = {}
+    compared = ", ".join(request.models)
+    for option in request.own:
+        model, colon, setting = option.partition(":")
+        key, equals, text = setting.partition("=")
+        if not (model and colon and key and equals and text):
+            raise UserError(f"--own: {option!r}; expected MODEL:section.key=value")
+        if model not in request.models:
+            raise UserError(f"--own: {model!r} is not compared; --models has {compared}")
+        ((name, _),) = parse_options([f"--{key}={text}"], all_keys())
+        if name in _SAME_FOR_ALL:
+            raise UserError(f"--own: {name} cannot differ between models")
+        if name in taken:
+            raise UserError(f"--own: {name} is varied by --vary")
+        found.setdefault(model, []).append(f"--{key}={text}")
+    return found
 
 
 def _at_least_one(option: str, value: int) -> None:

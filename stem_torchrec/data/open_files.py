@@ -1,0 +1,47 @@
+"""Row groups as Arrow tables, from files that stay open for a while."""
+
+from collections import OrderedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stem_torchrec.data.manifest import RowGroup
+from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
+
+_MAX_OPEN = 8
+
+
+class OpenFiles:
+    """Keeps the files used last open: a footer may take longer to parse than its row group."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Place, pq.ParquetFile] = OrderedDict()
+
+    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """The row group's columns.
+
+        Raises:
+            UserError: the file is damaged, missing or no longer the one that was checked.
+        """
+        try:
+            table = self._file(group.file).read_row_group(group.index, columns=columns)
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise unreadable(group, error) from None
+        if table.num_rows != group.num_rows or not set(columns) <= set(table.column_names):
+            raise UserError(f"{group.file}: was changed while it was being read")
+        return table
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _file(self, path: Place) -> pq.ParquetFile:
+        if path not in self._files:
+            if len(self._files) == _MAX_OPEN:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = open_parquet_file(path)
+        self._files.move_to_end(path)
+        return self._files[path]
