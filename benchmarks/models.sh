@@ -30,9 +30,10 @@ compare contradiction contradiction --models single_task,shared_bottom,mmoe,ple,
 compare contradiction_ablations contradiction --models stem_net \
     --vary "model.stop_gradient=true;false" "model.gate_input=both;task;shared"
 compare contradiction_fields contradiction --models stem_net \
-    --vary "model.task_specific_features=all;user;item;none"
+    --vary "model.task_specific_features=user;item;none"
+# Tables as large as STEM-Net's, all shared.
 compare contradiction_wide contradiction --models mmoe --model.num_shared_experts 3 \
-    --vary "embedding.dim=8;24"
+    --embedding.dim 24
 compare kuairand_slice kuairand_slice \
     --models single_task,shared_bottom,omoe,mmoe,ple,esmm,aitm,me_mmoe,me_ple,stem_net \
     --own omoe:model.num_shared_experts=5 mmoe:model.num_shared_experts=5 \
@@ -45,7 +46,7 @@ mapfile -t single < <(runs contradiction single_task)
 mapfile -t compared < <(runs contradiction mmoe; runs contradiction ple; runs contradiction stem_net)
 pair=(--single "${single[@]}" --tasks click,like --out "$out/contradiction")
 stem-torchrec analyze negative-transfer "${pair[@]}" --runs "${compared[@]}"
-mapfile -t compared < <(printf '%s\n' "$out"/contradiction/runs/{ple,stem_net}-equal-seed0)
+compared=("$out"/contradiction/runs/{ple,stem_net}-equal-seed0)
 stem-torchrec analyze preference --single "${single[0]}" --tasks click,like \
     --out "$out/contradiction" --runs "${compared[@]}"
 mapfile -t compared < <(runs contradiction ple; runs contradiction stem_net)
