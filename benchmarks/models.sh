@@ -27,16 +27,6 @@ compare() { # NAME CONFIG OPTIONS...
 # Every model has three experts.
 compare contradiction contradiction --models single_task,shared_bottom,mmoe,ple,stem_net \
     --own mmoe:model.num_shared_experts=3
-compare contradiction_ablations contradiction --models stem_net \
-    --vary "model.stop_gradient=true;false" "model.gate_input=both;task;shared"
-compare contradiction_fields contradiction --models stem_net \
-    --vary "model.task_specific_features=all;user;item;none"
-compare contradiction_wide contradiction --models mmoe --model.num_shared_experts 3 \
-    --vary "embedding.dim=8;24"
-compare kuairand_slice kuairand_slice \
-    --models single_task,shared_bottom,omoe,mmoe,ple,esmm,aitm,me_mmoe,me_ple,stem_net \
-    --own omoe:model.num_shared_experts=5 mmoe:model.num_shared_experts=5 \
-    me_mmoe:model.num_shared_experts=5 "esmm:model.task_order=[click, long_view]"
 
 runs() { # NAME MODEL: the folders of a comparison's runs
     printf '%s\n' "$out/$1/runs/$2"-equal*seed?
@@ -45,8 +35,20 @@ mapfile -t single < <(runs contradiction single_task)
 mapfile -t compared < <(runs contradiction mmoe; runs contradiction ple; runs contradiction stem_net)
 pair=(--single "${single[@]}" --tasks click,like --out "$out/contradiction")
 stem-torchrec analyze negative-transfer "${pair[@]}" --runs "${compared[@]}"
-mapfile -t compared < <(printf '%s\n' "$out"/contradiction/runs/{ple,stem_net}-equal-seed0)
+compared=("$out"/contradiction/runs/{ple,stem_net}-equal-seed0)
 stem-torchrec analyze preference --single "${single[0]}" --tasks click,like \
     --out "$out/contradiction" --runs "${compared[@]}"
 mapfile -t compared < <(runs contradiction ple; runs contradiction stem_net)
 stem-torchrec analyze gates --runs "${compared[@]}" --out "$out/contradiction"
+
+compare kuairand_slice kuairand_slice \
+    --models single_task,shared_bottom,omoe,mmoe,ple,esmm,aitm,me_mmoe,me_ple,stem_net \
+    --own omoe:model.num_shared_experts=5 mmoe:model.num_shared_experts=5 \
+    me_mmoe:model.num_shared_experts=5 "esmm:model.task_order=[click, long_view]"
+compare contradiction_ablations contradiction --models stem_net \
+    --vary "model.stop_gradient=true;false" "model.gate_input=both;task;shared"
+compare contradiction_fields contradiction --models stem_net \
+    --vary "model.task_specific_features=user;item;none"
+# Tables as large as STEM-Net's, all shared.
+compare contradiction_wide contradiction --models mmoe --model.num_shared_experts 3 \
+    --embedding.dim 24

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.types as types
 from numpy.typing import NDArray
 
-from stem_torchrec.data.columns import Bag, Columns, concatenate_bags, empty, offsets_of
+from stem_torchrec.data.columns import Bag, Columns, concatenate_bags, empty, joined, offsets_of
 from stem_torchrec.data.manifest import ColumnUse, RowGroup, check_ids, column_uses
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema
@@ -42,10 +42,8 @@ def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Sc
             pieces.append(_bag(_array(table, feature.name), feature, str(group)))
         start = rows.stop
     assert start == num_rows
-    joined_bags = (
-        concatenate_bags(pieces, _id_dtype(feature))
-        for feature, pieces in zip(bag_features, bags, strict=True)
-    )
+    # Each feature's pieces go before the next ones are joined.
+    joined_bags = (concatenate_bags(bags.pop(0), _id_dtype(feature)) for feature in bag_features)
     return Columns(num_rows, tuple(scalars), tuple(joined_bags))
 
 
@@ -146,7 +144,8 @@ def _bag(array: pa.Array, feature: Feature, where: str) -> Bag:
     if array.null_count:
         # flatten(), too, leaves out what lies under a null list.
         lengths = np.where(_is_null(array), 0, lengths)
-    values = _ids(array.flatten(), feature, where)
+    # A copy as narrow as it can be: a window of wide ids would hold several times its size.
+    values = joined([_ids(array.flatten(), feature, where)], _id_dtype(feature))
     bag = Bag(offsets_of(lengths), values)
     assert len(values) == bag.offsets[-1]
     return bag
