@@ -3,8 +3,15 @@
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 
 from stem_torchrec.data.prepared import COMPRESSION
+from stem_torchrec.data.working_database import literal, quoted
+
+
+def vocabulary_table(feature: str) -> str:
+    """The table of a feature's vocabulary as a SQL identifier."""
+    return quoted(f"vocab_{feature}")
 
 
 def create_vocabulary(
@@ -21,7 +28,7 @@ def create_vocabulary(
     """
     connection.execute(
         f"""
-        CREATE TABLE vocab_{feature} AS
+        CREATE TABLE {vocabulary_table(feature)} AS
         SELECT value, row_number() OVER (ORDER BY count DESC, value)::INTEGER AS id, count
         FROM (
             SELECT value, sum(count)::BIGINT AS count FROM ({counted})
@@ -30,22 +37,48 @@ def create_vocabulary(
         ORDER BY id
         """
     )
-    found = connection.execute(f"SELECT count(*) FROM vocab_{feature}").fetchone()
+    found = connection.execute(f"SELECT count(*) FROM {vocabulary_table(feature)}").fetchone()
     assert found is not None
     return int(found[0]) + 1
 
 
 def write_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, folder: Path) -> None:
     """Write ``folder/FEATURE.parquet`` in the order of the ids."""
-    copy_to(connection, f"SELECT * FROM vocab_{feature} ORDER BY id", folder / f"{feature}.parquet")
+    query = f"SELECT * FROM {vocabulary_table(feature)} ORDER BY id"
+    copy_to(connection, query, folder / f"{feature}.parquet")
 
 
 def copy_to(
     connection: duckdb.DuckDBPyConnection, query: str, path: Path, *, row_group_rows: int = 131_072
 ) -> None:
     """Write a query's rows to a Parquet file."""
-    literal = str(path).replace("'", "''")
     connection.execute(
-        f"COPY ({query}) TO '{literal}' (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
+        f"COPY ({query}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
         f"ROW_GROUP_SIZE {row_group_rows})"
     )
+
+
+def copy_split(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    folder: Path,
+    *,
+    row_group_rows: int,
+    row_groups_per_file: int,
+) -> None:
+    """Write a query's rows to ``folder/part-00000.parquet`` and on; no rows, no file."""
+    connection.execute(
+        f"COPY ({query}) TO {literal(str(folder / 'parts'))} (FORMAT parquet, "
+        f"COMPRESSION '{COMPRESSION}', ROW_GROUP_SIZE {row_group_rows}, "
+        f"ROW_GROUPS_PER_FILE {row_groups_per_file})"
+    )
+    if not (folder / "parts").is_dir():
+        return
+    # DuckDB numbers without leading zeros; files are read by name.
+    parts = sorted((folder / "parts").iterdir(), key=lambda path: int(path.stem.split("_")[-1]))
+    for number, part in enumerate(parts):
+        if pq.read_metadata(part).num_rows:
+            part.rename(folder / f"part-{number:05d}.parquet")
+        else:
+            part.unlink()
+    (folder / "parts").rmdir()

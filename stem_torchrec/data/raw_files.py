@@ -1,0 +1,204 @@
+"""Raw delimited or Parquet files as one DuckDB relation: found, named, typed, and read strictly."""
+
+import codecs
+import csv
+import glob
+import io
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from stem_torchrec.data.describe import RawFormat
+from stem_torchrec.data.raw_errors import readable_errors
+from stem_torchrec.data.working_database import fetch_one, literal, quoted
+from stem_torchrec.errors import UserError
+
+SAMPLE_ROWS = 20_000
+
+_HEAD_BYTES = 2**20
+_DETECTED = {
+    # A leading 0 belongs to a code, not to a number.
+    "BIGINT": "regexp_full_match({0}, '[+-]?(0|[1-9][0-9]{{0,17}})')",
+    "DOUBLE": "TRY_CAST({0} AS DOUBLE) IS NOT NULL AND NOT regexp_matches({0}, '^[+-]?0[0-9]')",
+    "TIMESTAMP": "TRY_CAST({0} AS TIMESTAMP) IS NOT NULL",
+}
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """Files that are read as one, in this order.
+
+    Attributes:
+        columns: DuckDB type by column.
+        skip_bad_rows: pass over lines that are no rows of these columns and record them.
+        found_types: columns whose type was found in the first rows.
+    """
+
+    paths: tuple[Path, ...]
+    format: RawFormat
+    columns: dict[str, str]
+    skip_bad_rows: bool = False
+    found_types: frozenset[str] = frozenset()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    def relation(self) -> str:
+        """What stands behind FROM."""
+        # glob.escape: DuckDB reads "*" and "[" in a path as a pattern.
+        paths = ", ".join(literal(glob.escape(str(path))) for path in self.paths)
+        if self.format.type == "parquet":
+            return f"read_parquet([{paths}])"
+        columns = ", ".join(f"{literal(name)}: {literal(t)}" for name, t in self.columns.items())
+        quote = literal(self.format.quote or "")
+        nulls = ", ".join(literal(text) for text in self.format.null_strings)
+        rejects = ", ignore_errors = true, store_rejects = true" * self.skip_bad_rows
+        return (
+            f"read_csv([{paths}], auto_detect = false, delim = {literal(self.format.delimiter)}, "
+            f"header = {self.format.header}, quote = {quote}, escape = {quote}, "
+            f"nullstr = [{nulls}], columns = {{{columns}}}{rejects})"
+        )
+
+    def only(self, path: Path) -> "RawFiles":
+        return replace(self, paths=(path,))
+
+
+def open_raw_files(
+    connection: duckdb.DuckDBPyConnection,
+    sources: Sequence[str | Path],
+    raw_format: RawFormat,
+    *,
+    text_columns: Collection[str] = (),
+    skip_bad_rows: bool = False,
+) -> RawFiles:
+    """Find the files and name and type their columns; reads their heads only.
+
+    Args:
+        text_columns: columns that are text whatever the first rows look like.
+        skip_bad_rows: see ``RawFiles``.
+
+    Raises:
+        UserError: no file is found or one is empty or unreadable, headers differ, or a type is
+            given to a column that is not there.
+    """
+    paths = find_files(sources)
+    if raw_format.type == "parquet":
+        return _open_parquet(connection, paths, raw_format)
+    names = _column_names(paths, raw_format)
+    for column in raw_format.types:
+        if column not in names:
+            raise UserError(
+                f"format.types: unknown column {column!r}; the files have {', '.join(names)}"
+            )
+    columns = dict.fromkeys(names, "VARCHAR")
+    untyped = RawFiles(paths, raw_format, columns, skip_bad_rows=True)
+    detected = _detect_types(connection, untyped.only(paths[0]))
+    columns |= detected | dict.fromkeys(text_columns, "VARCHAR") | raw_format.types
+    columns = {name: columns[name] for name in names}
+    found = frozenset(names) - frozenset(raw_format.types)
+    return RawFiles(paths, raw_format, columns, skip_bad_rows, found)
+
+
+def find_files(sources: Sequence[str | Path]) -> tuple[Path, ...]:
+    """Files and patterns as files: sources in their order, files of one pattern by name.
+
+    Raises:
+        UserError: nothing is found, or what is found is no file or cannot be read.
+    """
+    paths: list[Path] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
+        if not found:
+            raise UserError(f"--source: no file {str(source)!r}")
+        paths += found
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"--source: {str(path)!r} is not a file; give files or patterns")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"--source: {str(path)!r} may not be read")
+        if not path.stat().st_size:
+            raise UserError(f"--source: {str(path)!r} is empty")
+    return tuple(paths)
+
+
+def estimated_rows(raw: RawFiles) -> int:
+    """Rows of all files, from the length of the first lines; exact for Parquet."""
+    if raw.format.type == "parquet":
+        import pyarrow.parquet as pq
+
+        return sum(pq.read_metadata(path).num_rows for path in raw.paths)
+    with raw.paths[0].open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return max(1, head.count(b"\n")) * raw.num_bytes // len(head)
+
+
+def _open_parquet(
+    connection: duckdb.DuckDBPyConnection, paths: tuple[Path, ...], raw_format: RawFormat
+) -> RawFiles:
+    raw = RawFiles(paths, raw_format, {})
+    with readable_errors(raw):
+        found = connection.execute(f"DESCRIBE SELECT * FROM {raw.relation()}").fetchall()
+    return replace(raw, columns={name: type_name for name, type_name, *_ in found})
+
+
+def _column_names(paths: Sequence[Path], raw_format: RawFormat) -> list[str]:
+    if not raw_format.header:
+        return list(raw_format.columns or ())
+    first = read_header(paths[0], raw_format)
+    for path in paths[1:]:
+        if (header := read_header(path, raw_format)) != first:
+            raise UserError(
+                f"{path}: its columns {', '.join(header)} are not those of {paths[0].name}: "
+                f"{', '.join(first)}"
+            )
+    doubled = [name for name in first if [n.lower() for n in first].count(name.lower()) > 1]
+    if doubled or "" in first:
+        what = f"column {doubled[0]!r} occurs twice" if doubled else "a column has no name"
+        raise UserError(f"{paths[0]}: {what} in the header {', '.join(first)}")
+    for name in raw_format.columns or ():
+        if name not in first:
+            raise UserError(f"{paths[0]}: no column {name!r} in the header {', '.join(first)}")
+    return first
+
+
+def read_header(path: Path, raw_format: RawFormat) -> list[str]:
+    """The values of the first line; compressed files are opened by their ending."""
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            head = stream.read(_HEAD_BYTES)
+        line = io.StringIO(head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].decode())
+    except UnicodeDecodeError:
+        raise UserError(f"{path}, line 1: not UTF-8") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    text = line.read().rstrip("\r")
+    if raw_format.quote is None or len(raw_format.delimiter) > 1:
+        return text.split(raw_format.delimiter)
+    rows = csv.reader([text], delimiter=raw_format.delimiter, quotechar=raw_format.quote)
+    return next(rows, [])
+
+
+def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[str, str]:
+    """The narrowest of BIGINT, DOUBLE, TIMESTAMP and VARCHAR that fits a file's first rows."""
+    raw = replace(raw, skip_bad_rows=False)
+    relation = raw.relation()[:-1] + ", ignore_errors = true)"
+    with readable_errors(raw):
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM {relation} LIMIT {SAMPLE_ROWS}"
+        )
+    detected = {}
+    for name in raw.columns:
+        column = quoted(name)
+        fits = ", ".join(f"bool_and({rule.format(column)})" for rule in _DETECTED.values())
+        answers = fetch_one(connection, f"SELECT {fits} FROM head")
+        detected[name] = next(
+            (kind for kind, fit in zip(_DETECTED, answers, strict=True) if fit), "VARCHAR"
+        )
+    connection.execute("DROP TABLE head")
+    return detected
