@@ -73,8 +73,7 @@ def measure(num_rows: int, memory_gib: float, folder: Path) -> dict[str, Any]:
     start = perf_counter()
     child = subprocess.run(
         [sys.executable, "-c", _CHILD, *command, "--memory-gib", str(memory_gib)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     seconds = perf_counter() - start

@@ -4,6 +4,7 @@ An *expression* is a SQL expression of DuckDB over the columns of one raw row.
 """
 
 from collections.abc import Sequence
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +15,7 @@ GROUP_COLUMN = "group"
 WEIGHT_COLUMN = "sample_weight"
 
 Scalar = int | float | str | bool
+Moment = int | date | datetime | str
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -108,8 +110,8 @@ class TimeSplit(_Value):
     """Rows by time: integers, dates or timestamps. A bound is the first moment of its split."""
 
     by: Literal["time"]
-    valid_from: int | str | None = Field(None, description="first moment of valid")
-    test_from: int | str | None = Field(None, description="first moment of test")
+    valid_from: Moment | None = Field(None, description="first moment of valid")
+    test_from: Moment | None = Field(None, description="first moment of test")
     shares: tuple[Share, Share, Share] | None = Field(
         None, description="instead of bounds: shares of train, valid and test"
     )

@@ -2,7 +2,7 @@
 
 import duckdb
 
-from stem_torchrec.data.describe import Description, RandomSplit, TimeSplit
+from stem_torchrec.data.describe import Description, Moment, RandomSplit, TimeSplit
 from stem_torchrec.data.row_columns import PART_COLUMN, TIME_COLUMN, Column, time_sql
 from stem_torchrec.data.row_hash import row_key_sql
 from stem_torchrec.data.working_database import fetch_one, literal
@@ -10,8 +10,8 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS
 
 SPLIT_COLUMN, KEY_COLUMN = "_split", "_key"
+CHANCE_COLUMN = "_chance"
 
-_INNER = ("_bad", TIME_COLUMN, PART_COLUMN)
 _STREAMS = {"split": 0, "order": 1}
 # Buckets per pass of the search for a quantile: 5 passes find one among all 64-bit numbers.
 _BUCKETS = 2**13
@@ -33,8 +33,10 @@ def place_rows(
     Raises:
         UserError: train is empty, or a bound is no time.
     """
-    split = description.split
+    split, chance = description.split, f"0 AS {CHANCE_COLUMN}"
     if isinstance(split, RandomSplit):
+        # A column of its own: in the branches of a CASE DuckDB would work it out again.
+        chance = f"{row_key_sql(_STREAMS['split'], split.seed)} AS {CHANCE_COLUMN}"
         part = _random_part(split)
     elif isinstance(split, TimeSplit):
         part = _time_part(connection, split, columns[TIME_COLUMN])
@@ -45,11 +47,12 @@ def place_rows(
         key = row_key_sql(_STREAMS["order"], seed)
     elif isinstance(split, TimeSplit):
         key = TIME_COLUMN
-    inner = [name for name in _INNER if name == "_bad" or name in columns]
+    inner = ["rowid", "_bad", CHANCE_COLUMN]
+    inner += [name for name in (TIME_COLUMN, PART_COLUMN) if name in columns]
     connection.execute(
         f"CREATE TABLE placed AS SELECT * EXCLUDE ({', '.join(inner)}), "
         f"{part} AS {SPLIT_COLUMN}{f', {key} AS {KEY_COLUMN}' if key else ''} "
-        "FROM rows WHERE _bad IS NULL"
+        f"FROM (SELECT *, rowid, {chance} FROM rows) WHERE _bad IS NULL"
     )
     connection.execute("DROP TABLE rows")
     counted = dict(
@@ -62,12 +65,11 @@ def place_rows(
 
 
 def _random_part(split: RandomSplit) -> str:
-    key = row_key_sql(_STREAMS["split"], split.seed)
     train, valid, test = split.shares
     # Floats below 1 times 2^64 are exact; a share of 1 is left to ELSE.
-    cases = [f"WHEN {key} < {int(train * 2**64)}::UBIGINT THEN 0"] if train < 1 else []
+    cases = [f"WHEN {CHANCE_COLUMN} < {int(train * 2**64)}::UBIGINT THEN 0"] if train < 1 else []
     if train < 1 and test > 0:
-        cases.append(f"WHEN {key} < {int((train + valid) * 2**64)}::UBIGINT THEN 1")
+        cases.append(f"WHEN {CHANCE_COLUMN} < {int((train + valid) * 2**64)}::UBIGINT THEN 1")
     last = 0 if train == 1 else 2 if test > 0 else 1
     return f"(CASE {' '.join(cases)} ELSE {last} END)::TINYINT" if cases else f"{last}::TINYINT"
 
@@ -89,15 +91,13 @@ def _time_part(connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Co
     )
 
 
-def _bound(
-    connection: duckdb.DuckDBPyConnection, key: str, value: int | str, type_name: str
-) -> int:
+def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str) -> int:
     """A bound of the description as the number that ``_time`` holds."""
     sql = time_sql(f"{literal(str(value))}::{type_name}", type_name)
     try:
         return int(fetch_one(connection, f"SELECT {sql}")[0])
     except duckdb.ConversionException:
-        raise UserError(f"split.{key}: {value!r} is no {type_name}, the type of the time") from None
+        raise UserError(f"split.{key}: '{value}' is no {type_name}, the type of the time") from None
 
 
 def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> int:

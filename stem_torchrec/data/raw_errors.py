@@ -22,8 +22,7 @@ def readable_errors(raw: "RawFiles") -> Iterator[None]:
     """Turn DuckDB's errors about the content of raw files into UserErrors.
 
     Raises:
-        UserError: a line has another number of columns, is not UTF-8, holds a value that is not of
-            its column's type, or a file is no Parquet.
+        UserError: a line has another number of columns or is not UTF-8, or a file is no Parquet.
     """
     try:
         yield
@@ -37,13 +36,13 @@ def _message(text: str, raw: "RawFiles") -> str | None:
     if csv_error := _CSV_ERROR.search(text):
         named = _FILE.search(text)
         path = named.group(1) if named else str(raw.paths[0])
-        return f"{path}, line {csv_error.group(1)}: {_reason(csv_error.group(2), raw)}"
+        return f"{path}, line {csv_error.group(1)}: {_reason(csv_error.group(2))}"
     if re.search(r"parquet|magic bytes|Snappy|TProtocol|Schema mismatch", text, re.I):
         return f"{_name_of_parquet(text, raw)}: {text.splitlines()[0].partition(': ')[2]}"
     return None
 
 
-def _reason(text: str, raw: "RawFiles") -> str:
+def _reason(text: str) -> str:
     original, _, rest = text.partition("\n")
     shown = original.partition(": ")[2]
     shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
@@ -51,12 +50,6 @@ def _reason(text: str, raw: "RawFiles") -> str:
         return f"{counts.group(2)} columns, expected {counts.group(1)}; found {shown!r}"
     if "unicode" in rest or "utf-8" in rest:
         return f"not UTF-8; found {shown!r}"
-    conversion = r"converting column \"(.*?)\"\. Could not convert string \"(.*?)\" to '(.*?)'"
-    if wrong := re.search(conversion, rest, re.S):
-        column, value, type_name = wrong.groups()
-        found = f" (as in the first rows; format.types may state another, {column}: VARCHAR)"
-        hint = found if column in raw.found_types else ""
-        return f"column {column!r}: {value!r} is no {type_name}{hint}"
     return f"{rest.splitlines()[0] if rest else 'malformed'}; found {shown!r}"
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
@@ -34,14 +35,14 @@ class RawFiles:
 
     Attributes:
         columns: DuckDB type by column.
-        skip_bad_rows: pass over lines that are no rows of these columns and record them.
+        bad_rows: what to do with lines that are no rows of these columns.
         found_types: columns whose type was found in the first rows.
     """
 
     paths: tuple[Path, ...]
     format: RawFormat
     columns: dict[str, str]
-    skip_bad_rows: bool = False
+    bad_rows: Literal["fail", "record", "pass over"] = "fail"
     found_types: frozenset[str] = frozenset()
 
     @property
@@ -49,20 +50,45 @@ class RawFiles:
         return sum(path.stat().st_size for path in self.paths)
 
     def relation(self) -> str:
-        """What stands behind FROM."""
+        """What stands behind FROM: the columns with their types."""
         # glob.escape: DuckDB reads "*" and "[" in a path as a pattern.
         paths = ", ".join(literal(glob.escape(str(path))) for path in self.paths)
         if self.format.type == "parquet":
             return f"read_parquet([{paths}])"
-        columns = ", ".join(f"{literal(name)}: {literal(t)}" for name, t in self.columns.items())
+        # Everything is read as text and cast here: the reader's own casts round 0.5 to an integer.
+        selected = [
+            f"TRY_CAST({quoted(name)} AS {kind}) AS {quoted(name)}, {quoted(name)} AS {_text(name)}"
+            for name, kind in self.columns.items()
+        ]
+        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self.columns)
         quote = literal(self.format.quote or "")
         nulls = ", ".join(literal(text) for text in self.format.null_strings)
-        rejects = ", ignore_errors = true, store_rejects = true" * self.skip_bad_rows
+        rejects = ", ignore_errors = true" * (self.bad_rows != "fail")
+        rejects += ", store_rejects = true" * (self.bad_rows == "record")
         return (
+            f"(SELECT {', '.join(selected)} FROM "
             f"read_csv([{paths}], auto_detect = false, delim = {literal(self.format.delimiter)}, "
             f"header = {self.format.header}, quote = {quote}, escape = {quote}, "
-            f"nullstr = [{nulls}], columns = {{{columns}}}{rejects})"
+            f"nullstr = [{nulls}], columns = {{{columns}}}{rejects}))"
         )
+
+    def type_faults(self, used: Collection[str]) -> list[tuple[str, str]]:
+        """SQL that is true where a value is not of its column's type, and SQL that says so."""
+        faults = []
+        for name, kind in self.columns.items():
+            if self.format.type == "parquet" or name not in used or kind == "VARCHAR":
+                continue
+            wrong = f"{_text(name)} IS NOT NULL AND ({quoted(name)} IS NULL"
+            if kind == "BIGINT":
+                # A cast would round these.
+                parts = [f"contains({_text(name)}, '{sign}')" for sign in ".eE"]
+                wrong += f" OR {' OR '.join(parts)}"
+            hint = "; as in the first rows, format.types may state another"
+            said = f" is no {kind}" + hint * (name in self.found_types)
+            shown = f"left({_text(name)}, 80)"
+            fault = f"concat({literal(f'column {name!r}: ')}, {shown}, {literal(said)})"
+            faults.append((f"{wrong})", fault))
+        return faults
 
     def only(self, path: Path) -> "RawFiles":
         return replace(self, paths=(path,))
@@ -80,7 +106,7 @@ def open_raw_files(
 
     Args:
         text_columns: columns that are text whatever the first rows look like.
-        skip_bad_rows: see ``RawFiles``.
+        skip_bad_rows: record lines that are no rows, and go on.
 
     Raises:
         UserError: no file is found or one is empty or unreadable, headers differ, or a type is
@@ -96,12 +122,11 @@ def open_raw_files(
                 f"format.types: unknown column {column!r}; the files have {', '.join(names)}"
             )
     columns = dict.fromkeys(names, "VARCHAR")
-    untyped = RawFiles(paths, raw_format, columns, skip_bad_rows=True)
-    detected = _detect_types(connection, untyped.only(paths[0]))
+    detected = _detect_types(connection, RawFiles(paths[:1], raw_format, columns, "pass over"))
     columns |= detected | dict.fromkeys(text_columns, "VARCHAR") | raw_format.types
     columns = {name: columns[name] for name in names}
     found = frozenset(names) - frozenset(raw_format.types)
-    return RawFiles(paths, raw_format, columns, skip_bad_rows, found)
+    return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
 
 
 def find_files(sources: Sequence[str | Path]) -> tuple[Path, ...]:
@@ -136,6 +161,12 @@ def estimated_rows(raw: RawFiles) -> int:
     with raw.paths[0].open("rb") as file:
         head = file.read(_HEAD_BYTES)
     return max(1, head.count(b"\n")) * raw.num_bytes // len(head)
+
+
+def used_columns(raw: RawFiles, expressions: Collection[str]) -> set[str]:
+    """Columns that expressions may use: those whose names occur in them."""
+    text = "\n".join(expressions).lower()
+    return {name for name in raw.columns if name.lower() in text}
 
 
 def _open_parquet(
@@ -186,19 +217,26 @@ def read_header(path: Path, raw_format: RawFormat) -> list[str]:
 
 def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[str, str]:
     """The narrowest of BIGINT, DOUBLE, TIMESTAMP and VARCHAR that fits a file's first rows."""
-    raw = replace(raw, skip_bad_rows=False)
-    relation = raw.relation()[:-1] + ", ignore_errors = true)"
     with readable_errors(raw):
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM {relation} LIMIT {SAMPLE_ROWS}"
+            f"CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM {raw.relation()} "
+            f"LIMIT {SAMPLE_ROWS}"
         )
     detected = {}
     for name in raw.columns:
         column = quoted(name)
-        fits = ", ".join(f"bool_and({rule.format(column)})" for rule in _DETECTED.values())
+        fits = ", ".join(
+            f"bool_and({rule.format(column)}) FILTER ({column} IS NOT NULL)"
+            for rule in _DETECTED.values()
+        )
         answers = fetch_one(connection, f"SELECT {fits} FROM head")
         detected[name] = next(
             (kind for kind, fit in zip(_DETECTED, answers, strict=True) if fit), "VARCHAR"
         )
     connection.execute("DROP TABLE head")
     return detected
+
+
+def _text(column: str) -> str:
+    """A column as it was read."""
+    return quoted(f"text of {column}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import duckdb
 
 from stem_torchrec.data.raw_errors import readable_errors
-from stem_torchrec.data.raw_files import RawFiles
+from stem_torchrec.data.raw_files import RawFiles, used_columns
 from stem_torchrec.data.row_columns import Column
 from stem_torchrec.data.working_database import fetch_one, literal, quoted
 from stem_torchrec.errors import UserError
@@ -26,7 +26,7 @@ def read_rows(
         UserError: a row is bad and bad rows are not skipped, or no row is left.
     """
     selected = ", ".join(f"{column.sql} AS {quoted(name)}" for name, column in columns.items())
-    fault = _fault(columns) if raw.skip_bad_rows else _tripwire(columns)
+    fault = _fault(raw, columns) if raw.bad_rows == "record" else _tripwire(raw, columns)
     with readable_errors(raw):
         try:
             connection.execute(
@@ -36,7 +36,7 @@ def read_rows(
             if _TRIPPED in str(error):
                 raise UserError(_first_bad_row(connection, raw, columns)) from None
             raise
-    skipped = _count_skipped(connection) if raw.skip_bad_rows else {}
+    skipped = _count_skipped(connection) if raw.bad_rows == "record" else {}
     if not fetch_one(connection, "SELECT count(*) FROM rows WHERE _bad IS NULL")[0]:
         counted = ", ".join(f"{count:,} × {reason}" for reason, count in skipped.items())
         files = ", ".join(str(path) for path in raw.paths[:3])
@@ -44,19 +44,21 @@ def read_rows(
     return skipped
 
 
-def _faults(columns: Mapping[str, Column]) -> list[tuple[str, str]]:
-    return [(column.wrong, column.fault) for column in columns.values() if column.wrong is not None]
+def _faults(raw: RawFiles, columns: Mapping[str, Column]) -> list[tuple[str, str]]:
+    used = used_columns(raw, [column.sql for column in columns.values()])
+    own = [(column.wrong, column.fault) for column in columns.values() if column.wrong is not None]
+    return [*raw.type_faults(used), *own]
 
 
-def _fault(columns: Mapping[str, Column]) -> str:
+def _fault(raw: RawFiles, columns: Mapping[str, Column]) -> str:
     """What is wrong with a row, null if nothing is."""
-    cases = " ".join(f"WHEN {wrong} THEN {fault}" for wrong, fault in _faults(columns))
+    cases = " ".join(f"WHEN {wrong} THEN {fault}" for wrong, fault in _faults(raw, columns))
     return f"CASE {cases} END" if cases else "NULL::VARCHAR"
 
 
-def _tripwire(columns: Mapping[str, Column]) -> str:
+def _tripwire(raw: RawFiles, columns: Mapping[str, Column]) -> str:
     """Stops at any bad row; threads read at once, so the first one is found by reading again."""
-    wrong = " OR ".join(f"({wrong})" for wrong, _ in _faults(columns))
+    wrong = " OR ".join(f"({wrong})" for wrong, _ in _faults(raw, columns))
     stop = f"error({literal(_TRIPPED)})::VARCHAR"
     return f"CASE WHEN {wrong} THEN {stop} END" if wrong else "NULL::VARCHAR"
 
@@ -64,10 +66,11 @@ def _tripwire(columns: Mapping[str, Column]) -> str:
 def _first_bad_row(
     connection: duckdb.DuckDBPyConnection, raw: RawFiles, columns: Mapping[str, Column]
 ) -> str:
+    selected = f"row_number() OVER () AS number, {_fault(raw, columns)} AS bad"
     for path in raw.paths:
         found = connection.execute(
-            f"SELECT number, bad FROM (SELECT row_number() OVER () AS number, {_fault(columns)} "
-            f"AS bad FROM {raw.only(path).relation()}) WHERE bad IS NOT NULL LIMIT 1"
+            f"SELECT number, bad FROM (SELECT {selected} FROM {raw.only(path).relation()}) "
+            "WHERE bad IS NOT NULL LIMIT 1"
         ).fetchone()
         if found:
             return f"{path}, row {found[0]:,}: {found[1]}"
@@ -81,7 +84,6 @@ def _count_skipped(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
         reasons.append(
             """
             SELECT CASE min(error_type)::VARCHAR
-                WHEN 'CAST' THEN concat('type of ', min(column_name))
                 WHEN 'INVALID ENCODING' THEN 'not UTF-8'
                 WHEN 'MISSING COLUMNS' THEN 'too few columns'
                 ELSE lower(min(error_type)::VARCHAR) END
