@@ -46,7 +46,8 @@ def bind(connection: duckdb.DuckDBPyConnection, raw: RawFiles, key: str, text: s
     try:
         # WHERE refuses what needs more than one row: aggregates and window functions.
         connection.execute(f"EXPLAIN SELECT 1 FROM {source} WHERE {sql} IS NOT NULL")
-        found = connection.execute(f"DESCRIBE SELECT {sql} AS bound FROM {source}").fetchall()
+        # Without the parentheses, so that the text cannot close them.
+        found = connection.execute(f"DESCRIBE SELECT {text}\nFROM {source}").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
         raise UserError(f"{key}: {_reason(str(error), raw)}") from None
     if len(found) != 1:

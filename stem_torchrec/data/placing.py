@@ -129,5 +129,5 @@ def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> in
 
 
 def order_sql(*, ordered: bool) -> str:
-    """ORDER BY of a split's rows; nothing where the order of the files is kept."""
-    return f"ORDER BY {KEY_COLUMN}, placed.rowid" if ordered else ""
+    """ORDER BY of a split's rows; joins do not keep the order in which they are stored."""
+    return f"ORDER BY {KEY_COLUMN}, placed.rowid" if ordered else "ORDER BY placed.rowid"

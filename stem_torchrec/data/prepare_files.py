@@ -29,7 +29,7 @@ from stem_torchrec.data.raw_files import RawFiles, estimated_rows, find_files, o
 from stem_torchrec.data.raw_rows import read_rows
 from stem_torchrec.data.row_columns import Column, row_columns
 from stem_torchrec.data.stages import Stages, Unseen
-from stem_torchrec.data.vocabulary import copy_split, write_vocabulary
+from stem_torchrec.data.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.data.working_database import Resources, working_database
 from stem_torchrec.schema import SPLITS, Schema
 
@@ -45,7 +45,6 @@ class PrepareOptions(Resources):
     )
     shuffle_seed: int = Field(0, ge=0, description="seed of the order of the train files")
     row_group_rows: int = Field(ROW_GROUP_ROWS, ge=1, description="rows per row group")
-    row_groups_per_file: int = Field(64, ge=1, description="row groups per file")
 
 
 class PublicSetOptions(PrepareOptions):
@@ -121,16 +120,18 @@ class _Work:
         self._options = options
         self._stages = stages
         self._columns = columns
+        self._rows: dict[str, int] = {}
 
     def read(self, raw: RawFiles) -> dict[str, Any]:
         """Raw files -> the table ``placed``; statistics of what was read."""
         with self._stage(f"read {len(raw.paths)} files, {raw.num_bytes / 1e9:.2f} GB"):
             skipped = read_rows(self._connection, raw, self._columns)
         with self._stage("split"):
-            rows = place_rows(
+            self._rows = place_rows(
                 self._connection, self._description, self._columns, self._options.shuffle_seed
             )
-        return {"raw_rows": sum(rows.values()) + sum(skipped.values()), "skipped": skipped}
+        raw_rows = sum(self._rows.values()) + sum(skipped.values())
+        return {"raw_rows": raw_rows, "skipped": skipped}
 
     def encode(self, folder: Path) -> Schema:
         """Count and write the vocabularies."""
@@ -169,13 +170,15 @@ class _Work:
         ordered = self._description.ordered
         for number, split in enumerate(SPLITS):
             query = encoded_rows(self._description, self._columns, schema, number)
+            if not self._rows[split]:
+                continue
             with self._stage(f"write {split}"):
-                copy_split(
+                # One file: DuckDB keeps the order of several only where one thread writes them.
+                copy_to(
                     self._connection,
                     f"{query} {order_sql(ordered=ordered and split == 'train')}",
-                    folder / split,
+                    folder / split / "part-00000.parquet",
                     row_group_rows=self._options.row_group_rows,
-                    row_groups_per_file=self._options.row_groups_per_file,
                 )
 
     def _stage(self, name: str) -> Any:

@@ -122,7 +122,7 @@ def open_raw_files(
                 f"format.types: unknown column {column!r}; the files have {', '.join(names)}"
             )
     columns = dict.fromkeys(names, "VARCHAR")
-    detected = _detect_types(connection, RawFiles(paths[:1], raw_format, columns, "pass over"))
+    detected = _detect_types(connection, RawFiles(paths, raw_format, columns))
     columns |= detected | dict.fromkeys(text_columns, "VARCHAR") | raw_format.types
     columns = {name: columns[name] for name in names}
     found = frozenset(names) - frozenset(raw_format.types)
@@ -216,12 +216,16 @@ def read_header(path: Path, raw_format: RawFormat) -> list[str]:
 
 
 def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[str, str]:
-    """The narrowest of BIGINT, DOUBLE, TIMESTAMP and VARCHAR that fits a file's first rows."""
+    """The narrowest of BIGINT, DOUBLE, TIMESTAMP and VARCHAR that fits the first rows."""
     with readable_errors(raw):
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM {raw.relation()} "
-            f"LIMIT {SAMPLE_ROWS}"
+            "CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM "
+            f"{replace(raw, bad_rows='pass over').relation()} LIMIT {SAMPLE_ROWS}"
         )
+        if not fetch_one(connection, "SELECT count(*) FROM head")[0]:
+            # Not one good row: the strict reader names the first bad one, if there is any.
+            connection.execute(f"SELECT count(COLUMNS(*)) FROM {raw.relation()}")
+            raise UserError(f"--source: no rows in {', '.join(map(str, raw.paths[:3]))}")
     detected = {}
     for name in raw.columns:
         column = quoted(name)

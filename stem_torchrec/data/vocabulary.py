@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import duckdb
-import pyarrow.parquet as pq
 
 from stem_torchrec.data.prepared import COMPRESSION
 from stem_torchrec.data.working_database import literal, quoted
@@ -56,29 +55,3 @@ def copy_to(
         f"COPY ({query}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
         f"ROW_GROUP_SIZE {row_group_rows})"
     )
-
-
-def copy_split(
-    connection: duckdb.DuckDBPyConnection,
-    query: str,
-    folder: Path,
-    *,
-    row_group_rows: int,
-    row_groups_per_file: int,
-) -> None:
-    """Write a query's rows to ``folder/part-00000.parquet`` and on; no rows, no file."""
-    connection.execute(
-        f"COPY ({query}) TO {literal(str(folder / 'parts'))} (FORMAT parquet, "
-        f"COMPRESSION '{COMPRESSION}', ROW_GROUP_SIZE {row_group_rows}, "
-        f"ROW_GROUPS_PER_FILE {row_groups_per_file})"
-    )
-    if not (folder / "parts").is_dir():
-        return
-    # DuckDB numbers without leading zeros; files are read by name.
-    parts = sorted((folder / "parts").iterdir(), key=lambda path: int(path.stem.split("_")[-1]))
-    for number, part in enumerate(parts):
-        if pq.read_metadata(part).num_rows:
-            part.rename(folder / f"part-{number:05d}.parquet")
-        else:
-            part.unlink()
-    (folder / "parts").rmdir()

@@ -51,7 +51,7 @@ BAD_ROWS: list[tuple[str | bytes, str, str]] = [
         "line 5: 9 columns, expected 8; found '7,0,0|1",
         "too many columns",
     ),
-    (b"7,0,0,1,0,1,3,\xff\xfe", "line 5: not UTF-8", "not UTF-8"),
+    (b"7,0,0,\xff\xfe,0,1,3,x", "line 5: not UTF-8", "not UTF-8"),
     ("7,0,0,1,2,1,3,x", "row 4: label 'y': 2 is not 0, 1 or missing", "label 'y'"),
     ("7,0,0,1,0.5,1,3,x", "row 4: column 'label': 0.5 is no BIGINT; as in the", "column 'label'"),
     ("u,0,0,1,0,1,3,x", "row 4: column 'user': u is no BIGINT", "column 'user'"),
@@ -90,7 +90,7 @@ def test_the_first_bad_row_of_several_files_is_named(tmp_path: Path) -> None:
     good, bad = tmp_path / "a.csv", tmp_path / "b.csv"
     good.write_bytes(b"\n".join(lines()))
     bad.write_bytes(b"\n".join(lines(row9="7,0,0,1,5,1,3,x", row2="7,0,0,1,4,1,3,x")))
-    with pytest.raises(UserError, match="b.csv, row 2: label 'y': 4 is not"):
+    with pytest.raises(UserError, match=r"b.csv, row 2: label 'y': 4 is not"):
         prepare_files([tmp_path / "*.csv"], describe(DESCRIPTION), tmp_path / "out")
 
 
@@ -183,10 +183,7 @@ def test_wrong_description_ends_with_exit_code_2(
         (None, "--source: no file '.*raw.csv'"),
         (b"", "raw.csv' is empty"),
         (HEADER.encode() + b"\n", "no rows in .*raw.csv"),
-        (
-            GOOD.format(day=1).encode() + b"\n" + GOOD.encode(),
-            "unknown column 'user'; the files hav",
-        ),
+        (b"7,8,9\n1,2,3\n", "unknown column 'user'; the files have 7, 8, 9"),
         (b"user,slot,slot\n1,2,3\n", "column 'slot' occurs twice in the header"),
         (b"us\xffer,slot\n1,2\n", "raw.csv, line 1: not UTF-8"),
     ],
@@ -209,7 +206,7 @@ def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) 
         prepare_files([tmp_path / "raw*.csv"], described, tmp_path / "out")
     parquet = describe(DESCRIPTION, format={"type": "parquet"})
     (tmp_path / "raw.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UserError, match="raw.parquet: .*magic bytes"):
+    with pytest.raises(UserError, match=r"raw.parquet: .*magic bytes"):
         prepare_files([tmp_path / "raw.parquet"], parquet, tmp_path / "out")
 
 
