@@ -3,12 +3,15 @@
     python benchmarks/prepare.py --json FILE [--rows 5000000,20000000] [--memory-gib 2]
 
 Each size is generated once and prepared in a process of its own, timed from its first import to its
-end. Peak memory is VmHWM of that process, which counts the pages of files it maps, too. Ids are
+end. Peak memory is VmHWM of that process. ``busy_cores`` well below the cores there are means that other processes took
+the rest: then rows per second of processor time say more. Ids are
 drawn from power laws over as many users, items and authors per row as the real set has.
 """
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -70,6 +73,7 @@ def measure(num_rows: int, memory_gib: float, folder: Path) -> dict[str, Any]:
     write_raw(raw, num_rows)
     raw_bytes = raw.stat().st_size
     command = ["prepare", "tiktok", "--source", str(raw), "--out", str(out), "--overwrite"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = perf_counter()
     child = subprocess.run(
         [sys.executable, "-c", _CHILD, *command, "--memory-gib", str(memory_gib)],
@@ -77,6 +81,8 @@ def measure(num_rows: int, memory_gib: float, folder: Path) -> dict[str, Any]:
         text=True,
     )
     seconds = perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if child.returncode:
         raise SystemExit(child.stderr)
     stats = json.loads((out / "stats.json").read_text())
@@ -88,6 +94,9 @@ def measure(num_rows: int, memory_gib: float, folder: Path) -> dict[str, Any]:
         "prepared_bytes": sum(p.stat().st_size for p in out.rglob("*.parquet")),
         "seconds": round(seconds, 1),
         "rows_per_s": round(num_rows / seconds),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "busy_cores": round(cpu_seconds / seconds, 2),
+        "load_average_after": os.getloadavg()[0],
         "peak_rss_bytes": int(child.stdout.split()[-1]) * 1024,
         "peak_rss_is": "VmHWM of the preparing process",
         "memory_gib_option": memory_gib,
@@ -113,7 +122,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['num_rows']:>12,} rows {row['seconds']:>7.1f} s {row['rows_per_s']:>10,} rows/s "
-            f"{row['peak_rss_bytes'] / 2**30:.2f} GiB, {row['seconds_over_first']} × the first's "
+            f"{row['busy_cores']:.2f} cores {row['peak_rss_bytes'] / 2**30:.2f} GiB, {row['seconds_over_first']} × the first's "
             f"time for {row['rows_over_first']} × its rows"
         )
 

@@ -1,4 +1,4 @@
-"""Raw values of the table ``placed`` -> ids: by vocabulary, by hash, or as they are."""
+"""Raw values of the view ``placed`` -> ids: by vocabulary, by hash, or as they are."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table ``rows`` -> ``placed``: which split a row belongs to, and where in it."""
+"""The table ``rows`` -> the view ``placed``: which split a row belongs to, and where in it."""
 
 import duckdb
 
@@ -10,7 +10,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS
 
 SPLIT_COLUMN, KEY_COLUMN = "_split", "_key"
-CHANCE_COLUMN = "_chance"
+ROW_COLUMN, CHANCE_COLUMN = "_row", "_chance"
 
 _STREAMS = {"split": 0, "order": 1}
 # Buckets per pass of the search for a quantile: 5 passes find one among all 64-bit numbers.
@@ -23,38 +23,33 @@ def place_rows(
     columns: dict[str, Column],
     seed: int,
 ) -> dict[str, int]:
-    """Replace ``rows`` by ``placed``; returns the rows per split.
+    """Create the view ``placed`` of ``rows``; returns the rows per split.
 
-    Bad rows are left out. ``_split`` is the index into ``SPLITS``; rows of a split are in the
-    order of ``_key`` where there is one (train of a shuffled or time-ordered set), else, and among
-    equal keys, as in the files. Both depend on a row's position, its values and the seeds, not on
-    threads.
+    Bad rows are left out. ``_row`` is the position in the files, ``_split`` the index into
+    ``SPLITS``; rows of a split are in the order of ``_key`` where there is one (train of a shuffled
+    or time-ordered set), else, and among equal keys, of ``_row``. Split and key depend on a row's
+    position, its values and the seeds, not on threads. Working them out anew in every scan costs
+    less than a copy of the table that holds them.
 
     Raises:
         UserError: train is empty, or a bound is no time.
     """
-    split, chance = description.split, f"0 AS {CHANCE_COLUMN}"
+    split, key, chance = description.split, None, None
     if isinstance(split, RandomSplit):
-        # A column of its own: in the branches of a CASE DuckDB would work it out again.
-        chance = f"{row_key_sql(_STREAMS['split'], split.seed)} AS {CHANCE_COLUMN}"
-        part = _random_part(split)
+        part, chance = _random_part(split), row_key_sql(_STREAMS["split"], split.seed)
     elif isinstance(split, TimeSplit):
-        part = _time_part(connection, split, columns[TIME_COLUMN])
+        part, key = _time_part(connection, split, columns[TIME_COLUMN]), TIME_COLUMN
     else:
         part = PART_COLUMN
-    key = None
     if description.shuffled:
         key = row_key_sql(_STREAMS["order"], seed)
-    elif isinstance(split, TimeSplit):
-        key = TIME_COLUMN
-    inner = ["rowid", "_bad", CHANCE_COLUMN]
-    inner += [name for name in (TIME_COLUMN, PART_COLUMN) if name in columns]
+    made = [f"rowid AS {ROW_COLUMN}", f"{part} AS {SPLIT_COLUMN}"]
+    made += [f"{key} AS {KEY_COLUMN}"] if key else []
+    # A column of its own: in the branches of a CASE DuckDB would work it out again.
+    source = f"(SELECT *, rowid, {chance} AS {CHANCE_COLUMN} FROM rows)" if chance else "rows"
     connection.execute(
-        f"CREATE TABLE placed AS SELECT * EXCLUDE ({', '.join(inner)}), "
-        f"{part} AS {SPLIT_COLUMN}{f', {key} AS {KEY_COLUMN}' if key else ''} "
-        f"FROM (SELECT *, rowid, {chance} FROM rows) WHERE _bad IS NULL"
+        f"CREATE VIEW placed AS SELECT {', '.join(['*', *made])} FROM {source} WHERE _bad IS NULL"
     )
-    connection.execute("DROP TABLE rows")
     counted = dict(
         connection.execute(f"SELECT {SPLIT_COLUMN}, count(*) FROM placed GROUP BY ALL").fetchall()
     )
@@ -130,4 +125,4 @@ def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> in
 
 def order_sql(*, ordered: bool) -> str:
     """ORDER BY of a split's rows; joins do not keep the order in which they are stored."""
-    return f"ORDER BY {KEY_COLUMN}, placed.rowid" if ordered else "ORDER BY placed.rowid"
+    return f"ORDER BY {KEY_COLUMN}, {ROW_COLUMN}" if ordered else f"ORDER BY {ROW_COLUMN}"

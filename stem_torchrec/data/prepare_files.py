@@ -33,8 +33,8 @@ from stem_torchrec.data.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.data.working_database import Resources, working_database
 from stem_torchrec.schema import SPLITS, Schema
 
-# Of one value on disk at the worst moment: raw and placed in the working file, sorted, written.
-_BYTES_PER_VALUE = 2 * 8 + 8 + 4
+# Of one value on disk at the worst moment: in the working file, sorted, written.
+_BYTES_PER_VALUE = 8 + 8 + 4
 
 
 class PrepareOptions(Resources):
@@ -123,7 +123,7 @@ class _Work:
         self._rows: dict[str, int] = {}
 
     def read(self, raw: RawFiles) -> dict[str, Any]:
-        """Raw files -> the table ``placed``; statistics of what was read."""
+        """Raw files -> the view ``placed``; statistics of what was read."""
         with self._stage(f"read {len(raw.paths)} files, {raw.num_bytes / 1e9:.2f} GB"):
             skipped = read_rows(self._connection, raw, self._columns)
         with self._stage("split"):

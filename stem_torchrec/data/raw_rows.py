@@ -44,23 +44,25 @@ def read_rows(
     return skipped
 
 
-def _faults(raw: RawFiles, columns: Mapping[str, Column]) -> list[tuple[str, str]]:
+def _faults(raw: RawFiles, columns: Mapping[str, Column]) -> tuple[str, str]:
+    """SQL that is true for a bad row, and SQL of what is wrong with it."""
     used = used_columns(raw, [column.sql for column in columns.values()])
+    wrong_type, faults = raw.type_faults(used)
     own = [(column.wrong, column.fault) for column in columns.values() if column.wrong is not None]
-    return [*raw.type_faults(used), *own]
+    wrong = " OR ".join([f"({wrong_type})", *(f"({wrong})" for wrong, _ in own)])
+    cases = "".join(f" WHEN {wrong} THEN {fault}" for wrong, fault in (*faults, *own))
+    return wrong, f"CASE{cases} END" if cases else "NULL::VARCHAR"
 
 
 def _fault(raw: RawFiles, columns: Mapping[str, Column]) -> str:
     """What is wrong with a row, null if nothing is."""
-    cases = " ".join(f"WHEN {wrong} THEN {fault}" for wrong, fault in _faults(raw, columns))
-    return f"CASE {cases} END" if cases else "NULL::VARCHAR"
+    wrong, fault = _faults(raw, columns)
+    return f"CASE WHEN {wrong} THEN {fault} END"
 
 
 def _tripwire(raw: RawFiles, columns: Mapping[str, Column]) -> str:
     """Stops at any bad row; threads read at once, so the first one is found by reading again."""
-    wrong = " OR ".join(f"({wrong})" for wrong, _ in _faults(raw, columns))
-    stop = f"error({literal(_TRIPPED)})::VARCHAR"
-    return f"CASE WHEN {wrong} THEN {stop} END" if wrong else "NULL::VARCHAR"
+    return f"CASE WHEN {_faults(raw, columns)[0]} THEN error({literal(_TRIPPED)})::VARCHAR END"
 
 
 def _first_bad_row(
