@@ -3,9 +3,9 @@
     python benchmarks/prepare.py --json FILE [--rows 5000000,20000000] [--memory-gib 2]
 
 Each size is generated once and prepared in a process of its own, timed from its first import to its
-end. Peak memory is VmHWM of that process. ``busy_cores`` well below the cores there are means that other processes took
-the rest: then rows per second of processor time say more. Ids are
-drawn from power laws over as many users, items and authors per row as the real set has.
+end. Peak memory is VmHWM of that process. Where ``busy_cores`` is well below the cores there are,
+other processes took the rest; rows per second of processor time then say more. Ids are drawn from
+power laws over as many users, items and authors as the real set has.
 """
 
 import argparse
@@ -95,6 +95,7 @@ def measure(num_rows: int, memory_gib: float, folder: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "rows_per_s": round(num_rows / seconds),
         "cpu_seconds": round(cpu_seconds, 1),
+        "rows_per_cpu_s": round(num_rows / cpu_seconds),
         "busy_cores": round(cpu_seconds / seconds, 2),
         "load_average_after": os.getloadavg()[0],
         "peak_rss_bytes": int(child.stdout.split()[-1]) * 1024,
@@ -122,8 +123,9 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['num_rows']:>12,} rows {row['seconds']:>7.1f} s {row['rows_per_s']:>10,} rows/s "
-            f"{row['busy_cores']:.2f} cores {row['peak_rss_bytes'] / 2**30:.2f} GiB, {row['seconds_over_first']} × the first's "
-            f"time for {row['rows_over_first']} × its rows"
+            f"{row['busy_cores']:.2f} cores {row['peak_rss_bytes'] / 2**30:.2f} GiB, "
+            f"{row['seconds_over_first']} × the first's time for {row['rows_over_first']} × its "
+            "rows"
         )
 
 

@@ -1,5 +1,8 @@
 """Bad raw data and descriptions: one readable message, nothing written, nothing lost in silence."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,4 +233,28 @@ def test_exhausted_machine(
     source = write(tmp_path, lines())
     with pytest.raises(UserError, match=message):
         prepare_files([source], describe(DESCRIPTION), tmp_path / "sets" / "out")
+    assert files_under(tmp_path / "sets") == set()
+
+
+def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the system refuses the write alike."""
+    rows = b"\n".join([HEADER.encode(), *(GOOD.format(day=k).encode() for k in range(200_000))])
+    source, file = tmp_path / "raw.csv", tmp_path / "describe.yaml"
+    source.write_bytes(rows)
+    file.write_text(DESCRIPTION)
+    command = ["prepare", "csv", "--source", str(source), "--describe", str(file)]
+    code = (
+        "import resource, sys; from stem_torchrec.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--out", str(tmp_path / "sets" / "out")],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "is full: " in done.stderr
+    assert "GiB needed were written" in done.stderr
     assert files_under(tmp_path / "sets") == set()
