@@ -25,7 +25,8 @@ from stem_torchrec.data.prepared import (
     prepared_folder,
     write_metadata,
 )
-from stem_torchrec.data.raw_files import RawFiles, estimated_rows, find_files, open_raw_files
+from stem_torchrec.data.raw_files import RawFiles, estimated_rows, open_raw_files
+from stem_torchrec.data.raw_headers import find_files
 from stem_torchrec.data.raw_rows import read_rows
 from stem_torchrec.data.row_columns import Column, row_columns
 from stem_torchrec.data.stages import Stages, Unseen

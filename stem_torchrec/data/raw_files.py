@@ -1,20 +1,17 @@
 """Raw delimited or Parquet files as one DuckDB relation: found, named, typed, and read strictly."""
 
-import codecs
-import csv
 import glob
-import io
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import duckdb
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stem_torchrec.data.describe import RawFormat
 from stem_torchrec.data.raw_errors import readable_errors
+from stem_torchrec.data.raw_headers import column_names, find_files
 from stem_torchrec.data.working_database import fetch_one, literal, quoted
 from stem_torchrec.errors import UserError
 
@@ -119,7 +116,7 @@ def open_raw_files(
     paths = find_files(sources)
     if raw_format.type == "parquet":
         return _open_parquet(connection, paths, raw_format)
-    names = _column_names(paths, raw_format)
+    names = column_names(paths, raw_format)
     for column in raw_format.types:
         if column not in names:
             raise UserError(
@@ -133,34 +130,9 @@ def open_raw_files(
     return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
 
 
-def find_files(sources: Sequence[str | Path]) -> tuple[Path, ...]:
-    """Files and patterns as files: sources in their order, files of one pattern by name.
-
-    Raises:
-        UserError: nothing is found, or what is found is no file or cannot be read.
-    """
-    paths: list[Path] = []
-    for source in sources:
-        path = Path(source).expanduser()
-        found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
-        if not found:
-            raise UserError(f"--source: no file {str(source)!r}")
-        paths += found
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"--source: {str(path)!r} is not a file; give files or patterns")
-        if not os.access(path, os.R_OK):
-            raise UserError(f"--source: {str(path)!r} may not be read")
-        if not path.stat().st_size:
-            raise UserError(f"--source: {str(path)!r} is empty")
-    return tuple(paths)
-
-
 def estimated_rows(raw: RawFiles) -> int:
     """Rows of all files, from the length of the first lines; exact for Parquet."""
     if raw.format.type == "parquet":
-        import pyarrow.parquet as pq
-
         return sum(pq.read_metadata(path).num_rows for path in raw.paths)
     with raw.paths[0].open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -180,43 +152,6 @@ def _open_parquet(
     with readable_errors(raw):
         found = connection.execute(f"DESCRIBE SELECT * FROM {raw.relation()}").fetchall()
     return replace(raw, columns={name: type_name for name, type_name, *_ in found})
-
-
-def _column_names(paths: Sequence[Path], raw_format: RawFormat) -> list[str]:
-    if not raw_format.header:
-        return list(raw_format.columns or ())
-    first = read_header(paths[0], raw_format)
-    for path in paths[1:]:
-        if (header := read_header(path, raw_format)) != first:
-            raise UserError(
-                f"{path}: its columns {', '.join(header)} are not those of {paths[0].name}: "
-                f"{', '.join(first)}"
-            )
-    doubled = [name for name in first if [n.lower() for n in first].count(name.lower()) > 1]
-    if doubled or "" in first:
-        what = f"column {doubled[0]!r} occurs twice" if doubled else "a column has no name"
-        raise UserError(f"{paths[0]}: {what} in the header {', '.join(first)}")
-    for name in raw_format.columns or ():
-        if name not in first:
-            raise UserError(f"{paths[0]}: no column {name!r} in the header {', '.join(first)}")
-    return first
-
-
-def read_header(path: Path, raw_format: RawFormat) -> list[str]:
-    """The values of the first line; compressed files are opened by their ending."""
-    try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            head = stream.read(_HEAD_BYTES)
-        line = io.StringIO(head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].decode())
-    except UnicodeDecodeError:
-        raise UserError(f"{path}, line 1: not UTF-8") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    text = line.read().rstrip("\r")
-    if raw_format.quote is None or len(raw_format.delimiter) > 1:
-        return text.split(raw_format.delimiter)
-    rows = csv.reader([text], delimiter=raw_format.delimiter, quotechar=raw_format.quote)
-    return next(rows, [])
 
 
 def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[str, str]:
