@@ -214,20 +214,25 @@ def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "text", "message"),
     [
         (
-            duckdb.IOException("Could not write file: No space left on device"),
+            duckdb.IOException,
+            "Could not write file: No space left on device",
             r"disk of '.*sets' is full: .* GiB of about .* GiB needed were written .* free",
         ),
-        (duckdb.OutOfMemoryException("failed to pin block"), "memory_gib: not enough"),
+        (duckdb.OutOfMemoryException, "failed to pin block", "memory_gib: not enough"),
     ],
 )
 def test_exhausted_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: duckdb.Error, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[duckdb.Error],
+    text: str,
+    message: str,
 ) -> None:
     def fail(*_: object) -> str:
-        raise error
+        raise error(text)
 
     monkeypatch.setattr(raw_rows, "_tripwire", fail)
     source = write(tmp_path, lines())
