@@ -15,6 +15,7 @@ from stem_torchrec.analysis.compare.command import add_compare
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.place import Place, place_of
+from stem_torchrec.prepare_command import add_prepare_files
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
 
 
@@ -208,6 +209,8 @@ def _add_prepare_commands(sources: "argparse._SubParsersAction[argparse.Argument
     command.add_argument("--source", type=_place, required=True, metavar="DIR")
     command.set_defaults(run=prepare_kuairand)
     _add_out(command)
+
+    add_prepare_files(sources, _add, _add_out)
 
 
 def _add(

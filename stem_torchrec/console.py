@@ -1,12 +1,22 @@
 """What a person sees: a live progress line, tables of results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +25,11 @@ if TYPE_CHECKING:
     from stem_torchrec.data.check import Checked
 
 LOG_COLUMNS = 160
+_WATCH_S = 0.2
+_SHOWN_STATS = {
+    *("users", "items", "samples", "fields", "tasks", "positive_ratio", "positive_ratio_by_split"),
+    *("observed", "observed_by_split"),
+}
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
 
 
@@ -68,6 +83,45 @@ class TrainConsole:
             self._console.print(f"step {record['step']}  valid  auc {aucs}")
 
 
+class StageConsole:
+    """Shows the stages of a long work: a bar each on a terminal, else a line each when done."""
+
+    def __init__(self) -> None:
+        self._console = _console(stderr=True)
+
+    @contextmanager
+    def stage(self, name: str, done: Callable[[], float]) -> Iterator[None]:
+        start = perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+        progress = Progress(
+            *columns,
+            console=self._console,
+            transient=True,
+            get_time=perf_counter,
+            disable=not self._console.is_terminal,
+        )
+        line = progress.add_task(name, total=None)
+        ended = Event()
+
+        def watch() -> None:
+            while not ended.wait(_WATCH_S):
+                share = done()
+                if share >= 0:
+                    progress.update(line, total=100, completed=share)
+
+        watcher = Thread(target=watch, daemon=True)
+        with progress:
+            if not progress.disable:
+                watcher.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                if watcher.is_alive():
+                    watcher.join()
+        self._console.print(Text(f"{name}: {perf_counter() - start:.1f} s"), soft_wrap=True)
+
+
 def train_line(record: Mapping[str, Any]) -> str:
     qps = f"{record['qps']:,.0f} samples/s  " if record["qps"] else ""
     weights = record["balance"].get("weight")
@@ -96,11 +150,23 @@ def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> Non
 
 
 def print_stats(stats: Mapping[str, Any], folder: str) -> None:
-    """What ``prepare`` wrote."""
-    table = Table("", "", title=folder, show_header=False)
-    for name, value in stats.items():
-        table.add_row(name, _text(value))
-    _console().print(table)
+    """What ``prepare`` wrote: sizes, positive ratios, and what else the adapter says."""
+    samples: Mapping[str, int] = stats["samples"]
+    sizes = [name for name in ("users", "items") if name in stats]
+    table = Table(*sizes, *samples, "fields", "tasks", title=folder)
+    counts = [*(stats[name] for name in sizes), *samples.values(), stats["fields"]]
+    table.add_row(*(f"{count:,}" for count in counts), str(len(stats["tasks"])))
+    tasks = Table("task", "positive", *(f"in {split}" for split in samples), "labels")
+    for task in stats["tasks"]:
+        ratios = [stats["positive_ratio"], *stats["positive_ratio_by_split"].values()]
+        shares = ["-" if r[task] is None else f"{r[task]:.2%}" for r in ratios]
+        tasks.add_row(task, *shares, f"{stats['observed'][task]:,}")
+    console = _console()
+    console.print(table)
+    console.print(tasks)
+    for name in stats:
+        if name not in _SHOWN_STATS and stats[name] != {}:
+            console.print(Text(f"{name}: {_text(stats[name])}"), soft_wrap=True)
 
 
 def print_check(checked: "Checked", folder: str) -> None:

@@ -63,14 +63,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not allowed.
     """
-    if not path.is_file():
-        raise UserError(f"--config: no file {str(path)!r}")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected sections such as 'data:', found {content!r}")
+    content = _read_yaml(path, "--config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it
     for name, value in parse_options(overrides, all_keys()):
         section, _, key = name.partition(".")
@@ -91,6 +84,31 @@ def load_options(model: type[Model], arguments: Sequence[str]) -> Model:
         UserError: as ``load_config`` does.
     """
     return _validated(model, dict(parse_options(arguments, all_keys(model))))
+
+
+def load_file(model: type[Model], path: Path, option: str) -> Model:
+    """A YAML file as its pydantic model; ``option`` is how the command line names the file.
+
+    Raises:
+        UserError: as ``load_config`` does.
+    """
+    content = _read_yaml(path, option, next(iter(model.model_fields)))
+    try:
+        return _validated(model, content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read_yaml(path: Path, option: str, example: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{option}: no file {str(path)!r}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected sections such as '{example}:', found {content!r}")
+    return content
 
 
 def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tuple[str, Any]]:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stem_torchrec import cli
+from stem_torchrec import cli, prepare_command
 from stem_torchrec.config import Config
 from stem_torchrec.data.kuairand import KuaiRandConfig
+from stem_torchrec.data.prepare_files import PrepareOptions, PublicSetOptions
 from stem_torchrec.data.synthetic_config import SyntheticConfig
 from stem_torchrec.settings import all_keys, load_config, parse_options, validate
 
@@ -28,6 +29,9 @@ KEYS = {
     cli.plan: all_keys(Config),
     cli.prepare_synthetic: all_keys(SyntheticConfig),
     cli.prepare_kuairand: all_keys(KuaiRandConfig),
+    prepare_command.prepare_csv: all_keys(PrepareOptions),
+    prepare_command.prepare_tiktok: all_keys(PublicSetOptions),
+    prepare_command.prepare_qk_video: all_keys(PublicSetOptions),
 }
 KEYS = {command: list(keys) for command, keys in KEYS.items()}
 
@@ -265,6 +269,24 @@ def test_documented_table_constraints_are_valid():
     content = {"run": {"dir": "runs/mine"}, "data": {"path": "prepared/mine"}}
     config = validate(content | yaml.safe_load(example("tables")))
     assert config.distributed.tables["shared__item_id"].min_partition == 8
+
+
+def test_documented_description_prepares_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from tests.data.raw_tables import rows_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ratings").mkdir()
+    header = "userId,movieId,genres,price,rating,bought,timestamp\n"
+    rows = [f"{k % 9},{k % 7},a|b,1.5,{k % 6},{k % 2},{10**9 + k}\n" for k in range(200)]
+    (tmp_path / "ratings" / "1.csv").write_text(header + "".join(rows))
+    (tmp_path / "ratings.yaml").write_text(example("describe"))
+    (words,) = (
+        words for _, words in commands() if words[1:3] == ["prepare", "csv"] and "--out" in words
+    )
+    assert cli.main(words[1:]) == 0
+    train = rows_of(tmp_path / "prepared" / "ratings", "train")
+    assert [row["like"] for row in train] == [int(k % 6 >= 4) for k in range(160)]
+    assert {row["buy"] for row in train} == {0, 1, None}
 
 
 @pytest.mark.filterwarnings("ignore:Please use DTensor instead:FutureWarning")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stem_torchrec.data.kuairand_encode import encode, rows_of_day
 from stem_torchrec.data.kuairand_features import TASKS, RawFeature, features_of
@@ -25,6 +25,7 @@ from stem_torchrec.data.prepared import (
     write_metadata,
 )
 from stem_torchrec.data.vocabulary import copy_to, write_vocabulary
+from stem_torchrec.data.working_database import Resources, working_database
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, Schema, Task
 
@@ -33,10 +34,8 @@ GROUP_COLUMN = "group"
 _TEST_DAYS, _VALID_DAYS = 3, 2
 
 
-class KuaiRandConfig(BaseModel):
+class KuaiRandConfig(Resources):
     """How the log is split and encoded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: tuple[str, ...] | None = Field(
         default=None, description="tasks; null: all that the log has columns for"
@@ -80,8 +79,8 @@ def prepare_kuairand(
     tasks = _choose_tasks(config, release, log_columns)
     features = features_of(log_columns, fields=config.fields)
     with prepared_folder(out, overwrite=overwrite) as folder:
-        database = folder / "work.duckdb"  # inside, so it goes with the folder after an error
-        with duckdb.connect(str(database)) as connection:
+        with working_database(folder, config) as database:
+            connection = database.connection
             _read(connection, release, features, tasks)
             days = _split_days(connection, config)
             rows = encode(connection, features, days["train"][-1], config.min_count)
@@ -99,7 +98,6 @@ def prepare_kuairand(
                 if feature.num_buckets is None:
                     write_vocabulary(connection, feature.name, folder / VOCABULARY_FOLDER)
             extra = _raw_counts(connection)
-        database.unlink()
         extra["dates"] = {split: [dates[0], dates[-1]] for split, dates in days.items()}
         return write_metadata(
             folder, schema, user_column=GROUP_COLUMN, item_column="video_id", extra=extra

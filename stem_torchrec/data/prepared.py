@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from stem_torchrec.data.building_lock import locked, remove_abandoned
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SCHEMA_FILE, SPLITS, Feature, Schema
 
@@ -30,7 +31,8 @@ def prepared_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to build in, renamed to ``out`` when the block ends without an error.
 
     It lies beside ``out``, so the rename is atomic; after an error it is removed and ``out`` is as
-    it was. A train, valid and test folder and the vocabulary folder are already in it.
+    it was. Folders that killed processes have left there for the same ``out`` are removed first. A
+    train, valid and test folder and the vocabulary folder are already in it.
 
     Raises:
         UserError: ``out`` is a file, or holds files and ``overwrite`` is false, or holds files
@@ -40,13 +42,15 @@ def prepared_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     _refuse_occupied(out, overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(out)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
     except OSError as error:
         raise UserError(f"output folder {str(out)!r} cannot be written: {error.strerror}") from None
     try:
-        for name in (*SPLITS, VOCABULARY_FOLDER):
-            (building / name).mkdir()
-        yield building
+        with locked(building):
+            for name in (*SPLITS, VOCABULARY_FOLDER):
+                (building / name).mkdir()
+            yield building
         for name in (*SPLITS, VOCABULARY_FOLDER):
             if not any((building / name).iterdir()):
                 (building / name).rmdir()
@@ -78,14 +82,14 @@ def write_metadata(
     folder: Path,
     schema: Schema,
     *,
-    user_column: str,
-    item_column: str,
+    user_column: str | None,
+    item_column: str | None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``schema.json`` and ``stats.json`` beside the splits; returns the statistics.
 
     Args:
-        user_column, item_column: columns of the splits whose distinct values are counted.
+        user_column, item_column: columns of the splits whose distinct values are counted, if given.
         extra: further entries of the statistics; they replace computed ones of the same name.
     """
     schema.save(folder)
@@ -96,7 +100,7 @@ def write_metadata(
 
 
 def compute_stats(
-    folder: Path, schema: Schema, *, user_column: str, item_column: str
+    folder: Path, schema: Schema, *, user_column: str | None, item_column: str | None
 ) -> dict[str, Any]:
     """Count what the written splits hold.
 
@@ -196,9 +200,12 @@ def _count(rows: ds.Dataset, labels: Mapping[str, str]) -> dict[str, list[int]]:
     }
 
 
-def _distinct(rows: ds.Dataset, columns: Mapping[str, str]) -> dict[str, int]:
-    expressions = [f'count(DISTINCT "{column}")' for column in columns.values()]
-    return dict(zip(columns, _query(rows, expressions), strict=True))
+def _distinct(rows: ds.Dataset, columns: Mapping[str, str | None]) -> dict[str, int]:
+    named = {key: column for key, column in columns.items() if column is not None}
+    if not named:
+        return {}
+    expressions = [f'count(DISTINCT "{column}")' for column in named.values()]
+    return dict(zip(named, _query(rows, expressions), strict=True))
 
 
 def _ratio(observed: int, positive: int) -> float | None:

@@ -5,6 +5,12 @@ from pathlib import Path
 import duckdb
 
 from stem_torchrec.data.prepared import COMPRESSION
+from stem_torchrec.data.working_database import literal, quoted
+
+
+def vocabulary_table(feature: str) -> str:
+    """The table of a feature's vocabulary as a SQL identifier."""
+    return quoted(f"vocab_{feature}")
 
 
 def create_vocabulary(
@@ -21,7 +27,7 @@ def create_vocabulary(
     """
     connection.execute(
         f"""
-        CREATE TABLE vocab_{feature} AS
+        CREATE TABLE {vocabulary_table(feature)} AS
         SELECT value, row_number() OVER (ORDER BY count DESC, value)::INTEGER AS id, count
         FROM (
             SELECT value, sum(count)::BIGINT AS count FROM ({counted})
@@ -30,22 +36,22 @@ def create_vocabulary(
         ORDER BY id
         """
     )
-    found = connection.execute(f"SELECT count(*) FROM vocab_{feature}").fetchone()
+    found = connection.execute(f"SELECT count(*) FROM {vocabulary_table(feature)}").fetchone()
     assert found is not None
     return int(found[0]) + 1
 
 
 def write_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, folder: Path) -> None:
     """Write ``folder/FEATURE.parquet`` in the order of the ids."""
-    copy_to(connection, f"SELECT * FROM vocab_{feature} ORDER BY id", folder / f"{feature}.parquet")
+    query = f"SELECT * FROM {vocabulary_table(feature)} ORDER BY id"
+    copy_to(connection, query, folder / f"{feature}.parquet")
 
 
 def copy_to(
     connection: duckdb.DuckDBPyConnection, query: str, path: Path, *, row_group_rows: int = 131_072
 ) -> None:
     """Write a query's rows to a Parquet file."""
-    literal = str(path).replace("'", "''")
     connection.execute(
-        f"COPY ({query}) TO '{literal}' (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
+        f"COPY ({query}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
         f"ROW_GROUP_SIZE {row_group_rows})"
     )

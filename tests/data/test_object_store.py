@@ -308,3 +308,34 @@ def test_a_store_that_goes_away_while_it_is_read(
     monkeypatch.setattr("stem_torchrec.data.check.open_parquet_file", refuse)
     with pytest.raises(UserError, match=rf"^{SET}/train/.*: unreachable after 2 tries"):
         check_folder(at(SET))
+
+
+@pytest.mark.parametrize("source", ["raw/*.csv", "raw/a.csv"])
+def test_described_files_come_from_a_store_and_go_to_one(
+    store: fs.FileSystem, tmp_path: Path, source: str
+) -> None:
+    store.create_dir("bucket/raw")
+    for name in ("a", "b"):
+        rows = [f"{user},{user % 3},{user % 2}" for user in range(60)]
+        with store.open_output_stream(f"bucket/raw/{name}.csv") as file:
+            file.write("\n".join(["user,item,click", *rows]).encode())
+    features = [
+        {"name": name, "side": name, "encoding": "hash", "num_embeddings": 50}
+        for name in ("user", "item")
+    ]
+    description = {
+        "features": features,
+        "labels": {"click": "click"},
+        "split": {"by": "random"},
+        "user": "user",
+        "item": "item",
+    }
+    described = tmp_path / "describe.yaml"
+    described.write_text(yaml.safe_dump(description))
+    out = f"s3://bucket/made/{source.replace('*', 'all').replace('/', '-')}"
+    command = ["prepare", "csv", "--source", f"s3://bucket/{source}", "--out", out]
+    assert main([*command, "--describe", str(described)]) == 0
+    assert check_folder(at(out)).faults == []
+    schema = load_schema(at(out))
+    rows = sum(check_split(at(out), split, schema).num_rows for split in SPLITS)
+    assert rows == (120 if "*" in source else 60)

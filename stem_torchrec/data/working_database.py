@@ -1,0 +1,122 @@
+"""The DuckDB file in which an adapter works, with bounded memory, and what its errors mean."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field
+
+from stem_torchrec.data.row_hash import HASH_MACROS
+from stem_torchrec.errors import UserError
+
+_FOLDER = "work"
+_GIB = 2**30
+# What DuckDB takes beside its own account of memory: the interpreter, threads, allocator.
+_UNACCOUNTED_GIB = 0.4
+
+
+class Resources(BaseModel):
+    """What preparing may take of the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_gib: float | None = Field(
+        None, gt=0.5, description="memory of the process, GiB; null: half of the machine's"
+    )
+    threads: int | None = Field(None, ge=1, description="threads; null: one per core")
+
+    @property
+    def limit_bytes(self) -> int:
+        """What DuckDB may count as its own."""
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+        memory_gib = total / 2 if self.memory_gib is None else self.memory_gib
+        return int(max(memory_gib - _UNACCOUNTED_GIB, memory_gib / 4) * _GIB)
+
+
+@dataclass
+class WorkingDatabase:
+    """An open working database.
+
+    Attributes:
+        needed_bytes: estimate of the disk space, for the message where it does not suffice.
+    """
+
+    connection: duckdb.DuckDBPyConnection
+    needed_bytes: int | None = None
+
+
+@contextmanager
+def working_database(folder: Path, resources: Resources) -> Iterator[WorkingDatabase]:
+    """A database in ``folder``, gone when the block ends, as are its overflow files.
+
+    Raises:
+        UserError: the disk is full or the memory too small.
+    """
+    work = folder / _FOLDER
+    work.mkdir()
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{resources.limit_bytes}B",
+        "threads": resources.threads or len(os.sched_getaffinity(0)),
+        "temp_directory": str(work / "overflow"),
+    }
+    database: WorkingDatabase | None = None
+    try:
+        with duckdb.connect(str(work / "work.duckdb"), config=config) as connection:
+            # Without these two a connection counts no progress for others to ask for.
+            connection.execute("SET enable_progress_bar = true")
+            connection.execute("SET enable_progress_bar_print = false")
+            for macro in HASH_MACROS:
+                connection.execute(macro)
+            database = WorkingDatabase(connection)
+            yield database
+    except (duckdb.Error, OSError) as error:
+        needed_bytes = database.needed_bytes if database else None
+        raise _readable(error, folder, resources, needed_bytes) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def quoted(name: str) -> str:
+    """A name as a SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as a SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
+    """The first row of a query that has one."""
+    found = connection.execute(query).fetchone()
+    assert found is not None
+    return found
+
+
+def _readable(
+    error: Exception, folder: Path, resources: Resources, needed_bytes: int | None
+) -> Exception:
+    if re.search(r"No space left|File too large|max_temp_directory_size|quota", str(error), re.I):
+        return UserError(_disk_full(folder, needed_bytes))
+    if isinstance(error, duckdb.OutOfMemoryException):
+        limit_gib = resources.limit_bytes / _GIB
+        return UserError(
+            f"memory_gib: not enough; DuckDB had {limit_gib:.1f} GiB of it. Give more, or fewer "
+            "threads"
+        )
+    return error
+
+
+def _disk_full(folder: Path, needed_bytes: int | None) -> str:
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free + written
+    needed = "" if needed_bytes is None else f" of about {needed_bytes / _GIB:.2f} GiB needed"
+    return (
+        f"the disk of {str(folder.parent)!r} is full: {written / _GIB:.2f} GiB{needed} were "
+        f"written and are removed again, which leaves {free / _GIB:.2f} GiB free"
+    )
