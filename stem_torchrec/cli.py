@@ -40,7 +40,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_evaluation
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
-    from stem_torchrec.run_folder import Existing, check_run_dir
+    from stem_torchrec.run_folder import Existing, check_run
     from stem_torchrec.workers import train_worker
 
     config = load_config(options.config, rest)
@@ -50,7 +50,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
-        check_run_dir(config.run.dir, existing)
+        check_run(config, existing)
         check_inputs(config)
     outcome = run_workers(num_workers, train_worker, config, existing)
     if outcome is not None and outcome.test is not None:

@@ -62,7 +62,7 @@ class TrainConsole:
             )
             if not self._console.is_terminal:
                 self._console.print(f"step {record['step']}/{record['total_steps']}  {line}")
-        elif record["split"] == "valid":
+        elif record.get("split") == "valid":
             aucs = _by_task(record["auc"])
             self._console.print(f"step {record['step']}  valid  auc {aucs}")
 

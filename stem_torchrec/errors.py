@@ -9,5 +9,9 @@ class UserError(Exception):
     """
 
 
+class CheckpointError(Exception):
+    """A checkpoint could not be written; the message holds every rank's reason."""
+
+
 class WorkerError(Exception):
     """A rank failed; the message is that rank's own, with its traceback."""
