@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
-OWN_FILES = ("config.yaml", "plan.txt", "metrics.jsonl", "checkpoints", "tb")
+OWN_FILES = ("config.yaml", "plan.txt", "init.json", "metrics.jsonl", "checkpoints", "tb")
 
 
 def check_run_dir(run_dir: Path, existing: Existing) -> None:
@@ -67,6 +67,11 @@ def create_run(config: Config, plan_report: str, existing: Existing) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config, installed_versions()))
     (run_dir / "plan.txt").write_text(plan_report)
+
+
+def write_init(run_dir: Path, report: Mapping[str, Any]) -> None:
+    """Keep what a run has taken from another one."""
+    (run_dir / "init.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def continue_run(config: Config, plan_report: str, step: int) -> None:
@@ -121,12 +126,15 @@ def check_resumed(config: Config) -> None:
                     )
 
 
-def about_run(config: Config, table_sharding: Mapping[str, str]) -> dict[str, Any]:
+def about_run(
+    config: Config, tasks: Sequence[str], table_sharding: Mapping[str, str]
+) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run."""
     content = config.model_dump(mode="json", exclude={"run": {"dir"}, "versions": True})
     return {
         "versions": installed_versions(),
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "tasks": list(tasks),
         "plan": dict(table_sharding),
     }
 

@@ -23,6 +23,7 @@ from stem_torchrec.run_folder import (
     check_run,
     continue_run,
     create_run,
+    write_init,
 )
 from stem_torchrec.session import Session, build, has_split, open_split
 from stem_torchrec.throughput import Throughput
@@ -63,10 +64,18 @@ class Outcome(NamedTuple):
     qps: float | None
 
 
-def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listener) -> Outcome:
+def train(
+    config: Config,
+    ranks: Ranks,
+    *,
+    existing: Existing,
+    listener: Listener,
+    initial: checkpoint.Initial | None = None,
+) -> Outcome:
     """Train, evaluate and save one run. Collective.
 
     Args:
+        initial: another run whose weights are the first ones; not when resuming.
         existing: what to do with a run that the folder already holds.
         listener: gets every record, on rank 0 alone.
     """
@@ -82,7 +91,11 @@ def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listene
         ranks.on_first(lambda: continue_run(config, session.plan_report, position.step))
         checkpoint.load_own(folder, metrics, session.fork, ranks)
     else:
+        report = _start_from(session, initial)
         ranks.on_first(lambda: create_run(config, session.plan_report, existing))
+        if report is not None and ranks.is_first:
+            write_init(config.run.dir, report)
+            listener({"kind": "init", **report})
 
     with Recorder(config.run.dir, active=ranks.is_first, step=position.step) as recorder:
 
@@ -175,7 +188,7 @@ def _save(
             position.step,
             checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
             checkpoint.own_state(metrics, session.fork, session.ranks),
-            about_run(session.config, session.table_sharding)
+            about_run(session.config, session.schema.task_names, session.table_sharding)
             | {"metric": {"name": name, "value": value}},
         )
     )
@@ -209,6 +222,12 @@ def _due(every: int | None, position: Position, last: bool) -> bool:
     if every is not None:
         return position.step % every == 0 or last
     return position.read.is_start or last
+
+
+def _start_from(session: Session, initial: checkpoint.Initial | None) -> Record | None:
+    if initial is None:
+        return None
+    return checkpoint.load_initial(session.model, session.schema, initial, session.ranks)
 
 
 def _train_metrics(session: Session) -> TrainMetrics:

@@ -6,8 +6,10 @@ itself, and ``manifest.json``, without which a folder is no checkpoint.
 """
 
 from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
+from stem_torchrec.checkpoint.initial import load_initial
 from stem_torchrec.checkpoint.keep import metric_value
 from stem_torchrec.checkpoint.load import POSITION, load, state_of
+from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.checkpoint.own import load_own, own_state
 from stem_torchrec.checkpoint.save import Content, Saver
 
@@ -15,8 +17,10 @@ __all__ = [
     "FOLDER",
     "POSITION",
     "Content",
+    "Initial",
     "Saver",
     "load",
+    "load_initial",
     "load_own",
     "metric_value",
     "newest",
