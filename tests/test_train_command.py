@@ -247,3 +247,13 @@ def test_init_from(
     assert main(["train", "--config", config, "--resume", *options[:2]]) == 2
     assert main(["train", "--config", config, "--overwrite", "--init-map", "a=b"]) == 2
     assert "--init-map: has no meaning without --init-from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["valid/ne/share", "valid/calibration/click"])
+def test_a_best_checkpoint_that_cannot_be_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = small_config(folder / "nobest.yaml", folder / "data", folder / "nobest")
+    assert main(["train", "--config", str(config), "--checkpoint.keep_best", name]) == 2
+    assert "checkpoint.keep_best: " in capsys.readouterr().err
+    assert not (folder / "nobest").exists()
