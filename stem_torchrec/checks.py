@@ -11,9 +11,11 @@ from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.errors import UserError
 from stem_torchrec.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
+from stem_torchrec.schema import Schema
 from stem_torchrec.session import has_split, selected_schema
 
 
@@ -27,11 +29,26 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
         recommender = Recommender(config, schema)
     check_patterns(config.distributed, table_names(recommender))
     check_balance(config, recommender.model, len(schema.tasks))
+    check_best(config, schema)
     if splits is None:
         others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
         splits = ["train", *others]
     for split in splits:
         check_split(config.data.path, split, schema, config.data.days_of(split))
+
+
+def check_best(config: Config, schema: Schema) -> None:
+    """Raise UserError if ``checkpoint.keep_best`` can never have a value."""
+    name = config.checkpoint.keep_best
+    if name is None:
+        return
+    if not has_split(config.data.path, "valid"):
+        raise UserError(f"checkpoint.keep_best: {name!r}, but {config.data.path} has no valid/")
+    tasks = schema.task_names
+    if name.count("/") == 2 and name.split("/")[2] not in tasks:
+        raise UserError(f"checkpoint.keep_best: {name!r}; tasks: {', '.join(tasks)}")
+    if "/gauc/" in name and schema.group is None:
+        raise UserError(f"checkpoint.keep_best: {name!r}, but the data has no group column")
 
 
 def doubtful_settings(config: Config) -> list[str]:

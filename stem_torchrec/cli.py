@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stem_torchrec.analysis.analyze_command import add_analyze
 from stem_torchrec.analysis.compare.command import add_compare
@@ -17,6 +18,9 @@ from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.place import Place, place_of
 from stem_torchrec.prepare_command import add_prepare_files
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
+
+if TYPE_CHECKING:
+    from stem_torchrec.checkpoint import Initial
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,21 +47,36 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_evaluation
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
-    from stem_torchrec.run_folder import Existing, check_run_dir
+    from stem_torchrec.run_folder import Existing, check_run
     from stem_torchrec.workers import train_worker
 
     config = load_config(options.config, rest)
     existing: Existing = (
         "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
     )
+    initial = _initial(options)
+    if initial is not None and existing == "resume":
+        raise UserError("--init-from: starts a run; with --resume it goes on with its own weights")
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
-        check_run_dir(config.run.dir, existing)
+        check_run(config, existing)
         check_inputs(config)
-    outcome = run_workers(num_workers, train_worker, config, existing)
+    outcome = run_workers(num_workers, train_worker, config, existing, initial)
     if outcome is not None and outcome.test is not None:
         print_evaluation(outcome.test, outcome.qps)
+
+
+def _initial(options: argparse.Namespace) -> "Initial | None":
+    from stem_torchrec.checkpoint import Initial
+    from stem_torchrec.run_folder import require_run
+
+    if options.init_from is None:
+        if options.init_map:
+            raise UserError("--init-map: has no meaning without --init-from")
+        return None
+    require_run("--init-from", options.init_from)
+    return Initial(options.init_from, tuple(options.init_map), options.init_new_tasks)
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -175,6 +194,27 @@ def _parser() -> argparse.ArgumentParser:
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="replace the folder's run")
+    initial = command.add_argument_group("weights of another run")
+    initial.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN",
+        help="start with the tables and dense weights of another run's newest checkpoint, by name",
+    )
+    initial.add_argument(
+        "--init-map",
+        type=_renaming,
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="a task, feature or other part of a name there, and what it is here; repeatable",
+    )
+    initial.add_argument(
+        "--init-new-tasks",
+        choices=("shared", "fresh"),
+        default="shared",
+        help="what the tables of a task that is not there start from (default: shared)",
+    )
     command.set_defaults(run=train)
 
     command = _add(commands, "evaluate", "metrics of a split from a run's checkpoint", config_keys)
@@ -251,3 +291,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW")
+    return old, new

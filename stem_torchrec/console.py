@@ -78,7 +78,10 @@ class TrainConsole:
             )
             if not self._console.is_terminal:
                 self._console.print(f"step {record['step']}/{record['total_steps']}  {line}")
-        elif record["split"] == "valid":
+        elif record["kind"] == "init":
+            for line in init_lines(record):
+                self._console.print(Text(line), soft_wrap=True)
+        elif record.get("split") == "valid":
             aucs = _by_task(record["auc"])
             self._console.print(f"step {record['step']}  valid  auc {aucs}")
 
@@ -120,6 +123,18 @@ class StageConsole:
                 if watcher.is_alive():
                     watcher.join()
         self._console.print(Text(f"{name}: {perf_counter() - start:.1f} s"), soft_wrap=True)
+
+
+def init_lines(record: Mapping[str, Any]) -> Sequence[str]:
+    """What a run takes from another one, and everything that it does not."""
+    return [
+        f"{len(record['loaded'])} tensors start from {record['from']} (init.json lists them); "
+        "optimizers start anew",
+        *(f"in part: {name}: {rows:,} new rows" for name, rows in record["new_rows"].items()),
+        *(f"in part: {name}: the tasks in common" for name in record["in_part"]),
+        *(f"initial values: {name}: {why}" for name, why in record["initial"].items()),
+        *(f"not used: {name}" for name in record["not_used"]),
+    ]
 
 
 def train_line(record: Mapping[str, Any]) -> str:

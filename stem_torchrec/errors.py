@@ -13,5 +13,9 @@ class StoreUnreachable(UserError):
     """An object store does not answer; nothing is known about what it holds."""
 
 
+class CheckpointError(Exception):
+    """A checkpoint could not be written; the message holds every rank's reason."""
+
+
 class WorkerError(Exception):
     """A rank failed; the message is that rank's own, with its traceback."""

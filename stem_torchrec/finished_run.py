@@ -37,7 +37,7 @@ class MeanGates(NamedTuple):
 
 def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
     """A session with a run's newest checkpoint on these ranks, and its step. Collective."""
-    folder = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
+    folder = checkpoint.newest_valid(config.run.dir, ranks)
     session = build(config, ranks)
     return session, checkpoint.load(folder, session.model, None, ranks)["step"]
 

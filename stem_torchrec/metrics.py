@@ -3,14 +3,15 @@
 B rows of the local batch, T tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchrec.metrics.calibration import CalibrationMetric
 from torchrec.metrics.metrics_config import RecComputeMode, RecTaskInfo
 from torchrec.metrics.ne import NEMetric
-from torchrec.metrics.rec_metric import RecMetric
+from torchrec.metrics.rec_metric import RecMetric, RecMetricComputation
 
 from stem_torchrec.recommender import StepOutput
 
@@ -34,6 +35,7 @@ class TrainMetrics:
         device: torch.device,
     ) -> None:
         self._tasks = tuple(tasks)
+        self._rank = rank
         self._world_size = world_size
         infos = [
             RecTaskInfo(name=task, label_name=task, prediction_name=task, weight_name=task)
@@ -65,20 +67,20 @@ class TrainMetrics:
         self._loss_sum += output.losses
         self._loss_steps += 1
 
-    def compute(self) -> dict[str, dict[str, float]]:
+    def compute(self, *, start_anew: bool = True) -> dict[str, dict[str, float]]:
         """Figures by name and task, on rank 0; elsewhere the loss alone. Collective.
 
-        The loss is the mean since the last call.
-
-        ``loss`` in nats; ``ne`` since the start, ``ne_window`` over the last window;
-        ``calibration`` is predicted over observed positives in the window.
+        ``loss`` in nats, the mean since the last call with ``start_anew``; ``ne`` since the start,
+        ``ne_window`` over the last window; ``calibration`` is predicted over
+        observed positives in the window.
         """
         losses = self._loss_sum / max(1, self._loss_steps)
         if self._world_size > 1:
             torch.distributed.all_reduce(losses)
         result = {"loss": self._named((losses / self._world_size).tolist())}
-        self._loss_sum.zero_()
-        self._loss_steps = 0
+        if start_anew:
+            self._loss_sum.zero_()
+            self._loss_steps = 0
         reports: dict[str, float] = {}
         for metric in self._metrics:
             reports |= {key: float(value) for key, value in metric.compute().items()}
@@ -92,8 +94,63 @@ class TrainMetrics:
             result[name] = {task: reports[key.format(task)] for task in self._tasks}
         return result
 
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's sums and windows, on the host."""
+        return {
+            "loss_sum": self._loss_sum.cpu(),
+            "loss_steps": self._loss_steps,
+            "metrics": [_state_of(part) for part in self._computations()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the rank that ``state_dict`` was taken on, with as many ranks."""
+        self._loss_sum.copy_(state["loss_sum"])
+        self._loss_steps = state["loss_steps"]
+        for part, saved in zip(self._computations(), state["metrics"], strict=True):
+            _load_state(part, saved)
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on after another number of ranks: sums are kept, windows start anew."""
+        losses = torch.stack([state["loss_sum"] for state in states]).mean(dim=0)
+        self._loss_sum.copy_(losses)
+        self._loss_steps = states[0]["loss_steps"]
+        if self._rank > 0:
+            return  # the first rank has all sums
+        for index, part in enumerate(self._computations()):
+            for name in part._batch_window_buffers or {}:
+                total = name.removeprefix("window_")
+                saved = [state["metrics"][index]["states"][total] for state in states]
+                getattr(part, total).copy_(torch.stack(saved).sum(dim=0))
+
+    def _computations(self) -> Iterator[RecMetricComputation]:
+        for metric in self._metrics:
+            yield from metric._metrics_computations
+
     def _by_task(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._tasks, values.t().unbind(0), strict=True))
 
     def _named(self, values: Sequence[float]) -> dict[str, float]:
         return dict(zip(self._tasks, values, strict=True))
+
+
+def _state_of(part: RecMetricComputation) -> dict[str, Any]:
+    windows = part._batch_window_buffers or {}
+    return {
+        "states": {name: getattr(part, name).cpu() for name in part._defaults},
+        "windows": {
+            name: (torch.stack(list(window.buffers)).cpu(), list(window._used_sizes))
+            for name, window in windows.items()
+            if window.buffers
+        },
+    }
+
+
+def _load_state(part: RecMetricComputation, saved: Mapping[str, Any]) -> None:
+    for name, value in saved["states"].items():
+        getattr(part, name).copy_(value)
+    for name, (values, sizes) in saved["windows"].items():
+        window = (part._batch_window_buffers or {})[name]
+        device = getattr(part, name).device
+        window._buffers.extend(values.to(device).unbind(0))
+        window._used_sizes.extend(sizes)
+        window._window_used_size = sum(sizes)

@@ -1,8 +1,9 @@
 """A run's folder: who may write it, its resolved config and its records."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.settings import dump_config
+from stem_torchrec.settings import dump_config, load_config
 
 Existing = Literal["refuse", "resume", "overwrite"]
 """What to do with a run that a folder already holds."""
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
-OWN_FILES = ("config.yaml", "plan.txt", "metrics.jsonl", "checkpoints", "tb")
+MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
+OWN_FILES = ("config.yaml", "plan.txt", "init.json", "metrics.jsonl", "checkpoints", "tb")
 
 
 def check_run_dir(run_dir: Path, existing: Existing) -> None:
@@ -37,6 +39,13 @@ def check_run_dir(run_dir: Path, existing: Existing) -> None:
         )
     if existing == "resume":
         require_run("--resume", run_dir)
+
+
+def check_run(config: Config, existing: Existing) -> None:
+    """As ``check_run_dir``; also refuse to resume a run with another model."""
+    check_run_dir(config.run.dir, existing)
+    if existing == "resume":
+        check_resumed(config)
 
 
 def require_run(option: str, run_dir: Path) -> None:
@@ -60,6 +69,76 @@ def create_run(config: Config, plan_report: str, existing: Existing) -> None:
     (run_dir / "plan.txt").write_text(plan_report)
 
 
+def write_init(run_dir: Path, report: Mapping[str, Any]) -> None:
+    """Keep what a run has taken from another one."""
+    (run_dir / "init.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def continue_run(config: Config, plan_report: str, step: int) -> None:
+    """Bring the folder of a run to where it goes on, after ``step``: config, plan, records.
+
+    Records of later steps, and those of the test split, come anew; a line that the run's end has
+    cut off goes with them.
+    """
+    run_dir = config.run.dir
+    _replace(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    _replace(run_dir / "plan.txt", plan_report)
+    records = run_dir / "metrics.jsonl"
+    if records.exists():
+        lines = records.read_text(errors="replace").splitlines(keepends=True)
+        _replace(records, "".join(line for line in lines if _stays(line, step)))
+
+
+def _stays(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return record["step"] <= step and record.get("split") != "test"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that at any time there is the old one or the new one."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def check_resumed(config: Config) -> None:
+    """Refuse to go on with another model than the run's.
+
+    Raises:
+        UserError: a key that the model or its optimizers depend on has another value than in the
+            run's ``config.yaml``.
+    """
+    path = config.run.dir / "config.yaml"
+    before = load_config(path).model_dump(mode="json")
+    now = config.model_dump(mode="json")
+    for section, keys in now.items():
+        if section in MODEL_SECTIONS or section == "data":
+            for key, value in keys.items():
+                old = before[section][key]
+                if value != old and (section != "data" or key == "features"):
+                    raise UserError(
+                        f"--resume: {section}.{key} is {value!r}, but the run has {old!r}; train, "
+                        "eval, checkpoint and distributed may change. To train a changed model on "
+                        "from this one, start another run with --init-from"
+                    )
+
+
+def about_run(
+    config: Config, tasks: Sequence[str], table_sharding: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run."""
+    content = config.model_dump(mode="json", exclude={"run": {"dir"}, "versions": True})
+    return {
+        "versions": installed_versions(),
+        "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "tasks": list(tasks),
+        "plan": dict(table_sharding),
+    }
+
+
 def installed_versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
@@ -71,11 +150,16 @@ def installed_versions() -> dict[str, str]:
 
 
 class Recorder:
-    """Appends records to ``metrics.jsonl`` and TensorBoard; on ranks but the first, nothing."""
+    """Appends records to ``metrics.jsonl`` and TensorBoard; on ranks but the first, nothing.
 
-    def __init__(self, run_dir: Path, *, active: bool) -> None:
+    Args:
+        step: finished steps; TensorBoard hides what an earlier process has written of later ones.
+    """
+
+    def __init__(self, run_dir: Path, *, active: bool, step: int = 0) -> None:
         self._file = (run_dir / "metrics.jsonl").open("a") if active else None
-        self._board = SummaryWriter(str(run_dir / "tb")) if active else None
+        purge = step + 1 if step else None
+        self._board = SummaryWriter(str(run_dir / "tb"), purge_step=purge) if active else None
 
     def write(self, record: Mapping[str, Any]) -> None:
         if self._file is None or self._board is None:

@@ -32,6 +32,15 @@ class Session:
     fork: BalancedFork | None
     plan_report: str
 
+    @property
+    def table_sharding(self) -> dict[str, str]:
+        """Sharding type by table."""
+        return {
+            table: sharding.sharding_type
+            for module in self.model.plan.plan.values()
+            for table, sharding in module.items()
+        }
+
 
 def selected_schema(config: Config) -> Schema:
     """The data's schema with the config's features and tasks only."""

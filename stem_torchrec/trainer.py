@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from stem_torchrec import checkpoint
 from stem_torchrec.batch import Batch
-from stem_torchrec.config import Config
+from stem_torchrec.config import CheckpointConfig, Config
 from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.ranks import Ranks
@@ -16,7 +16,15 @@ from stem_torchrec.layers.losses import labelled
 from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
-from stem_torchrec.run_folder import Existing, Recorder, check_run_dir, create_run
+from stem_torchrec.run_folder import (
+    Existing,
+    Recorder,
+    about_run,
+    check_run,
+    continue_run,
+    create_run,
+    write_init,
+)
 from stem_torchrec.session import Session, build, has_split, open_split
 from stem_torchrec.throughput import Throughput
 
@@ -56,59 +64,74 @@ class Outcome(NamedTuple):
     qps: float | None
 
 
-def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listener) -> Outcome:
+def train(
+    config: Config,
+    ranks: Ranks,
+    *,
+    existing: Existing,
+    listener: Listener,
+    initial: checkpoint.Initial | None = None,
+) -> Outcome:
     """Train, evaluate and save one run. Collective.
 
     Args:
+        initial: another run whose weights are the first ones; not when resuming.
         existing: what to do with a run that the folder already holds.
         listener: gets every record, on rank 0 alone.
     """
-    ranks.on_first(lambda: check_run_dir(config.run.dir, existing))
+    ranks.on_first(lambda: check_run(config, existing))
     session = build(config, ranks)
     reader = open_split(session, "train", for_training=True)
     position = Position(reader.start())
+    metrics = _train_metrics(session)
     if existing == "resume":
-        folder = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
+        folder = checkpoint.newest_valid(config.run.dir, ranks)
         saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
         position = Position(reader.resumed(saved), saved["step"], saved["samples"])
+        ranks.on_first(lambda: continue_run(config, session.plan_report, position.step))
+        checkpoint.load_own(folder, metrics, session.fork, ranks)
     else:
+        report = _start_from(session, initial)
         ranks.on_first(lambda: create_run(config, session.plan_report, existing))
+        if report is not None and ranks.is_first:
+            write_init(config.run.dir, report)
+            listener({"kind": "init", **report})
 
-    with Recorder(config.run.dir, active=ranks.is_first) as recorder:
+    with Recorder(config.run.dir, active=ranks.is_first, step=position.step) as recorder:
 
         def publish(record: Record) -> None:
             recorder.write(record)
             if ranks.is_first:
                 listener(record)
 
-        qps = _fit(session, reader, position, publish)
+        saver = _saver(session, publish)
+        qps = _fit(session, reader, position, metrics, saver, publish)
         test = None
         if has_split(config.data.path, "test"):
             test = evaluate(session, "test", position.step)
             publish(test)
+        saver.wait()
+        saver.close()
     return Outcome(test, qps)
 
 
 def _fit(
-    session: Session, reader: ParquetReader, position: Position, publish: Listener
+    session: Session,
+    reader: ParquetReader,
+    position: Position,
+    metrics: TrainMetrics,
+    saver: checkpoint.Saver,
+    publish: Listener,
 ) -> float | None:
     """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
 
     Returns:
         Samples per second of all ranks, warm-up, evaluations and checkpoints left out.
     """
-    config, ranks = session.config, session.ranks
+    config, evaluated = session.config, None
     total_steps = total_train_steps(config, reader, position)
     batches = _stream(reader, position, total_steps)
-    metrics = TrainMetrics(
-        session.schema.task_names,
-        batch_size=config.train.batch_size,
-        window=config.train.ne_window,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-    )
-    throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
+    throughput = Throughput(session.ranks.device, config.train.qps_warmup_steps)
     session.model.train()
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
@@ -123,21 +146,51 @@ def _fit(
             publish(_train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
         if _due(config.eval.every, position, last) and has_split(config.data.path, "valid"):
-            publish(evaluate(session, "valid", step))
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            _save(session, position)
+            evaluated = evaluate(session, "valid", step)
+            publish(evaluated)
+        if _save_due(config.checkpoint, step, last, evaluated):
+            _save(session, position, metrics, saver, evaluated)
         throughput.resume()
     return throughput.total()
 
 
-def _save(session: Session, position: Position) -> None:
+def _saver(session: Session, publish: Listener) -> checkpoint.Saver:
     config = session.config
-    checkpoint.save(
-        config.run.dir / checkpoint.FOLDER,
-        position.step,
-        checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
-        session.ranks,
-        keep=config.checkpoint.keep,
+
+    def failed(step: int, error: str) -> None:
+        publish({"kind": "checkpoint", "step": step, "error": error})
+
+    return checkpoint.Saver(
+        config.checkpoint, config.run.dir / checkpoint.FOLDER, session.ranks, failed
+    )
+
+
+def _save_due(config: CheckpointConfig, step: int, last: bool, evaluated: Record | None) -> bool:
+    """Whether a checkpoint follows this step."""
+    if last or (config.every is not None and step % config.every == 0):
+        return True
+    return config.keep_best is not None and evaluated is not None and evaluated["step"] == step
+
+
+def _save(
+    session: Session,
+    position: Position,
+    metrics: TrainMetrics,
+    saver: checkpoint.Saver,
+    evaluated: Record | None,
+) -> None:
+    """Save what the run has come to; ``evaluated`` is the last eval record. Collective."""
+    is_new = evaluated is not None and evaluated["step"] == position.step
+    name = session.config.checkpoint.keep_best
+    value = checkpoint.metric_value(evaluated if is_new else None, name)
+    saver.save(
+        checkpoint.Content(
+            position.step,
+            checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
+            checkpoint.own_state(metrics, session.fork, session.ranks),
+            about_run(session.config, session.schema.task_names, session.table_sharding)
+            | {"metric": {"name": name, "value": value}},
+        )
     )
 
 
@@ -171,6 +224,24 @@ def _due(every: int | None, position: Position, last: bool) -> bool:
     return position.read.is_start or last
 
 
+def _start_from(session: Session, initial: checkpoint.Initial | None) -> Record | None:
+    if initial is None:
+        return None
+    return checkpoint.load_initial(session.model, session.schema, initial, session.ranks)
+
+
+def _train_metrics(session: Session) -> TrainMetrics:
+    config, ranks = session.config, session.ranks
+    return TrainMetrics(
+        session.schema.task_names,
+        batch_size=config.train.batch_size,
+        window=config.train.ne_window,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+
+
 def _train_record(
     session: Session,
     position: Position,
@@ -187,7 +258,8 @@ def _train_record(
         "qps": throughput.lap(),
         "qps_total": throughput.total(),
         "peak_memory_bytes": peak_memory_bytes(session.ranks.device),
-        **metrics.compute(),
+        # The record that ends a run off the schedule leaves the mean loss to the one it resumes.
+        **metrics.compute(start_anew=position.step % session.config.train.log_every == 0),
         "lr": dict(rates),
         "balance": _balance_record(session),
     }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
+from stem_torchrec.checkpoint import Initial
 from stem_torchrec.checks import doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
@@ -25,7 +26,9 @@ from stem_torchrec.trainer import Outcome, Record, train
 T = TypeVar("T")
 
 
-def train_worker(config: Config, existing: Existing) -> Outcome | None:
+def train_worker(
+    config: Config, existing: Existing, initial: Initial | None = None
+) -> Outcome | None:
     """Train; the outcome on rank 0, None elsewhere."""
     hide_dependency_notices()
     ranks = start_ranks(config.distributed)
@@ -33,7 +36,7 @@ def train_worker(config: Config, existing: Existing) -> Outcome | None:
         listener = console.show if console is not None else _ignore
         if console is not None:
             console.warn(doubtful_settings(config))
-        outcome = train(config, ranks, existing=existing, listener=listener)
+        outcome = train(config, ranks, existing=existing, listener=listener, initial=initial)
     stop_ranks()
     return outcome if ranks.is_first else None
 

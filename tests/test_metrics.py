@@ -99,3 +99,48 @@ def test_null_labels_alone_leave_other_tasks_as_they_are():
     found = metrics.compute()
     assert found["ne"]["click"] == pytest.approx(expected_figures([step])["click"][0], rel=1e-5)
     assert np.isfinite(found["ne"]["like"])
+
+
+def test_a_resumed_stream_is_the_stream():
+    steps = outputs(6)
+    whole, first, second = (metrics_with(window=3 * BATCH) for _ in range(3))
+    for step in steps:
+        whole.update(step)
+    for step in steps[:4]:
+        first.update(step)
+    second.load_state_dict(first.state_dict())
+    for step in steps[4:]:
+        second.update(step)
+    assert second.compute() == whole.compute()
+
+
+def test_ranks_are_merged():
+    """Sums are those of both ranks, the loss is their mean, the window holds what comes after."""
+    steps, after = outputs(6)[:5], outputs(6)[5]
+    states = []
+    for part in (steps[:2], steps[2:4]):
+        rank = metrics_with()
+        for step in part:
+            rank.update(step)
+        states.append(rank.state_dict())
+    merged = metrics_with()
+    merged.merge(states)
+    merged.update(after)
+    found = merged.compute()
+    everything = expected_figures([*steps[:4], after])
+    new = expected_figures([after])
+    losses = (sum(step.losses for step in steps[:4]) / 2 + after.losses) / 3
+    for index, task in enumerate(TASKS):
+        assert found["ne"][task] == pytest.approx(everything[task][0], rel=1e-6)
+        assert found["ne_window"][task] == pytest.approx(new[task][0], rel=1e-6)
+        assert found["loss"][task] == pytest.approx(losses[index].item(), rel=1e-5)
+
+
+def test_a_record_off_the_schedule_leaves_the_mean_loss():
+    one, two = outputs(2)
+    metrics = metrics_with()
+    metrics.update(one)
+    metrics.compute(start_anew=False)
+    metrics.update(two)
+    mean = (one.losses + two.losses) / 2
+    assert metrics.compute()["loss"]["click"] == pytest.approx(mean[0].item(), rel=1e-6)

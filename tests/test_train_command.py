@@ -208,3 +208,52 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     for key in all_keys():
         assert f"--{key.name} " in text
         assert key.description in text
+
+
+def test_resume_refuses_another_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = run(folder, "changed", "--train.max_steps", "2")
+    config = ["train", "--config", str(folder / "changed.yaml"), "--resume"]
+    assert main([*config, "--model.dropout", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "--resume: model.dropout is 0.5, but the run has 0.0" in error
+    assert "--init-from" in error
+    assert main([*config, "--train.max_steps", "4", "--checkpoint.keep", "1"]) == 0
+    kept = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert (kept["train"]["max_steps"], kept["checkpoint"]["keep"]) == (4, 1)
+
+
+def test_the_best_checkpoint_stays(folder: Path) -> None:
+    options = ["--eval.every", "2", "--train.max_steps", "8", "--checkpoint.keep", "1"]
+    run_dir = run(folder, "best", *options, "--checkpoint.keep_best", "valid/ne/click")
+    valid = [record for record in records(run_dir, "eval") if record["split"] == "valid"]
+    best = min(valid, key=lambda record: (record["ne"]["click"], -record["step"]))
+    kept = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert kept == {f"step_{best['step']}", "step_8"}
+
+
+def test_init_from(
+    folder: Path, two_ranks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--init-from", str(two_ranks), "--train.max_steps", "1", "--optim.lr", "1e-9"]
+    options += ["--embedding.lr", "1e-9"]
+    tuned = run(folder, "tuned", *options, "--distributed.sharding", "row_wise")
+    ours, theirs = (records(path, "eval")[-1] for path in (tuned, two_ranks))
+    for metric in ("logloss", "auc"):
+        assert ours[metric] == pytest.approx(theirs[metric], abs=1e-5)
+    report = json.loads((tuned / "init.json").read_text())
+    assert report["from"] == str(two_ranks / "checkpoints" / "step_16")
+    assert "tensors start from" in capsys.readouterr().err
+    config = str(folder / "tuned.yaml")
+    assert main(["train", "--config", config, "--resume", *options[:2]]) == 2
+    assert main(["train", "--config", config, "--overwrite", "--init-map", "a=b"]) == 2
+    assert "--init-map: has no meaning without --init-from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["valid/ne/share", "valid/calibration/click"])
+def test_a_best_checkpoint_that_cannot_be_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = small_config(folder / "nobest.yaml", folder / "data", folder / "nobest")
+    assert main(["train", "--config", str(config), "--checkpoint.keep_best", name]) == 2
+    assert "checkpoint.keep_best: " in capsys.readouterr().err
+    assert not (folder / "nobest").exists()

@@ -4,7 +4,7 @@ B rows of the local batch, T tasks, W ranks; a trunk maps shared features x (B, 
 (M, B, H). Gradients g_t are those of the global batch's mean loss of task t.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,6 +117,28 @@ class BalancedFork(nn.Module):
         for name, value in self._last.state.items():
             getattr(self, f"state_{name}").copy_(value)
         self.multipliers.copy_(self._last.multipliers)
+
+    def last_state(self) -> dict[str, Any] | None:
+        """What ``metrics`` reports on, on the host; None before the first Gram matrix."""
+        if self._last is None:
+            return None
+        last = self._last._asdict() | {"gram": self._last_gram}
+        state = {name: value.cpu() for name, value in last.pop("state").items()}
+        return {name: value.cpu() for name, value in last.items()} | {"state": state}
+
+    def set_last_state(self, state: Mapping[str, Any] | None) -> None:
+        """Take up what ``last_state`` gave."""
+        if state is None:
+            self._last = None
+            return
+        device = self.multipliers.device
+        self._last_gram = state["gram"].to(device)
+        self._last = Balanced(
+            multipliers=state["multipliers"].to(device),
+            state={name: value.to(device) for name, value in state["state"].items()},
+            active=state["active"].to(device),
+            fallback=state["fallback"].to(device),
+        )
 
     def metrics(self) -> dict[str, Tensor]:
         """Figures of the last Gram matrix, see ``report.py``; nothing before the first."""

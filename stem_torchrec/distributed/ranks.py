@@ -24,6 +24,7 @@ class Ranks:
     Attributes:
         device: device of this rank.
         host_group: gloo group for tensors and objects on the host.
+        save_group: gloo group of the thread that writes checkpoints; nothing else may use it.
         loss_group: own group of the small all-reduces that a step's loss needs.
     """
 
@@ -33,6 +34,7 @@ class Ranks:
     local_world_size: int
     device: torch.device
     host_group: dist.ProcessGroup
+    save_group: dist.ProcessGroup
     loss_group: dist.ProcessGroup
 
     @property
@@ -132,6 +134,7 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         )
     timeout = timedelta(seconds=config.timeout_s)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
+    save_group = dist.new_group(backend="gloo", timeout=timeout)
     loss_group = dist.new_group(timeout=timeout)
     return Ranks(
         rank=dist.get_rank(),
@@ -140,6 +143,7 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         local_world_size=local_world_size,
         device=device,
         host_group=host_group,
+        save_group=save_group,
         loss_group=loss_group,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.cli import main
 from tests.prepared import TASKS, small_config, small_data
 
@@ -125,6 +126,7 @@ def test_a_failed_run_ends_the_command_with_1_after_the_report(
     without_test_record(run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step_3")
     (run_dir / "checkpoints" / "step_3").mkdir()
+    write_manifest(run_dir / "checkpoints" / "step_3", Manifest({"step": 3}, ()))
     assert comparison.run() == 1
     said = capsys.readouterr()
     assert "1 of the runs failed: stem_net equal model.gate_input=both seed 1: " in said.err

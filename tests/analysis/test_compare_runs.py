@@ -11,6 +11,7 @@ import pytest
 from stem_torchrec.analysis.compare import runs as compare_runs
 from stem_torchrec.analysis.compare.plan import PlannedRun
 from stem_torchrec.analysis.compare.runs import Finished, Ranks, action_for, run_all
+from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.errors import UserError
 from tests.analysis.comparison import TRAIN, of_test_split, planned, write_run
 
@@ -43,6 +44,8 @@ def test_interrupted(tmp_path: Path) -> None:
     (run.dir / "checkpoints" / "step_3.partial").mkdir(parents=True)
     assert action_for(run, 1, overwrite=False) == "overwrite"
     (run.dir / "checkpoints" / "step_2").mkdir()
+    assert action_for(run, 1, overwrite=False) == "overwrite"
+    write_manifest(run.dir / "checkpoints" / "step_2", Manifest({"step": 2}, ()))
     assert action_for(run, 1, overwrite=False) == "resume"
 
 
@@ -50,6 +53,7 @@ def test_evaluated_on_another_split_only(tmp_path: Path) -> None:
     run = planned(tmp_path)
     write_run(run, of_test_split(a=0.7) | {"split": "valid"})
     (run.dir / "checkpoints" / "step_3").mkdir(parents=True)
+    write_manifest(run.dir / "checkpoints" / "step_3", Manifest({"step": 3}, ()))
     assert action_for(run, 1, overwrite=False) == "resume"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stem_torchrec import checkpoint
+from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.errors import UserError
 from tests.steps import (
     assert_close,
@@ -32,13 +33,22 @@ def batches(ranks, steps):
     return [batch_of(parts[ranks.rank]) for parts in steps]
 
 
+def save(folder, step, state, ranks, **settings):
+    """Write a checkpoint and wait for it; a failure raises."""
+    config = CheckpointConfig(**{"on_error": "stop", "asynchronous": False} | settings)
+    saver = checkpoint.Saver(config, folder, ranks)
+    saver.save(checkpoint.Content(step, state, b"", {}))
+    saver.wait()
+    saver.close()
+
+
 def train_save_train(ranks, config, folder):
     """Three steps, a checkpoint, three more; the states after each three."""
     session = start(config, ranks)
     run_steps(session, batches(ranks, rows_of_steps()[:3]))
     halfway = state_of(session)
     state = checkpoint.state_of(session.model, session.optimizers, POSITION)
-    checkpoint.save(folder, 3, state, ranks, keep=2)
+    save(folder, 3, state, ranks)
     run_steps(session, batches(ranks, rows_of_steps()[3:]))
     return halfway, state_of(session)
 
@@ -149,7 +159,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path, alone):
     folder = tmp_path / "run" / checkpoint.FOLDER
     for step in (9, 10, 100):
         state = checkpoint.state_of(session.model, session.optimizers, POSITION)
-        checkpoint.save(folder, step, state, alone, keep=2)
+        save(folder, step, state, alone)
     (folder / "step_200.partial").mkdir()
     assert checkpoint.saved_steps(folder) == [10, 100]
     assert checkpoint.newest(tmp_path / "run") == folder / "step_100"
@@ -159,7 +169,7 @@ def test_saving_a_step_again_replaces_it(tmp_path, alone):
     session = start(config_with(tmp_path, "table_wise", "sgd"), alone)
     for step in (1, 2):
         state = checkpoint.state_of(session.model, None, POSITION | {"step": step})
-        checkpoint.save(tmp_path / "saved", 5, state, alone, keep=1)
+        save(tmp_path / "saved", 5, state, alone)
     assert checkpoint.load(tmp_path / "saved" / "step_5", session.model, None, alone)["step"] == 2
 
 

@@ -1,6 +1,5 @@
-"""Checkpoints of a run: tables, dense weights, both optimizers and the position."""
+"""Reading a checkpoint of any number of ranks and any plan into a model."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.errors import UserError
 from stem_torchrec.optim import Optimizers
 
-FOLDER = "checkpoints"
 POSITION = (
     "step",
     "samples",
@@ -34,26 +31,6 @@ def state_of(
     if optimizers is not None:
         state["optimizers"] = optimizers.state_dict()
     return state
-
-
-def save(folder: Path, step: int, state: dict[str, Any], ranks: Ranks, *, keep: int) -> None:
-    """Write ``folder/step_N``; it appears under its name only when complete. Collective.
-
-    The newest ``keep`` checkpoints stay.
-    """
-    final = folder / f"step_{step}"
-    aside = folder / f"step_{step}.partial"
-    ranks.on_first(lambda: shutil.rmtree(aside, ignore_errors=True))
-    dcp.save(state, checkpoint_id=aside, process_group=ranks.host_group)
-    ranks.on_first(lambda: _publish(aside, final, keep))
-
-
-def _publish(aside: Path, final: Path, keep: int) -> None:
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    for step in saved_steps(final.parent)[:-keep]:
-        shutil.rmtree(final.parent / f"step_{step}")
 
 
 def load(
@@ -82,21 +59,3 @@ def load(
     if optimizers is not None:
         optimizers.load_state_dict(state["optimizers"])
     return state["position"]
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a folder, oldest first."""
-    names = (path.name for path in folder.glob("step_*"))
-    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
-
-
-def newest(run_dir: Path) -> Path:
-    """The newest complete checkpoint.
-
-    Raises:
-        UserError: the run has none.
-    """
-    steps = saved_steps(run_dir / FOLDER)
-    if not steps:
-        raise UserError(f"{run_dir}: no checkpoint under {run_dir / FOLDER}")
-    return run_dir / FOLDER / f"step_{steps[-1]}"

@@ -1,0 +1,31 @@
+"""Checkpoints of a run: everything that a run needs to go on as if it had not stopped.
+
+``step_N/`` holds tables, dense weights, both optimizers, the balancing's state and the position in
+the data as ``torch.distributed.checkpoint`` writes them, ``rank_R.pt`` with what each rank has for
+itself, and ``manifest.json``, without which a folder is no checkpoint.
+"""
+
+from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
+from stem_torchrec.checkpoint.initial import load_initial
+from stem_torchrec.checkpoint.keep import metric_value
+from stem_torchrec.checkpoint.load import POSITION, load, state_of
+from stem_torchrec.checkpoint.matching import Initial
+from stem_torchrec.checkpoint.own import load_own, own_state
+from stem_torchrec.checkpoint.save import Content, Saver
+
+__all__ = [
+    "FOLDER",
+    "POSITION",
+    "Content",
+    "Initial",
+    "Saver",
+    "load",
+    "load_initial",
+    "load_own",
+    "metric_value",
+    "newest",
+    "newest_valid",
+    "own_state",
+    "saved_steps",
+    "state_of",
+]

@@ -1,0 +1,100 @@
+"""Which checkpoints a run has, and which of them can be trusted."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from stem_torchrec.checkpoint.manifest import Damaged, Manifest, check_files, read_manifest
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.errors import UserError
+
+FOLDER = "checkpoints"
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+
+_log = logging.getLogger(__name__)
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is published."""
+    return folder / f"step_{step}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, oldest first; contents are not checked."""
+    return sorted({step for step, _, _ in complete(folder)})
+
+
+def complete(folder: Path) -> Iterator[tuple[int, Path, Manifest]]:
+    """Step, folder and manifest of the checkpoints whose files are there, newest first."""
+    for step, path in _candidates(folder):
+        try:
+            yield step, path, read_manifest(path)
+        except Damaged:
+            continue
+
+
+def newest(run_dir: Path) -> Path:
+    """The newest complete checkpoint; contents are not checked.
+
+    Raises:
+        UserError: the run has none.
+    """
+    for _, path, _ in complete(run_dir / FOLDER):
+        return path
+    raise _none(run_dir, [])
+
+
+def newest_valid(run_dir: Path, ranks: Ranks) -> Path:
+    """The newest checkpoint that is as it was written, every byte. Collective.
+
+    The ranks share the reading. Newer ones that are not valid are named in the log.
+
+    Raises:
+        UserError: no checkpoint is valid.
+    """
+    passed_over: list[str] = []
+    for _, path in ranks.on_first(lambda: _candidates(run_dir / FOLDER)):
+        problem = _problem(path, ranks)
+        if problem is None:
+            if ranks.is_first:
+                for line in passed_over:
+                    _log.warning("checkpoint passed over: %s", line)
+            return path
+        passed_over.append(f"{path.name}: {problem}")
+    raise _none(run_dir, passed_over)
+
+
+def _problem(path: Path, ranks: Ranks) -> str | None:
+    """What is wrong with a checkpoint, the same on every rank. Collective."""
+    own: str | None = None
+    try:
+        files = read_manifest(path).files
+        check_files(path, files[ranks.rank :: ranks.world_size])
+    except Damaged as damage:
+        own = str(damage)
+    if ranks.world_size == 1:
+        return own
+    found: list[str | None] = [None] * ranks.world_size
+    dist.all_gather_object(found, own, group=ranks.host_group)
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _candidates(folder: Path) -> list[tuple[int, Path]]:
+    """Folders with a checkpoint's name, newest first."""
+    found = []
+    for path in folder.glob("step_*"):
+        # A checkpoint saved again: if the run ended in between, the old one stands aside.
+        number = path.name.removeprefix("step_").removesuffix(REPLACED)
+        if number.isdigit():
+            found.append((int(number), path))
+    return sorted(found, key=lambda entry: (-entry[0], entry[1].name))
+
+
+def _none(run_dir: Path, passed_over: Sequence[str]) -> UserError:
+    folder = run_dir / FOLDER
+    if not passed_over:
+        return UserError(f"{run_dir}: no checkpoint under {folder}")
+    return UserError(f"{run_dir}: no valid checkpoint under {folder}: " + "; ".join(passed_over))

@@ -1,0 +1,150 @@
+"""First weights from another run's checkpoint (fine-tuning)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed._shard.sharding_spec import ShardMetadata
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from stem_torchrec.checkpoint.folders import newest_valid
+from stem_torchrec.checkpoint.manifest import read_manifest
+from stem_torchrec.checkpoint.matching import Initial, Match, Source, matches
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.schema import Schema
+
+_MODEL = "model."
+
+
+@torch.no_grad()
+def load_initial(
+    model: DistributedModelParallel, schema: Schema, initial: Initial, ranks: Ranks
+) -> dict[str, Any]:
+    """Tables and dense weights from another run's newest valid checkpoint, by name. Collective.
+
+    Optimizers start anew. Old rows of grown tables are copied, new ones keep their initial values.
+
+    Returns:
+        What was loaded from where, what keeps its initial values and why, what was not used.
+
+    Raises:
+        UserError: the run has no valid checkpoint; otherwise as ``matches`` does.
+    """
+    folder = newest_valid(initial.run_dir, ranks)
+    source = ranks.on_first(lambda: _source(folder))
+    state = model.state_dict()
+    shapes = {name: tuple(value.size()) for name, value in state.items()}
+    found = matches(shapes, schema.task_names, source, initial)
+    loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
+    for part in _rounds(loaded):
+        _read(folder, state, part, source, ranks)
+    model.load_state_dict(state)
+    return _report(folder, source, found, shapes)
+
+
+def _source(folder: Path) -> Source:
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    shapes = {
+        name.removeprefix(_MODEL): tuple(value.size)
+        for name, value in metadata.items()
+        if name.startswith(_MODEL) and isinstance(value, TensorStorageMetadata)
+    }
+    return Source(shapes, read_manifest(folder).about["tasks"])
+
+
+def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
+    """The matches in parts in which every source comes once: a reading names its tensors."""
+    left = dict(loaded)
+    while left:
+        by_source = {match.source: name for name, match in reversed(left.items())}
+        part = {name: left.pop(name) for name in by_source.values()}
+        yield part
+
+
+def _read(
+    folder: Path,
+    state: Mapping[str, Any],
+    part: Mapping[str, Match],
+    source: Source,
+    ranks: Ranks,
+) -> None:
+    targets: dict[str, Any] = {}
+    for name, match in part.items():
+        value = state[name]
+        if match.rows is None:
+            targets[match.source] = torch.empty(source.shapes[match.source], dtype=value.dtype)
+        else:
+            targets[match.source] = _first_rows(value, match.rows)
+    planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
+    dcp.load(
+        {"model": targets}, checkpoint_id=folder, planner=planner, process_group=ranks.host_group
+    )
+    for name, match in part.items():
+        if match.rows is None:
+            _copy_weight(state[name], targets[match.source], match)
+
+
+def _copy_weight(target: Tensor, values: Tensor, match: Match) -> None:
+    values = values.to(target.device)
+    if match.indices is None:
+        target.copy_(values)
+        return
+    here = [torch.tensor([i for i, _ in pairs], device=target.device) for pairs in match.indices]
+    there = [torch.tensor([j for _, j in pairs], device=target.device) for pairs in match.indices]
+    target[torch.meshgrid(*here, indexing="ij")] = values[torch.meshgrid(*there, indexing="ij")]
+
+
+def _first_rows(table: Any, rows: int) -> Any:
+    """A view of the first rows of a table, whole or sharded."""
+    if not isinstance(table, ShardedTensor):
+        return table.detach()[:rows]
+    if table.size()[0] == rows:
+        return table
+
+    def clipped(place: ShardMetadata) -> ShardMetadata:
+        size = [max(0, min(place.shard_sizes[0], rows - place.shard_offsets[0]))]
+        return ShardMetadata(place.shard_offsets, size + place.shard_sizes[1:], place.placement)
+
+    whole = table.metadata()
+    whole = type(whole)(
+        [place for shard in whole.shards_metadata if (place := clipped(shard)).shard_sizes[0] > 0],
+        torch.Size([rows, *table.size()[1:]]),
+        whole.tensor_properties,
+    )
+    shards = []
+    for shard in table.local_shards():
+        place = clipped(shard.metadata)
+        if place.shard_sizes[0] > 0:
+            shards.append(Shard(shard.tensor.detach()[: place.shard_sizes[0]], place))
+    return ShardedTensor._init_from_local_shards_and_global_metadata(
+        shards, whole, process_group=table._process_group
+    )
+
+
+def _report(
+    folder: Path,
+    source: Source,
+    found: Mapping[str, Match | str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
+    used = {match.source for match in loaded.values()}
+    return {
+        "from": str(folder.absolute()),
+        "loaded": {name: match.source for name, match in loaded.items()},
+        "new_rows": {
+            name: shapes[name][0] - match.rows
+            for name, match in loaded.items()
+            if match.rows is not None and match.rows < shapes[name][0]
+        },
+        "in_part": [name for name, match in loaded.items() if match.indices is not None],
+        "initial": {name: why for name, why in found.items() if isinstance(why, str)},
+        "not_used": sorted(set(source.shapes) - used),
+        "optimizers": "not loaded",
+    }

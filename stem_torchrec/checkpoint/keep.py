@@ -1,0 +1,44 @@
+"""Which checkpoints stay."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stem_torchrec.checkpoint.folders import PARTIAL, REPLACED, complete, folder_of
+from stem_torchrec.config import metric_direction
+
+
+def metric_value(record: Mapping[str, Any] | None, name: str | None) -> float | None:
+    """The named figure (``valid/auc/click``) of an eval record; None where it has none."""
+    if record is None or name is None:
+        return None
+    split, *keys = name.split("/")
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if record["split"] == split and isinstance(value, float) else None
+
+
+def remove_old(folder: Path, step: int, *, keep: int, metric: str | None) -> None:
+    """Leave the checkpoint of ``step``, the newest ``keep`` and the best by ``metric``.
+
+    Called when that of ``step`` is complete, so that at no time there is none. Folders without a
+    manifest that are no leftovers of a save are not touched.
+    """
+    found = {number: manifest for number, _, manifest in complete(folder)}
+    kept = {step, *sorted(found)[-keep:]}
+    values = {
+        number: value
+        for number, manifest in found.items()
+        if (saved := manifest.about.get("metric")) and saved["name"] == metric
+        if isinstance(value := saved["value"], float)
+    }
+    if values and metric is not None:
+        sign = metric_direction(metric)
+        kept.add(max(values, key=lambda number: (sign * values[number], number)))
+    for number in found:
+        if number not in kept:
+            shutil.rmtree(folder_of(folder, number), ignore_errors=True)
+    for leftover in (*folder.glob(f"step_*{PARTIAL}"), *folder.glob(f"step_*{REPLACED}")):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""No damaged checkpoint is ever loaded: every byte range flipped or cut off, every file missing."""
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from stem_torchrec.checkpoint import manifest as manifests
+from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
+from stem_torchrec.checkpoint.manifest import (
+    Damaged,
+    Manifest,
+    check_files,
+    describe,
+    read_manifest,
+    write_manifest,
+)
+from stem_torchrec.errors import UserError
+
+FILES = ("__0_0.distcp", ".metadata", "rank_0.pt", "manifest.json")
+PARTS = 16
+
+
+def write(folder: Path, step: int) -> Path:
+    """A checkpoint as torch.distributed.checkpoint writes it, with a manifest."""
+    path = folder / FOLDER / f"step_{step}"
+    state = {"table": torch.rand(300, 4), "position": {"step": step}}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save(state, checkpoint_id=path, no_dist=True)
+    torch.save({"rng": torch.get_rng_state()}, path / "rank_0.pt")
+    write_manifest(path, Manifest({"step": step}, tuple(describe(path, FILES[:3]))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    write(folder, 1)
+    write(folder, 2)
+    return folder
+
+
+@pytest.fixture
+def run_dir(two: Path, tmp_path: Path) -> Path:
+    shutil.copytree(two, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def damage(path: Path, kind: str, part: int) -> None:
+    content = bytearray(path.read_bytes())
+    start = len(content) * part // PARTS
+    stop = max(start + 1, len(content) * (part + 1) // PARTS)
+    if kind == "cut off":
+        del content[start:]
+    elif kind == "taken out":
+        del content[start:stop]
+    elif kind == "one bit":
+        content[start] ^= 1
+    else:
+        content[start:stop] = bytes(byte ^ 0xFF for byte in content[start:stop])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["cut off", "taken out", "flipped", "one bit"])
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("file", FILES)
+def test_the_one_before_is_taken(
+    run_dir: Path,
+    alone: Any,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    part: int,
+    kind: str,
+) -> None:
+    damage(run_dir / FOLDER / "step_2" / file, kind, part)
+    assert newest_valid(run_dir, alone).name == "step_1"
+    (line,) = caplog.messages
+    assert line.startswith("checkpoint passed over: step_2: ")
+    assert file in line
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_is_missing(run_dir: Path, alone: Any, file: str) -> None:
+    (run_dir / FOLDER / "step_2" / file).unlink()
+    assert newest_valid(run_dir, alone).name == "step_1"
+    assert saved_steps(run_dir / FOLDER) == [1]
+    assert newest(run_dir).name == "step_1"
+
+
+def test_an_undamaged_one_is_taken(
+    run_dir: Path, alone: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run_dir / FOLDER / "step_3").mkdir()
+    shutil.copytree(run_dir / FOLDER / "step_2", run_dir / FOLDER / "step_4.partial")
+    with caplog.at_level(logging.WARNING):
+        assert newest_valid(run_dir, alone).name == "step_2"
+    assert caplog.messages == ["checkpoint passed over: step_3: no manifest.json"]
+
+
+def test_one_that_was_being_replaced_is_taken(run_dir: Path, alone: Any) -> None:
+    old = run_dir / FOLDER / "step_2.replaced"
+    (run_dir / FOLDER / "step_2").rename(old)
+    assert newest_valid(run_dir, alone) == old
+    assert saved_steps(run_dir / FOLDER) == [1, 2]
+
+
+def test_none_is_valid(run_dir: Path, alone: Any) -> None:
+    for step in (1, 2):
+        damage(run_dir / FOLDER / f"step_{step}" / "__0_0.distcp", "flipped", 0)
+    with pytest.raises(UserError, match=r"no valid checkpoint.*step_2: .*; step_1: __0_0"):
+        newest_valid(run_dir, alone)
+
+
+def test_the_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "BLOCK_BYTES", 1000)
+    (tmp_path / "file").write_bytes(bytes(2500))
+    files = describe(tmp_path, ["file"])
+    assert [len(file.crc32) for file in files] == [3]
+    check_files(tmp_path, files)
+    (tmp_path / "file").write_bytes(bytes(2400) + b"1" + bytes(99))
+    with pytest.raises(Damaged, match="bytes 2000 to 2500 are damaged"):
+        check_files(tmp_path, files)
+
+
+def test_a_manifest_tells_what_it_was_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    written = Manifest({"step": 3, "plan": {"é": "row_wise"}}, tuple(describe(tmp_path, ["empty"])))
+    write_manifest(tmp_path, written)
+    assert read_manifest(tmp_path) == written

@@ -1,0 +1,143 @@
+"""A model that starts from another run's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stem_torchrec import checkpoint
+from stem_torchrec.checkpoint.initial import load_initial
+from stem_torchrec.checkpoint.matching import Initial
+from stem_torchrec.config import CheckpointConfig, Config
+from stem_torchrec.errors import UserError
+from stem_torchrec.schema import Feature, Schema, Task
+from tests.distributed.processes import Processes
+from tests.distributed.test_checkpoint import POSITION
+from tests.steps import SCHEMA, State, config_of, start, state_of
+
+TABLE = "recommender.embeddings.tables.embedding_bags.{}.weight"
+
+
+def schema(tasks: tuple[str, ...], users: int = 30, user: str = "user") -> Schema:
+    features = tuple(
+        Feature(name=user, kind="id", side="user", num_embeddings=users) if f.name == "user" else f
+        for f in SCHEMA.features
+    )
+    return Schema(features=features, tasks=tuple(Task(name=t) for t in tasks))
+
+
+def config(folder: Path, of: Schema, sharding: str = "table_wise", **model: Any) -> Config:
+    distributed = {"sharding": sharding}
+    return config_of(
+        folder, of, run={"seed": len(folder.name)}, model=model, distributed=distributed
+    )
+
+
+def save(ranks: Any, config: Config) -> State:
+    session = start(config, ranks)
+    saver = checkpoint.Saver(CheckpointConfig(), config.run.dir / checkpoint.FOLDER, ranks)
+    state = checkpoint.state_of(session.model, session.optimizers, POSITION)
+    saver.save(checkpoint.Content(3, state, b"", {"tasks": session.schema.task_names}))
+    saver.wait()
+    saver.close()
+    return state_of(session)
+
+
+def load(ranks: Any, config: Config, initial: Initial) -> tuple[State, State, dict[str, Any]]:
+    session = start(config, ranks)
+    fresh = state_of(session)
+    report = load_initial(session.model, session.schema, initial, ranks)
+    return fresh, state_of(session), report
+
+
+OLD = schema(("click", "like"))
+
+
+def test_the_same_model_starts_as_it_was(tmp_path: Path, alone: Any) -> None:
+    saved = save(alone, config(tmp_path / "old", OLD))
+    here = config(tmp_path / "changed", OLD)
+    _, loaded, report = load(alone, here, Initial(tmp_path / "old" / "run"))
+    for ours, theirs in zip(loaded, saved, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert report["initial"] == report["new_rows"] == {}
+    assert report["not_used"] == report["in_part"] == []
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "data_parallel"])
+@pytest.mark.parametrize("new_tasks", ["shared", "fresh"])
+def test_an_added_task_and_more_rows(
+    tmp_path: Path, alone: Any, pair: Processes, sharding: str, new_tasks: Any
+) -> None:
+    saved = save(alone, config(tmp_path / "old", OLD))
+    grown = schema(("share", "click", "like"), users=37)
+    initial = Initial(tmp_path / "old" / "run", (), new_tasks)
+    here = config(tmp_path / "new", grown, sharding)
+    fresh, loaded, report = pair.run(load, here, initial)[0]
+    for table, values in loaded.tables.items():
+        owner, feature = table.split("__")
+        origin = f"shared__{feature}" if owner == "share" else table
+        expected = fresh.tables[table].clone()
+        if owner != "share" or new_tasks == "shared":
+            expected[: len(saved.tables[origin])] = saved.tables[origin]
+        assert torch.equal(values, expected), table
+    assert report["new_rows"][TABLE.format("click__user")] == 7
+    fresh_tables = {name for name in report["initial"] if "embedding_bags" in name}
+    assert len(fresh_tables) == (4 if new_tasks == "fresh" else 0)
+    assert_dense_by_task(fresh.dense, loaded.dense, saved.dense)
+
+
+def assert_dense_by_task(fresh: Any, loaded: Any, saved: Any) -> None:
+    """The new task is the first of three; one expert per task and two shared ones."""
+    tower = "recommender.model.towers.mlp.last.weight"
+    assert torch.equal(loaded[tower][0], fresh[tower][0])
+    assert torch.equal(loaded[tower][1:], saved[tower])
+    experts = "recommender.model.stack.blocks.0.task_experts.hidden.0.weight"
+    assert torch.equal(loaded[experts][1:], saved[experts])
+    gate = "recommender.model.stack.blocks.0.gates.mlp.last.weight"
+    assert torch.equal(loaded[gate][1:, :, [0, 1, 3, 4]], saved[gate])
+    assert torch.equal(loaded[gate][:, :, 2], fresh[gate][:, :, 2])
+    shared = "recommender.model.stack.blocks.0.shared_experts.hidden.0.weight"
+    assert torch.equal(loaded[shared], saved[shared])
+
+
+def test_names_are_mapped(tmp_path: Path, alone: Any) -> None:
+    saved = save(alone, config(tmp_path / "old", OLD))
+    here = config(tmp_path / "new", schema(("buy", "like"), user="member"))
+    names = (("click", "buy"), ("user", "member"))
+    _, loaded, report = load(alone, here, Initial(tmp_path / "old" / "run", names))
+    assert torch.equal(loaded.tables["buy__member"], saved.tables["click__user"])
+    assert all(torch.equal(loaded.dense[name], saved.dense[name]) for name in saved.dense)
+    assert report["initial"] == {}
+
+
+def test_what_has_no_counterpart_is_listed(tmp_path: Path, alone: Any) -> None:
+    saved = save(alone, config(tmp_path / "old", OLD))
+    here = config(tmp_path / "new", schema(("buy", "like")), tower_widths=[12])
+    initial = Initial(tmp_path / "old" / "run", (), "fresh")
+    fresh, loaded, report = load(alone, here, initial)
+    assert TABLE.format("click__user") in report["not_used"]
+    assert report["initial"][TABLE.format("buy__user")] == "not in the other run"
+    tower = "recommender.model.towers.mlp.hidden.0.weight"
+    assert "[2, 16, 12], there [2, 16, 16]" in report["initial"][tower]
+    assert torch.equal(loaded.dense[tower], fresh.dense[tower])
+    # Of the experts those of the task in common; how many of a gate's are the tasks' is not known.
+    experts = "recommender.model.stack.blocks.0.task_experts.hidden.0.weight"
+    assert torch.equal(loaded.dense[experts][1], saved.dense[experts][1])
+    assert torch.equal(loaded.dense[experts][0], fresh.dense[experts][0])
+    assert "recommender.model.stack.blocks.0.gates.mlp.last.weight" in report["initial"]
+
+
+@pytest.mark.parametrize(
+    ("of", "names", "message"),
+    [
+        (schema(("click",), users=29), (), r"click__user has 29 rows, .* there has 30"),
+        (OLD, (("buy", "click"),), r"--init-map: 'buy' is no part of a name .*click, like"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, alone: Any, of: Schema, names: Any, message: str
+) -> None:
+    save(alone, config(tmp_path / "old", OLD))
+    with pytest.raises(UserError, match=message):
+        load(alone, config(tmp_path / "new", of), Initial(tmp_path / "old" / "run", names))
