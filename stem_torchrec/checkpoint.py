@@ -16,6 +16,7 @@ FOLDER = "checkpoints"
 POSITION = (
     "step",
     "samples",
+    "skipped",
     "epoch",
     "step_in_epoch",
     "world_size",

@@ -13,6 +13,7 @@ from pathlib import Path
 from stem_torchrec.analysis.analyze_command import add_analyze
 from stem_torchrec.analysis.compare.command import add_compare
 from stem_torchrec.config import Config
+from stem_torchrec.doctor_command import add_doctor
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.checks import check_inputs
-    from stem_torchrec.console import print_evaluation
+    from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import Existing, check_run_dir
@@ -52,8 +53,14 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         check_devices(config.distributed, num_workers)
         check_run_dir(config.run.dir, existing)
         check_inputs(config)
-    outcome = run_workers(num_workers, train_worker, config, existing)
-    if outcome is not None and outcome.test is not None:
+    outcome = run_workers(
+        num_workers, train_worker, config, existing, max_restarts=options.max_restarts
+    )
+    if outcome is None:
+        return
+    if outcome.stopped is not None:
+        print_note(f"stopped by a signal after step {outcome.stopped}; --resume goes on from there")
+    elif outcome.test is not None:
         print_evaluation(outcome.test, outcome.qps)
 
 
@@ -140,6 +147,14 @@ def _parser() -> argparse.ArgumentParser:
         help="local workers (default: 1 "
         "on CPU, one per GPU); torchrun's ranks where it started this",
     )
+    command.add_argument(
+        "--max-restarts",
+        type=_at_least_zero,
+        default=0,
+        metavar="K",
+        help="start the local workers again up to K times when one is lost; they go on from the "
+        "newest checkpoint (default: 0; torchrun has an option of its own)",
+    )
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="replace the folder's run")
@@ -157,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--world-size", type=_positive, default=1, metavar="N")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     command.set_defaults(run=plan)
+
+    add_doctor(commands, _add)
 
     add_compare(commands, _add, config_keys)
     add_analyze(commands)
@@ -203,6 +220,13 @@ def _key_help(title: str, form: str, keys: Iterable[Key]) -> str:
         lines.append(f"  --{key.name} (default: {key.default_text})")
         lines.append(f"      {key.description}; {key.allowed}")
     return "\n".join(lines)
+
+
+def _at_least_zero(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
 
 
 def _positive(text: str) -> int:

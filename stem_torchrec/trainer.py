@@ -10,14 +10,23 @@ from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
 from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.distributed.interruption import Interruption, Stopped
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
-from stem_torchrec.run_folder import Existing, Recorder, check_run_dir, create_run
+from stem_torchrec.restart import existing_after_restart, mark
+from stem_torchrec.run_folder import (
+    Existing,
+    Recorder,
+    check_run_dir,
+    create_run,
+    has_evaluation,
+)
 from stem_torchrec.session import Session, build, has_split, open_split
+from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
 
 Record = dict[str, Any]
@@ -26,11 +35,15 @@ Listener = Callable[[Record], None]
 
 @dataclass
 class Position:
-    """How far a run has come: finished steps, samples of all ranks, and the place in the data."""
+    """How far a run has come: finished steps, samples of all ranks, and the place in the data.
+
+    ``skipped`` of the steps were left out for bad numbers; their samples count.
+    """
 
     read: ReadPosition
     step: int = 0
     samples: int = 0
+    skipped: int = 0
 
     def advance(self, reader: ParquetReader) -> int:
         """Count one more step; returns its real samples of all ranks."""
@@ -41,7 +54,12 @@ class Position:
         return samples
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "samples": self.samples, **self.read.state_dict()}
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "skipped": self.skipped,
+            **self.read.state_dict(),
+        }
 
 
 class Outcome(NamedTuple):
@@ -50,10 +68,12 @@ class Outcome(NamedTuple):
     Attributes:
         test: the eval record of the test split, or None where there is no such split.
         qps: samples per second of all ranks, or None if there was only warm-up.
+        stopped: the step after which a signal ended it, or None if it is complete.
     """
 
     test: Record | None
     qps: float | None
+    stopped: int | None = None
 
 
 def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listener) -> Outcome:
@@ -63,6 +83,7 @@ def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listene
         existing: what to do with a run that the folder already holds.
         listener: gets every record, on rank 0 alone.
     """
+    existing = ranks.on_first(lambda: existing_after_restart(config.run.dir, existing))
     ranks.on_first(lambda: check_run_dir(config.run.dir, existing))
     session = build(config, ranks)
     reader = open_split(session, "train", for_training=True)
@@ -70,32 +91,49 @@ def train(config: Config, ranks: Ranks, *, existing: Existing, listener: Listene
     if existing == "resume":
         folder = ranks.on_first(lambda: checkpoint.newest(config.run.dir))
         saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
-        position = Position(reader.resumed(saved), saved["step"], saved["samples"])
+        position = Position(
+            reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"]
+        )
     else:
         ranks.on_first(lambda: create_run(config, session.plan_report, existing))
+        ranks.on_first(lambda: mark(config.run.dir))
 
-    with Recorder(config.run.dir, active=ranks.is_first) as recorder:
+    interruption = Interruption(
+        ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
+    )
+    session.pipeline.interruption = interruption
+    with interruption, Recorder(config.run.dir, active=ranks.is_first) as recorder:
 
         def publish(record: Record) -> None:
             recorder.write(record)
             if ranks.is_first:
                 listener(record)
 
-        qps = _fit(session, reader, position, publish)
-        test = None
-        if has_split(config.data.path, "test"):
-            test = evaluate(session, "test", position.step)
-            publish(test)
+        try:
+            qps = _fit(session, reader, position, publish, interruption)
+            test = None
+            if has_split(config.data.path, "test"):
+                test = evaluate(session, "test", position.step)
+                publish(test)
+        except Stopped:
+            return Outcome(None, None, position.step)
     return Outcome(test, qps)
 
 
 def _fit(
-    session: Session, reader: ParquetReader, position: Position, publish: Listener
+    session: Session,
+    reader: ParquetReader,
+    position: Position,
+    publish: Listener,
+    interruption: Interruption,
 ) -> float | None:
     """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
 
     Returns:
         Samples per second of all ranks, warm-up, evaluations and checkpoints left out.
+
+    Raises:
+        Stopped: a signal has ended it, with a checkpoint.
     """
     config, ranks = session.config, session.ranks
     total_steps = total_train_steps(config, reader, position)
@@ -109,23 +147,42 @@ def _fit(
         device=ranks.device,
     )
     throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
+    skipped = SkippedSteps(config, session.schema.task_names, ranks, position.skipped)
+    if _owes_evaluation(session, position, total_steps):
+        publish(evaluate(session, "valid", position.step))
     session.model.train()
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
         if session.fork is not None:
             session.fork.begin(position.step)
-        metrics.update(session.pipeline.step(batches))
+        interruption.beat()
+        output = session.pipeline.step(batches)
+        skipped.count(session.pipeline.skipped, position.step + 1)
+        if session.pipeline.skipped is None:
+            metrics.update(output)
         throughput.count(position.advance(reader))
+        position.skipped = skipped.total
 
         step, last = position.step, position.step == total_steps
         if step % config.train.log_every == 0 or last:
             publish(_train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
-        if _due(config.eval.every, position, last) and has_split(config.data.path, "valid"):
-            publish(evaluate(session, "valid", step))
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+        stop = interruption.agreed()
+        if (
+            not stop
+            and _due(config.eval.every, position, last)
+            and has_split(config.data.path, "valid")
+        ):
+            try:
+                publish(evaluate(session, "valid", step))
+            except Stopped:
+                stop = True
+        interruption.rest()
+        if last or stop or (config.checkpoint.every and step % config.checkpoint.every == 0):
             _save(session, position)
+        if stop:
+            raise Stopped
         throughput.resume()
     return throughput.total()
 
@@ -171,6 +228,16 @@ def _due(every: int | None, position: Position, last: bool) -> bool:
     return position.read.is_start or last
 
 
+def _owes_evaluation(session: Session, position: Position, total_steps: int) -> bool:
+    """Whether the run was stopped before the evaluation that follows its step. Collective."""
+    config, step = session.config, position.step
+    if step == 0 or not has_split(config.data.path, "valid"):
+        return False
+    due = _due(config.eval.every, position, step == total_steps)
+    done = session.ranks.on_first(lambda: has_evaluation(config.run.dir, "valid", step))
+    return due and not done
+
+
 def _train_record(
     session: Session,
     position: Position,
@@ -184,6 +251,7 @@ def _train_record(
         "step": position.step,
         "total_steps": total_steps,
         "samples": position.samples,
+        "skipped": position.skipped,
         "qps": throughput.lap(),
         "qps_total": throughput.total(),
         "peak_memory_bytes": peak_memory_bytes(session.ranks.device),
@@ -222,4 +290,6 @@ def predict(session: Session, reader: ParquetReader) -> Joined | None:
     for batch, logits in session.pipeline.predict(reader.epoch(0)):
         if batch.num_samples > 0:
             predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
+    if session.pipeline.interruption is not None:
+        session.pipeline.interruption.rest()
     return predictions.joined(session.ranks.gather_rows)

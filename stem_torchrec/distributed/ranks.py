@@ -52,6 +52,10 @@ class Ranks:
 
         return wait
 
+    def any(self, flag: Tensor) -> bool:
+        """Whether the () bool ``flag`` is set on any rank. Collective; waits for the device."""
+        return bool(self.rank_mean(flag.float())() > 0)
+
     def on_first(self, function: Callable[[], T]) -> T:
         """Rank 0's ``function()`` on every rank, its UserError too. Collective, on the host."""
         box: list[Any] = [None]
