@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else."""
     options, rest = _parser().parse_known_args(arguments)
     try:
-        options.run(options, rest)
+        code = options.run(options, rest)
     except UserError as error:
         if not _left_to_torchrun(error):
             print(f"error: {error}", file=sys.stderr)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _left_to_torchrun(error)
         raise
-    return 0
+    return code or 0
 
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
