@@ -6,6 +6,7 @@ time.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from stem_torchrec.launcher import error_of
 def main(arguments: Sequence[str]) -> int:
     options = parse_args(list(arguments))
     options.signals_to_handle = LEFT_TO_TORCH
+    # Else workers that are started again find addresses of dead ones in the store.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # The failed rank is reported below; the launcher's own log would only repeat it.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:

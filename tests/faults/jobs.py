@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,19 +46,34 @@ class Result(NamedTuple):
 class Job:
     """A 2-rank run in a process of its own."""
 
-    def __init__(self, folder: Path, data: Path, *, restarts: int, options: list[str]) -> None:
-        folder.mkdir(parents=True)
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        *,
+        restarts: int = 0,
+        options: Sequence[str] = (),
+        fault: str = "none -1 0",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.run_dir = folder, folder / "run"
         config = small_config(folder / "config.yaml", data, self.run_dir)
         self._out = (folder / "out").open("w")
-        words = [sys.executable, "-m", "tests.faults.observed", config, folder, restarts, *options]
+        words = [sys.executable, "-m", "tests.faults.observed", config, folder, restarts]
+        words += [*OPTIONS, *options]
         self.process = subprocess.Popen(
             [str(word) for word in words],
             cwd=ROOT,
             stdout=self._out,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FAULT": fault},
         )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def wait_for(self, what: str, *, after: int, timeout_s: float = 240) -> Event | None:
         """Rank 0's next such event after its first ``after`` events; None if the job ended."""
@@ -75,7 +91,7 @@ class Job:
         """The processes of the newest life, by rank."""
         return [found[-1].process for rank in range(RANKS) if (found := events(self.folder, rank))]
 
-    def result(self, kills: list[str], timeout_s: float = 400) -> Result:
+    def result(self, kills: Sequence[str] = (), timeout_s: float = 400) -> Result:
         code = self.process.wait(timeout_s)
         self._out.close()
         file = self.run_dir / "metrics.jsonl"
@@ -89,7 +105,7 @@ class Job:
         ]
         rows = {step: tuple(found.get(step, 0) for found in by_rank) for step in by_rank[0]}
         final = tests[-1] if tests else None
-        return Result(code, final, losses, rows, kills, (self.folder / "out").read_text())
+        return Result(code, final, losses, rows, list(kills), (self.folder / "out").read_text())
 
     def close(self) -> None:
         """End what is left of it."""
@@ -107,10 +123,9 @@ def kill_often(job: Job, num_kills: int, chance: random.Random) -> list[str]:
     seen = 0
     while len(kills) < num_kills:
         phase = chance.choices(list(PHASES), list(PHASES.values()))[0]
-        if phase != "start":
-            # A new life begins with its steps; only then is there something to hit.
-            if job.wait_for("step", after=seen) is None:
-                break
+        # A life resumes before it takes a step; only then is there something else to hit.
+        if phase != "start" and job.wait_for("step", after=seen) is None:
+            break
         event = job.wait_for(phase if phase != "training" else "step", after=seen)
         if event is None:
             break

@@ -13,21 +13,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.faults.jobs import OPTIONS, Job, Result, differences, kill_often
+from tests.faults.jobs import Job, Result, differences, kill_often
 from tests.prepared import small_data
 
 
 def undisturbed(folder: Path, data: Path) -> Result:
-    return Job(folder, data, restarts=0, options=OPTIONS).result([])
+    with Job(folder, data) as job:
+        return job.result()
 
 
 def disturbed(folder: Path, data: Path, num_kills: int, chance: random.Random) -> Result:
     """A job that is killed so often and then left alone."""
-    job = Job(folder, data, restarts=1000, options=OPTIONS)
-    try:
+    with Job(folder, data, restarts=1000) as job:
         return job.result(kill_often(job, num_kills, chance))
-    finally:
-        job.close()
 
 
 def run(num_kills: int, seed: int, folder: Path, write: Any) -> bool:

@@ -1,13 +1,16 @@
 """A training job whose workers write down what they do, for tests that disturb them.
 
 ``python -m tests.faults.observed CONFIG LOG RESTARTS [--section.key value ...]`` is ``stem-torchrec
-train --nproc 2 --max-restarts RESTARTS --overwrite``. Rank r appends to ``LOG/rank_r`` a line per
-event: its process, a phase (``start``, ``training``, ``save``, ``evaluation``, ``end``), and for a
-finished step ``step``, its number and a checksum of the batch's rows.
+train --nproc 2 --max-restarts RESTARTS``, with ``--resume`` if the folder holds a run.
+
+Rank r appends to ``LOG/rank_r`` a line per event: its process, a phase (``start``, ``training``,
+``save``, ``evaluation``, ``end``), and for a finished step ``step``, its number and a checksum of
+the batch's rows. ``FAULT="hang 1 5"`` or ``"throw 1 5"`` lets rank 1 hang or fail after step 5.
 """
 
 import os
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +69,7 @@ def _observe(write: Callable[..., None]) -> None:
     def watched_advance(self: Any, *arguments: Any) -> int:
         samples = advance(self, *arguments)
         write("step", self.step, last["rows"])
+        _fault(self.step)
         return samples
 
     def watched_save(*arguments: Any, **options: Any) -> None:
@@ -85,6 +89,15 @@ def _observe(write: Callable[..., None]) -> None:
     trainer.evaluate = watched_evaluate
 
 
+def _fault(step: int) -> None:
+    what, rank, when = os.environ.get("FAULT", "none -1 0").split()
+    if (rank, when) != (os.environ["RANK"], str(step)):
+        return
+    if what == "throw":
+        raise ValueError("this rank broke")
+    time.sleep(1000)
+
+
 def rows_of(batch: Any) -> int:
     """A checksum of a batch's ids, dense values and labels."""
     found = 0
@@ -99,13 +112,14 @@ def main(arguments: list[str]) -> int:
     from stem_torchrec.settings import load_config
 
     config, log, restarts, *options = arguments
+    loaded = load_config(Path(config), options)
     try:
         run_workers(
             RANKS,
             observed_worker,
             Path(log),
-            load_config(Path(config), options),
-            "overwrite",
+            loaded,
+            "resume" if loaded.run.dir.exists() else "refuse",
             max_restarts=int(restarts),
         )
     except (UserError, WorkerError) as error:
