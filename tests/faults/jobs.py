@@ -54,6 +54,7 @@ class Job:
         restarts: int = 0,
         options: Sequence[str] = (),
         fault: str = "none -1 0",
+        forked: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.run_dir = folder, folder / "run"
@@ -66,7 +67,13 @@ class Job:
             cwd=ROOT,
             stdout=self._out,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FAULT": fault},
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "FAULT": fault,
+                "FORKED": str(int(forked)),
+            },
         )
 
     def __enter__(self) -> "Job":
