@@ -278,7 +278,7 @@ class DistributedConfig(Section):
         description="constraints per table (owner__feature; * and ? match), over the global ones",
     )
     timeout_s: int = Field(
-        600, ge=1, description="limit of one collective and of one step, seconds"
+        600, ge=1, description="limit of one step, seconds; a collective has 10 more"
     )
 
 

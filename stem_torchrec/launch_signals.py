@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event, Thread
 from types import FrameType
@@ -94,9 +95,10 @@ def _send(name: signal.Signals) -> None:
 
 
 def _children() -> list[int]:
-    """Child processes of every thread of this one."""
+    """Child processes of every thread of this one, but for Python's own helper."""
     found = []
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):
             found += [int(number) for number in (thread / "children").read_text().split()]
-    return found
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    return [process for process in found if process != tracker]

@@ -168,16 +168,7 @@ def _fit(
         if step % config.train.log_every == 0 or last:
             publish(_train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
-        stop = interruption.agreed()
-        if (
-            not stop
-            and _due(config.eval.every, position, last)
-            and has_split(config.data.path, "valid")
-        ):
-            try:
-                publish(evaluate(session, "valid", step))
-            except Stopped:
-                stop = True
+        stop = interruption.agreed() or not _evaluate_if_due(session, position, last, publish)
         interruption.rest()
         if last or stop or (config.checkpoint.every and step % config.checkpoint.every == 0):
             _save(session, position)
@@ -226,6 +217,17 @@ def _due(every: int | None, position: Position, last: bool) -> bool:
     if every is not None:
         return position.step % every == 0 or last
     return position.read.is_start or last
+
+
+def _evaluate_if_due(session: Session, position: Position, last: bool, publish: Listener) -> bool:
+    """False if the ranks have agreed to stop in the middle of an evaluation. Collective."""
+    config = session.config
+    if _due(config.eval.every, position, last) and has_split(config.data.path, "valid"):
+        try:
+            publish(evaluate(session, "valid", position.step))
+        except Stopped:
+            return False
+    return True
 
 
 def _owes_evaluation(session: Session, position: Position, total_steps: int) -> bool:

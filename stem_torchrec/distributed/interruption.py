@@ -23,6 +23,9 @@ from stem_torchrec.errors import WorkerError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STDERR = 2
+OTHERS_S = 3.0
+"""Ranks reach a limit at almost the same time; the first to end is the end of all."""
+
 SAME_S = 2.0
 """Signals within this time are one: a terminal and a launcher both pass on Ctrl-C."""
 
@@ -41,7 +44,7 @@ class Interruption:
 
     Args:
         grace_s: seconds from the signal in which to end.
-        limit_s: seconds a step may take; of one collective, all ranks reach it together.
+        limit_s: seconds a step may take; less than of one collective.
     """
 
     def __init__(self, ranks: Ranks, *, grace_s: float, limit_s: float) -> None:
@@ -156,6 +159,7 @@ class Interruption:
         if stacks:
             print(f"{message}; its threads:", file=sys.__stderr__, flush=True)
             faulthandler.dump_traceback(file=STDERR, all_threads=True)
+            time.sleep(OTHERS_S)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

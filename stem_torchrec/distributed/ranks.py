@@ -16,6 +16,9 @@ from stem_torchrec.errors import UserError
 
 T = TypeVar("T")
 
+STACKS_S = 10
+"""What a collective has over ``timeout_s``: all ranks write their stacks before one fails."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -125,7 +128,7 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    timeout = timedelta(seconds=config.timeout_s)
+    timeout = timedelta(seconds=config.timeout_s + STACKS_S)
     if not dist.is_initialized():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

@@ -137,6 +137,8 @@ def kill_often(job: Job, num_kills: int, chance: random.Random) -> list[str]:
         if event is None:
             break
         time.sleep(chance.uniform(0, DELAY_S[phase]))
+        if any(event.what == "done" for event in events(job.folder, 0)[seen:]):
+            break  # what is left is torch's: a worker that dies as it hands over its result
         workers = job.workers()
         seen = len(events(job.folder, 0))
         if job.process.poll() is not None or len(workers) < RANKS:

@@ -7,7 +7,7 @@ Rank r appends to ``LOG/rank_r`` a line per event: its process, a phase (``start
 ``save``, ``evaluation``, ``end``), and for a finished step ``step``, its number and a checksum of
 the batch's rows. ``FAULT="hang 1 5"`` or ``"throw 1 5"`` lets rank 1 hang or fail after step 5.
 With ``FORKED=1`` a life is forked from a process that has imported everything, which saves most of
-a start; all else is the same.
+a start; all else is the same. ``done`` is the last event of a rank that has ended its work.
 """
 
 import multiprocessing
@@ -50,7 +50,9 @@ def observed_worker(log: Path, config: Any, existing: Any) -> Any:
 
     write("start")
     _observe(write)
-    return train_worker(config, existing)
+    outcome = train_worker(config, existing)
+    write("done")
+    return outcome
 
 
 def _observe(write: Callable[..., None]) -> None:
