@@ -80,6 +80,8 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         check_devices(config.distributed, num_workers)
         check_inputs(config, splits=[options.split])
     record = run_workers(num_workers, evaluate_worker, config, options.split)
+    if record is None and not under_torchrun():
+        raise WorkerError("ended by a signal")
     if record is None:
         return
     if options.json:
