@@ -7,12 +7,14 @@ import argparse
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import provenance
 from tests.faults.jobs import Job, Result, differences, kill_often
 from tests.prepared import small_data
 
@@ -38,7 +40,14 @@ def run(num_kills: int, seed: int, folder: Path, write: Any) -> bool:
     jobs = wrong = 0
     while sum(phases.values()) < num_kills:
         left = num_kills - sum(phases.values())
-        result = disturbed(folder / f"job_{jobs}", data, min(left, chance.randint(4, 10)), chance)
+        here = folder / f"job_{jobs}"
+        try:
+            result = disturbed(here, data, min(left, chance.randint(4, 10)), chance)
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
+            # Its kills are not counted: nothing can be said of what they would have left.
+            print(f"job {jobs + 1} hangs: {error}\n{(here / 'out').read_text()}", file=sys.stderr)
+            jobs, wrong = jobs + 1, wrong + 1
+            continue
         phases.update(result.kills)
         found = differences(result, expected)
         jobs += 1
@@ -58,8 +67,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
 
+    about = provenance()
+
     def write(row: dict[str, Any]) -> None:
-        options.json.write_text(json.dumps({"rows": [row]}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"rows": [row | about]}, indent=1) + "\n")
         print(row, flush=True)
 
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
