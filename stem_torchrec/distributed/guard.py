@@ -64,6 +64,6 @@ class GuardedStep:
     def _finite(self) -> Tensor:
         """() bool: this rank's losses and gradients are."""
         dense = [weight.grad for weight in self._optimizers.dense if weight.grad is not None]
+        parts = [part for part in (self.losses, *self._cut.gradients(), *dense) if part.numel() > 0]
         # The largest absolute value: one read of each, and not finite if one element is not.
-        largest = get_total_norm([self.losses, *self._cut.gradients(), *dense], float("inf"))
-        return largest.isfinite()
+        return get_total_norm(parts, float("inf")).isfinite()
