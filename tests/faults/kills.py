@@ -1,6 +1,6 @@
 """Kill a short 2-rank run at random moments, and compare what it ends with.
 
-``python -m tests.faults.kills --kills 200 --json FILE`` takes about 15 s a kill on two cores.
+``python -m tests.faults.kills --kills 200 --json FILE`` takes about 10 s a kill on two cores.
 """
 
 import argparse
