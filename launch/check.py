@@ -5,11 +5,12 @@ Usage: check.py cpu|gpu [--versions-only]
 
 import subprocess
 import sys
-from importlib import metadata
+from pathlib import Path
 
-# FBGEMM's operators are compiled against one release of torch.
-TORCH_OF_FBGEMM = {"1.6": "2.11", "1.7": "2.12", "1.8": "2.13"}
-FBGEMM_OF_DEVICE = {"cpu": "fbgemm-gpu-cpu", "gpu": "fbgemm-gpu"}
+# Run before anything is known to be installed well.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from stem_torchrec.versions import FBGEMM_OF_DEVICE, installed, misfit
 
 # A wrong pair may import and fail, unreadably, where the first operator is called.
 TRY = """
@@ -44,34 +45,6 @@ def main(device: str, *flags: str) -> int:
     found = ", ".join(f"{package} {version}" for package, version in versions.items())
     print(f"ready: Python {sys.version.split()[0]}, {found} ({where})")
     return 0
-
-
-def installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def misfit(device: str, versions: dict[str, str | None]) -> str | None:
-    """What the version numbers tell, without importing anything."""
-    for package, version in versions.items():
-        if version is None:
-            return f"{package} is not installed"
-    fbgemm_package = FBGEMM_OF_DEVICE[device]
-    for other in set(FBGEMM_OF_DEVICE.values()) - {fbgemm_package}:
-        if installed(other) is not None:
-            return f"{fbgemm_package} and {other} are both installed and overwrite each other"
-    torch, fbgemm, torchrec = (
-        ".".join(str(versions[package]).split(".")[:2])
-        for package in ("torch", fbgemm_package, "torchrec")
-    )
-    pair = f"torch {versions['torch']} and {fbgemm_package} {versions[fbgemm_package]}"
-    if TORCH_OF_FBGEMM.get(fbgemm, torch) != torch:
-        return f"{pair} do not fit: FBGEMM {fbgemm} needs torch {TORCH_OF_FBGEMM[fbgemm]}"
-    if torchrec != fbgemm:
-        return f"torchrec {versions['torchrec']} does not fit FBGEMM {fbgemm}; both go together"
-    return None
 
 
 def import_all(device: str, versions: dict[str, str | None]) -> tuple[str | None, str]:

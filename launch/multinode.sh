@@ -12,6 +12,7 @@
 #   NPROC             ranks per node (default: the number of GPUs, 1 without)
 # Environment, of a node:
 #   LOCAL_ADDR        address at which the others reach this node (default: its host name)
+#   MAX_RESTARTS      how often lost ranks are started again, from the newest checkpoint (default: 0)
 #   OMP_NUM_THREADS   threads per rank (default: the cores divided by the ranks)
 #   PYTHON            interpreter (default: .venv/bin/python)
 #
@@ -35,7 +36,7 @@ python="$(project_python)"
 set_ranks
 say "$NNODES node(s), $NPROC rank(s) here, $OMP_NUM_THREADS thread(s) each, meeting at $RDZV_ENDPOINT"
 exec "$python" "$ROOT/launch/torchrun.py" \
-    --nnodes "$NNODES" --nproc-per-node "$NPROC" \
+    --nnodes "$NNODES" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" \
     --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RUN_ID:-stem}" \
     ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
     -m stem_torchrec train --config "$config" "$@"

@@ -1,10 +1,12 @@
 """torchrun that ends with the failed rank's message, not with a traceback of the launcher.
 
 Usage: torchrun.py ARGUMENT ... (as torchrun's). Exit code 2 after a mistake of the user, 1 after
-any other failure.
+any other failure. SIGTERM and SIGINT go to the ranks; the exit code is 0 where they have left in
+time.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,16 +15,23 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
 from stem_torchrec.launcher import error_of
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse_args(list(arguments))
+    options.signals_to_handle = LEFT_TO_TORCH
+    # Else workers that are started again find addresses of dead ones in the store.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # The failed rank is reported below; the launcher's own log would only repeat it.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:
-        run(options)
+        with passing_on_signals() as passed_on:
+            run(options)
     except ChildFailedError as error:
+        if passed_on.before_the_first_step(error):
+            return 0
         return report(*error.get_first_failure())
     except RendezvousError as error:
         print(f"error: the nodes do not meet at {options.rdzv_endpoint}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@
 #
 # Environment:
 #   NPROC             ranks (default: the number of GPUs, 1 without)
+#   MAX_RESTARTS      how often lost ranks are started again, from the newest checkpoint (default: 0)
 #   OMP_NUM_THREADS   threads per rank (default: the cores divided by the ranks)
 #   PYTHON            interpreter (default: .venv/bin/python)
 #
@@ -24,5 +25,5 @@ config="$1" && shift
 python="$(project_python)"
 set_ranks
 say "$NPROC rank(s), $OMP_NUM_THREADS thread(s) each"
-exec "$python" "$ROOT/launch/torchrun.py" --standalone --nproc-per-node "$NPROC" \
+exec "$python" "$ROOT/launch/torchrun.py" --standalone --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" \
     -m stem_torchrec train --config "$config" "$@"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stem_torchrec.analysis.analyze_command import add_analyze
 from stem_torchrec.analysis.compare.command import add_compare
 from stem_torchrec.config import Config
+from stem_torchrec.doctor_command import add_doctor
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.place import Place, place_of
 from stem_torchrec.prepare_command import add_prepare_files
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     try:
         _refuse_check_of_source(options)
-        options.run(options, rest)
+        code = options.run(options, rest)
     except UserError as error:
         if not _left_to_torchrun(error):
             print(f"error: {error}", file=sys.stderr)
@@ -39,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _left_to_torchrun(error)
         raise
-    return 0
+    return code or 0
 
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.checks import check_inputs
-    from stem_torchrec.console import print_evaluation
+    from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import Existing, check_run
@@ -62,8 +63,14 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         check_devices(config.distributed, num_workers)
         check_run(config, existing)
         check_inputs(config)
-    outcome = run_workers(num_workers, train_worker, config, existing, initial)
-    if outcome is not None and outcome.test is not None:
+    outcome = run_workers(
+        num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
+    )
+    if outcome is None:
+        return
+    if outcome.stopped is not None:
+        print_note(f"stopped by a signal after step {outcome.stopped}; --resume goes on from there")
+    elif outcome.test is not None:
         print_evaluation(outcome.test, outcome.qps)
 
 
@@ -95,6 +102,8 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         check_devices(config.distributed, num_workers)
         check_inputs(config, splits=[options.split])
     record = run_workers(num_workers, evaluate_worker, config, options.split)
+    if record is None and not under_torchrun():
+        raise WorkerError("ended by a signal")
     if record is None:
         return
     if options.json:
@@ -191,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
         help="local workers (default: 1 "
         "on CPU, one per GPU); torchrun's ranks where it started this",
     )
+    command.add_argument(
+        "--max-restarts",
+        type=_at_least_zero,
+        default=0,
+        metavar="K",
+        help="start the local workers again up to K times when one is lost; they go on from the "
+        "newest checkpoint (default: 0; torchrun has an option of its own)",
+    )
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="replace the folder's run")
@@ -229,6 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--world-size", type=_positive, default=1, metavar="N")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     command.set_defaults(run=plan)
+
+    add_doctor(commands, _add)
 
     add_compare(commands, _add, config_keys)
     add_analyze(commands)
@@ -284,6 +303,13 @@ def _place(text: str) -> Place:
         return place_of(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _at_least_zero(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
 
 
 def _positive(text: str) -> int:

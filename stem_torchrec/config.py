@@ -68,6 +68,11 @@ class Section(BaseModel):
 class RunConfig(Section):
     dir: Path = Field(description="run folder: config, plan, metrics, checkpoints, TensorBoard")
     seed: int = Field(0, ge=0, description="seed of weights, tables and row order")
+    grace_s: int = Field(
+        60,
+        ge=1,
+        description="seconds from SIGTERM or SIGINT in which a run saves a checkpoint and ends",
+    )
 
 
 class DataConfig(Section):
@@ -236,6 +241,12 @@ class TrainConfig(Section):
     qps_warmup_steps: int = Field(
         5, ge=0, description="first steps that the samples-per-second figure leaves out"
     )
+    max_skipped_steps: int = Field(
+        10,
+        ge=1,
+        description="steps in a row left out for a loss or gradient that is not finite, until the "
+        "run ends",
+    )
     ne_window: int = Field(
         1_000_000, ge=1, description="samples (all ranks) in the window of the windowed NE"
     )
@@ -308,7 +319,9 @@ class DistributedConfig(Section):
         default_factory=dict,
         description="constraints per table (owner__feature; * and ? match), over the global ones",
     )
-    timeout_s: int = Field(600, ge=1, description="limit of one collective, seconds")
+    timeout_s: int = Field(
+        600, ge=1, description="limit of one step, seconds; a collective has 10 more"
+    )
 
 
 class Config(Section):

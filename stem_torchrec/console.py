@@ -84,6 +84,8 @@ class TrainConsole:
         elif record.get("split") == "valid":
             aucs = _by_task(record["auc"])
             self._console.print(f"step {record['step']}  valid  auc {aucs}")
+            for note in unlabelled_notes(record):
+                self._console.print(f"note: {note}")
 
 
 class StageConsole:
@@ -149,6 +151,21 @@ def print_note(text: str) -> None:
     _console(stderr=True).print(Text(text), soft_wrap=True)
 
 
+def print_finding(name: str, text: str, *, ok: bool) -> None:
+    """A line of ``doctor``."""
+    mark = Text("ok     ", "green") if ok else Text("problem", "red")
+    _console().print(mark, Text(f"{name}: {text}"), soft_wrap=True)
+
+
+def unlabelled_notes(record: Mapping[str, Any]) -> list[str]:
+    """A line per task that has no label in the split."""
+    return [
+        f"{record['split']}: task {task!r} has no label, so no metric of it is defined"
+        for task, count in record["labels"].items()
+        if count == 0
+    ]
+
+
 def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> None:
     """The metrics of one split as a table, one row per task."""
     title = f"{record['split']}, {record['samples']:,} samples, step {record['step']}"
@@ -160,6 +177,8 @@ def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> Non
     table.add_row("mean", *(mean if name == "auc" else "" for name in METRICS), "", style="bold")
     console = _console()
     console.print(table)
+    for note in unlabelled_notes(record):
+        print_note(f"note: {note}")
     if qps is not None:
         console.print(f"training: {qps:,.0f} samples/s (all ranks, after warm-up)")
 

@@ -3,6 +3,7 @@
 B rows of the local batch, T tasks.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,17 +68,19 @@ class TrainMetrics:
         self._loss_sum += output.losses
         self._loss_steps += 1
 
-    def compute(self, *, start_anew: bool = True) -> dict[str, dict[str, float]]:
+    def compute(self, *, start_anew: bool = True) -> dict[str, dict[str, float | None]]:
         """Figures by name and task, on rank 0; elsewhere the loss alone. Collective.
 
         ``loss`` in nats, the mean since the last call with ``start_anew``; ``ne`` since the start,
-        ``ne_window`` over the last window; ``calibration`` is predicted over
-        observed positives in the window.
+        ``ne_window`` over the last window; ``calibration`` is predicted over observed positives in
+        the window. A figure that the labels do not define is None.
         """
-        losses = self._loss_sum / max(1, self._loss_steps)
+        losses = self._loss_sum / (self._loss_steps or math.nan)
         if self._world_size > 1:
             torch.distributed.all_reduce(losses)
-        result = {"loss": self._named((losses / self._world_size).tolist())}
+        result: dict[str, dict[str, float | None]] = {
+            "loss": self._named((losses / self._world_size).tolist())
+        }
         if start_anew:
             self._loss_sum.zero_()
             self._loss_steps = 0
@@ -91,7 +94,7 @@ class TrainMetrics:
             ("ne_window", "ne-{}|window_ne"),
             ("calibration", "calibration-{}|window_calibration"),
         ):
-            result[name] = {task: reports[key.format(task)] for task in self._tasks}
+            result[name] = self._named([reports[key.format(task)] for task in self._tasks])
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,8 +132,12 @@ class TrainMetrics:
     def _by_task(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._tasks, values.t().unbind(0), strict=True))
 
-    def _named(self, values: Sequence[float]) -> dict[str, float]:
-        return dict(zip(self._tasks, values, strict=True))
+    def _named(self, values: Sequence[float]) -> dict[str, float | None]:
+        """By task; None where the labels do not define the figure."""
+        return {
+            task: value if math.isfinite(value) else None
+            for task, value in zip(self._tasks, values, strict=True)
+        }
 
 
 def _state_of(part: RecMetricComputation) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Optimizers:
         fused: steps inside the tables' backward; only its learning rate is set here.
         stepped: dense weights, and tables that no fused optimizer serves (data-parallel tables,
             Adam on CPU); its ``step`` is the train pipeline's.
+        dense: the dense weights.
     """
 
     def __init__(self, config: Config, model: DistributedModelParallel) -> None:
@@ -68,6 +69,7 @@ class Optimizers:
                 dense[name] = parameter
             elif name not in fused_names and parameter.numel() > 0:  # empty: on other ranks only
                 tables[name] = parameter
+        self.dense = list(dense.values())
         self._dense = KeyedOptimizerWrapper(dense, lambda p: dense_optimizer(config.optim, p))
         clipped: KeyedOptimizer = self._dense
         if config.optim.clip_norm is not None:

@@ -20,7 +20,11 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
-OWN_FILES = ("config.yaml", "plan.txt", "init.json", "metrics.jsonl", "checkpoints", "tb")
+METRICS = "metrics.jsonl"
+JOB = "job.json"
+"""Whose run it is, where a launcher may start its workers again."""
+
+OWN_FILES = ("config.yaml", "plan.txt", "init.json", METRICS, "checkpoints", "tb", JOB)
 
 
 def check_run_dir(run_dir: Path, existing: Existing) -> None:
@@ -64,6 +68,8 @@ def create_run(config: Config, plan_report: str, existing: Existing) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        for path in run_dir.glob("bad_batch_rank*.pt"):
+            path.unlink()
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config, installed_versions()))
     (run_dir / "plan.txt").write_text(plan_report)
@@ -157,7 +163,7 @@ class Recorder:
     """
 
     def __init__(self, run_dir: Path, *, active: bool, step: int = 0) -> None:
-        self._file = (run_dir / "metrics.jsonl").open("a") if active else None
+        self._file = (run_dir / METRICS).open("a") if active else None
         purge = step + 1 if step else None
         self._board = SummaryWriter(str(run_dir / "tb"), purge_step=purge) if active else None
 
@@ -182,6 +188,15 @@ class Recorder:
         if self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()
+
+
+def has_evaluation(run_dir: Path, split: str, step: int) -> bool:
+    """Whether the run's records have an evaluation of the split at this step."""
+    file = run_dir / METRICS
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    records = (json.loads(line) for line in lines if line.endswith("\n"))
+    found = ((record["kind"], record.get("split"), record["step"]) for record in records)
+    return ("eval", split, step) in found
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

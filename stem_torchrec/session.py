@@ -64,7 +64,7 @@ def build(config: Config, ranks: Ranks) -> Session:
     planned = plan_on_first_rank(config, step, ranks)
     model = shard(config, step, planned, ranks)
     optimizers = Optimizers(config, model)
-    pipeline = Pipeline(model, optimizers, ranks)
+    pipeline = Pipeline(model, optimizers, ranks, undo=fork.undo if fork is not None else None)
     return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
 
 

@@ -10,12 +10,14 @@ from stem_torchrec.batch import Batch
 from stem_torchrec.config import CheckpointConfig, Config
 from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.distributed.interruption import Interruption, Stopped
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
+from stem_torchrec.restart import existing_after_restart, mark
 from stem_torchrec.run_folder import (
     Existing,
     Recorder,
@@ -23,9 +25,11 @@ from stem_torchrec.run_folder import (
     check_run,
     continue_run,
     create_run,
+    has_evaluation,
     write_init,
 )
 from stem_torchrec.session import Session, build, has_split, open_split
+from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
 
 Record = dict[str, Any]
@@ -34,11 +38,15 @@ Listener = Callable[[Record], None]
 
 @dataclass
 class Position:
-    """How far a run has come: finished steps, samples of all ranks, and the place in the data."""
+    """How far a run has come: finished steps, samples of all ranks, and the place in the data.
+
+    ``skipped`` of the steps were left out for bad numbers; their samples count.
+    """
 
     read: ReadPosition
     step: int = 0
     samples: int = 0
+    skipped: int = 0
 
     def advance(self, reader: ParquetReader) -> int:
         """Count one more step; returns its real samples of all ranks."""
@@ -49,7 +57,12 @@ class Position:
         return samples
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "samples": self.samples, **self.read.state_dict()}
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "skipped": self.skipped,
+            **self.read.state_dict(),
+        }
 
 
 class Outcome(NamedTuple):
@@ -58,10 +71,12 @@ class Outcome(NamedTuple):
     Attributes:
         test: the eval record of the test split, or None where there is no such split.
         qps: samples per second of all ranks, or None if there was only warm-up.
+        stopped: the step after which a signal ended it, or None if it is complete.
     """
 
     test: Record | None
     qps: float | None
+    stopped: int | None = None
 
 
 def train(
@@ -79,6 +94,7 @@ def train(
         existing: what to do with a run that the folder already holds.
         listener: gets every record, on rank 0 alone.
     """
+    existing = ranks.on_first(lambda: existing_after_restart(config.run.dir, existing))
     ranks.on_first(lambda: check_run(config, existing))
     session = build(config, ranks)
     reader = open_split(session, "train", for_training=True)
@@ -87,17 +103,25 @@ def train(
     if existing == "resume":
         folder = checkpoint.newest_valid(config.run.dir, ranks)
         saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
-        position = Position(reader.resumed(saved), saved["step"], saved["samples"])
+        position = Position(
+            reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"]
+        )
         ranks.on_first(lambda: continue_run(config, session.plan_report, position.step))
         checkpoint.load_own(folder, metrics, session.fork, ranks)
     else:
         report = _start_from(session, initial)
         ranks.on_first(lambda: create_run(config, session.plan_report, existing))
+        ranks.on_first(lambda: mark(config.run.dir))
         if report is not None and ranks.is_first:
             write_init(config.run.dir, report)
             listener({"kind": "init", **report})
 
-    with Recorder(config.run.dir, active=ranks.is_first, step=position.step) as recorder:
+    interruption = Interruption(
+        ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
+    )
+    session.pipeline.interruption = interruption
+    recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
+    with interruption, recorder:
 
         def publish(record: Record) -> None:
             recorder.write(record)
@@ -105,14 +129,17 @@ def train(
                 listener(record)
 
         saver = _saver(session, publish)
-        qps = _fit(session, reader, position, metrics, saver, publish)
-        test = None
-        if has_split(config.data.path, "test"):
-            test = evaluate(session, "test", position.step)
-            publish(test)
+        qps, test, stopped = None, None, None
+        try:
+            qps = _fit(session, reader, position, metrics, saver, publish)
+            if has_split(config.data.path, "test"):
+                test = evaluate(session, "test", position.step)
+                publish(test)
+        except Stopped:
+            stopped = position.step
         saver.wait()
         saver.close()
-    return Outcome(test, qps)
+    return Outcome(test, qps, stopped)
 
 
 def _fit(
@@ -127,29 +154,48 @@ def _fit(
 
     Returns:
         Samples per second of all ranks, warm-up, evaluations and checkpoints left out.
+
+    Raises:
+        Stopped: a signal has ended it, with a checkpoint.
     """
-    config, evaluated = session.config, None
+    config = session.config
     total_steps = total_train_steps(config, reader, position)
     batches = _stream(reader, position, total_steps)
+    interruption = session.pipeline.interruption
+    assert interruption is not None
     throughput = Throughput(session.ranks.device, config.train.qps_warmup_steps)
+    skipped = SkippedSteps(config, session.schema.task_names, session.ranks, position.skipped)
+    if _owes_evaluation(session, position, total_steps):
+        publish(evaluate(session, "valid", position.step))
     session.model.train()
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
         if session.fork is not None:
             session.fork.begin(position.step)
-        metrics.update(session.pipeline.step(batches))
+        interruption.beat()
+        output = session.pipeline.step(batches)
+        skipped.count(session.pipeline.skipped, position.step + 1)
+        if session.pipeline.skipped is None:
+            metrics.update(output)
         throughput.count(position.advance(reader))
+        position.skipped = skipped.total
 
         step, last = position.step, position.step == total_steps
         if step % config.train.log_every == 0 or last:
             publish(_train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
-        if _due(config.eval.every, position, last) and has_split(config.data.path, "valid"):
-            evaluated = evaluate(session, "valid", step)
-            publish(evaluated)
-        if _save_due(config.checkpoint, step, last, evaluated):
+        stop, evaluated = interruption.agreed(), None
+        try:
+            if not stop:
+                evaluated = _evaluate_if_due(session, position, last, publish)
+        except Stopped:
+            stop = True
+        interruption.rest()
+        if stop or _save_due(config.checkpoint, step, last, evaluated):
             _save(session, position, metrics, saver, evaluated)
+        if stop:
+            raise Stopped
         throughput.resume()
     return throughput.total()
 
@@ -169,7 +215,7 @@ def _save_due(config: CheckpointConfig, step: int, last: bool, evaluated: Record
     """Whether a checkpoint follows this step."""
     if last or (config.every is not None and step % config.every == 0):
         return True
-    return config.keep_best is not None and evaluated is not None and evaluated["step"] == step
+    return config.keep_best is not None and evaluated is not None
 
 
 def _save(
@@ -179,10 +225,9 @@ def _save(
     saver: checkpoint.Saver,
     evaluated: Record | None,
 ) -> None:
-    """Save what the run has come to; ``evaluated`` is the last eval record. Collective."""
-    is_new = evaluated is not None and evaluated["step"] == position.step
+    """Save what the run has come to; ``evaluated`` is this step's eval record. Collective."""
     name = session.config.checkpoint.keep_best
-    value = checkpoint.metric_value(evaluated if is_new else None, name)
+    value = checkpoint.metric_value(evaluated, name)
     saver.save(
         checkpoint.Content(
             position.step,
@@ -242,6 +287,32 @@ def _train_metrics(session: Session) -> TrainMetrics:
     )
 
 
+def _evaluate_if_due(
+    session: Session, position: Position, last: bool, publish: Listener
+) -> Record | None:
+    """The published eval record of this step, if there is to be one. Collective.
+
+    Raises:
+        Stopped: the ranks have agreed to stop in the middle of it.
+    """
+    config = session.config
+    if not (_due(config.eval.every, position, last) and has_split(config.data.path, "valid")):
+        return None
+    evaluated = evaluate(session, "valid", position.step)
+    publish(evaluated)
+    return evaluated
+
+
+def _owes_evaluation(session: Session, position: Position, total_steps: int) -> bool:
+    """Whether the run was stopped before the evaluation that follows its step. Collective."""
+    config, step = session.config, position.step
+    if step == 0 or not has_split(config.data.path, "valid"):
+        return False
+    due = _due(config.eval.every, position, step == total_steps)
+    done = session.ranks.on_first(lambda: has_evaluation(config.run.dir, "valid", step))
+    return due and not done
+
+
 def _train_record(
     session: Session,
     position: Position,
@@ -255,6 +326,7 @@ def _train_record(
         "step": position.step,
         "total_steps": total_steps,
         "samples": position.samples,
+        "skipped": position.skipped,
         "qps": throughput.lap(),
         "qps_total": throughput.total(),
         "peak_memory_bytes": peak_memory_bytes(session.ranks.device),
@@ -294,4 +366,6 @@ def predict(session: Session, reader: ParquetReader) -> Joined | None:
     for batch, logits in session.pipeline.predict(reader.epoch(0)):
         if batch.num_samples > 0:
             predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
+    if session.pipeline.interruption is not None:
+        session.pipeline.interruption.rest()
     return predictions.joined(session.ranks.gather_rows)

@@ -8,6 +8,7 @@ from stem_torchrec.checkpoint import Initial
 from stem_torchrec.checks import doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
+from stem_torchrec.distributed.interruption import show_stacks_on_request
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.finished_run import (
@@ -31,6 +32,7 @@ def train_worker(
 ) -> Outcome | None:
     """Train; the outcome on rank 0, None elsewhere."""
     hide_dependency_notices()
+    show_stacks_on_request()
     ranks = start_ranks(config.distributed)
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore

@@ -18,6 +18,7 @@ from stem_torchrec.data.kuairand import KuaiRandConfig
 from stem_torchrec.data.prepare_files import PrepareOptions, PublicSetOptions
 from stem_torchrec.data.synthetic_config import SyntheticConfig
 from stem_torchrec.settings import all_keys, load_config, parse_options, validate
+from stem_torchrec.versions import misfit
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -193,12 +194,9 @@ def test_setup_passes_over_a_python_that_does_not_run(checkout: Path):
 def test_versions_that_do_not_fit_are_named(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str | None], message: str | None
 ):
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import check
-
-    monkeypatch.setattr(check, "installed", versions.get)
+    monkeypatch.setattr("stem_torchrec.versions.installed", versions.get)
     asked = {name: version for name, version in versions.items() if name != "fbgemm-gpu"}
-    problem = check.misfit("cpu", asked)
+    problem = misfit("cpu", asked)
     assert (problem is None) if message is None else (message in (problem or ""))
 
 

@@ -66,6 +66,7 @@ class BalancedFork(nn.Module):
         self.register_buffer("multipliers", torch.ones(num_tasks))
         self._last: Balanced | None = None
         self._last_gram = torch.zeros(num_tasks, num_tasks)
+        self._before: list[Tensor] = []
         self.losses = torch.zeros(num_tasks)
         self._step = 0
         self._only: int | None = None
@@ -78,6 +79,7 @@ class BalancedFork(nn.Module):
     def begin(self, step: int) -> None:
         """Before each step: its number, which seeds random rules and paces the Gram matrix."""
         self._step = step
+        self._before = []
 
     def forward(self, trunk: nn.Module, features: Tensor, num_tasks: int) -> Forked:
         outputs = trunk(features)
@@ -112,6 +114,7 @@ class BalancedFork(nn.Module):
     def set_from(self, gram: Tensor, losses: Tensor) -> None:
         """Let the rule turn the global Gram matrix (T, T) and losses (T,) into multipliers."""
         state = {name: getattr(self, f"state_{name}") for name in self._state_names}
+        self._before = [value.clone() for value in self._changing()]
         self._last = balance(self._rule, gram, losses, state, self._step)
         self._last_gram = gram
         for name, value in self._last.state.items():
@@ -139,6 +142,15 @@ class BalancedFork(nn.Module):
             active=state["active"].to(device),
             fallback=state["fallback"].to(device),
         )
+
+    def undo(self) -> None:
+        """Take back what this step did to multipliers and state, where it made a Gram matrix."""
+        for value, before in zip(self._changing(), self._before, strict=False):
+            value.copy_(before)
+        self._before = []
+
+    def _changing(self) -> list[Tensor]:
+        return [self.multipliers, *(getattr(self, f"state_{name}") for name in self._state_names)]
 
     def metrics(self) -> dict[str, Tensor]:
         """Figures of the last Gram matrix, see ``report.py``; nothing before the first."""

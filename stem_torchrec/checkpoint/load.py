@@ -13,6 +13,7 @@ from stem_torchrec.optim import Optimizers
 POSITION = (
     "step",
     "samples",
+    "skipped",
     "epoch",
     "step_in_epoch",
     "world_size",

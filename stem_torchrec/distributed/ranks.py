@@ -16,6 +16,9 @@ from stem_torchrec.errors import UserError
 
 T = TypeVar("T")
 
+STACKS_S = 10
+"""What a collective has over ``timeout_s``: all ranks write their stacks before one fails."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -53,6 +56,10 @@ class Ranks:
             return total / self.world_size
 
         return wait
+
+    def any(self, flag: Tensor) -> bool:
+        """Whether the () bool ``flag`` is set on any rank. Collective; waits for the device."""
+        return bool(self.rank_mean(flag.float())() > 0)
 
     def on_first(self, function: Callable[[], T]) -> T:
         """Rank 0's ``function()`` on every rank, its UserError too. Collective, on the host."""
@@ -123,16 +130,15 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
+    timeout = timedelta(seconds=config.timeout_s + STACKS_S)
     if not dist.is_initialized():
-        alone = "RANK" not in os.environ
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             rank=int(env["RANK"]),
             world_size=int(env["WORLD_SIZE"]),
-            store=dist.HashStore() if alone else None,
-            timeout=timedelta(seconds=config.timeout_s),
+            store=_store(timeout),
+            timeout=timeout,
         )
-    timeout = timedelta(seconds=config.timeout_s)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     save_group = dist.new_group(backend="gloo", timeout=timeout)
     loss_group = dist.new_group(timeout=timeout)
@@ -146,6 +152,22 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         save_group=save_group,
         loss_group=loss_group,
     )
+
+
+def _store(timeout: timedelta) -> dist.Store | None:
+    """Where the ranks find each other; None for torch's own choice.
+
+    Torch elastic hands one store to every life of the workers, and a rank that looks up a peer
+    may find the address of a dead one. Nodes count restarts each for itself, so this works on one
+    node; on several, ``launch/torchrun.py`` tells torch not to share the store.
+    """
+    if "RANK" not in os.environ:
+        return dist.HashStore()
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if life is None or os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        return None
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return dist.PrefixStore(f"life_{life}", store)
 
 
 def stop_ranks() -> None:

@@ -1,0 +1,104 @@
+"""A launcher's part in stopping: it passes signals on to its workers and waits for them.
+
+Torch's agent would end the workers itself and then fail; here they leave by themselves, and the
+job ends as they did.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
+from threading import Event, Thread
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher import api
+
+from stem_torchrec.distributed.interruption import SAME_S, SIGNALS
+
+LEFT_TO_TORCH = "SIGHUP,SIGQUIT"
+"""For ``LaunchConfig.signals_to_handle`` and torchrun's ``--signals-to-handle``."""
+
+
+class PassedOn:
+    """SIGTERM or SIGINT goes to the workers as SIGTERM; a second one kills them.
+
+    Attributes:
+        signal: the first that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._since = 0.0
+        self.agents: list[Any] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), now
+            for agent in self.agents:
+                agent._remaining_restarts = 0
+            _send(signal.SIGTERM)
+        elif now - self._since > SAME_S:
+            _send(signal.SIGKILL)
+
+    def before_the_first_step(self, failure: ChildFailedError) -> bool:
+        """Whether a worker has failed only because the signal came while it started."""
+        codes = {-name for name in SIGNALS}
+        return self.signal is not None and any(
+            worker.exitcode in codes for worker in failure.failures.values()
+        )
+
+
+@contextmanager
+def passing_on_signals() -> Iterator[PassedOn]:
+    """Around a launch with ``signals_to_handle=LEFT_TO_TORCH``, in the main thread."""
+    passed_on, ended = PassedOn(), Event()
+
+    class Agent(LocalElasticAgent):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            passed_on.agents.append(self)
+
+    # Workers inherit the mask: Ctrl-C, which a terminal sends to them too, would end those that
+    # have not begun to train. Python needs one thread that gets the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    thread = Thread(target=_receive, args=(ended,), daemon=True)
+    thread.start()
+    handlers = {name: signal.signal(name, passed_on) for name in SIGNALS}
+    agent, api.LocalElasticAgent = api.LocalElasticAgent, Agent
+    try:
+        yield passed_on
+    finally:
+        api.LocalElasticAgent = agent
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
+        ended.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _receive(ended: Event) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ended.wait()
+
+
+def _send(name: signal.Signals) -> None:
+    for process in _children():
+        with suppress(ProcessLookupError):
+            os.kill(process, name)
+
+
+def _children() -> list[int]:
+    """Child processes of every thread of this one, but for Python's own helper."""
+    found = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            found += [int(number) for number in (thread / "children").read_text().split()]
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    return [process for process in found if process != tracker]

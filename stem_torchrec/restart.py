@@ -1,0 +1,65 @@
+"""What a worker does with the run folder when the launcher has started it again."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from stem_torchrec import checkpoint
+from stem_torchrec.errors import UserError
+from stem_torchrec.run_folder import JOB, Existing
+
+
+def existing_after_restart(run_dir: Path, existing: Existing) -> Existing:
+    """``existing``, but for a folder that this very job has begun: go on from its newest
+    checkpoint, or anew where it has none.
+
+    Another job's run is never taken for this one's, so a folder that was refused stays refused
+    however often the launcher starts the workers.
+    """
+    job = this_job()
+    if job is None or existing == "resume" or _job_of(run_dir) != job:
+        return existing
+    try:
+        checkpoint.newest(run_dir)
+    except UserError:
+        return "overwrite"
+    return "resume"
+
+
+def this_job() -> dict[str, str] | None:
+    """What tells a job from every other, where its launcher starts workers again; else None.
+
+    The launcher's process on rank 0's node lives as long as the job.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
+        return None
+    return {
+        "run_id": os.environ["TORCHELASTIC_RUN_ID"],
+        "host": socket.gethostname(),
+        "launcher": f"{os.getppid()} {_start_time(os.getppid())}",
+    }
+
+
+def mark(run_dir: Path) -> None:
+    """Say in the folder that its run is this job's."""
+    job = this_job()
+    if job is not None:
+        aside = run_dir / f"{JOB}.partial"
+        aside.write_text(json.dumps(job))
+        aside.rename(run_dir / JOB)
+
+
+def _job_of(run_dir: Path) -> object:
+    try:
+        return json.loads((run_dir / JOB).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _start_time(process: int) -> str:
+    """Ticks from the machine's start to the process's: numbers of processes are used again."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

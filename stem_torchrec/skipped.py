@@ -1,0 +1,75 @@
+"""Steps that were left out because a loss or a gradient was not finite."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stem_torchrec.batch import Batch
+from stem_torchrec.config import Config
+from stem_torchrec.distributed.pipeline import Skipped
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.errors import UserError
+
+
+class SkippedSteps:
+    """Counts them, and ends the run after ``train.max_skipped_steps`` in a row.
+
+    Attributes:
+        total: since the run's start.
+    """
+
+    def __init__(self, config: Config, tasks: tuple[str, ...], ranks: Ranks, total: int) -> None:
+        self._limit = config.train.max_skipped_steps
+        self._run_dir = config.run.dir
+        self._tasks = tasks
+        self._ranks = ranks
+        self._in_a_row = 0
+        self.total = total
+
+    def count(self, skipped: Skipped | None, step: int) -> None:
+        """After each step, the same on every rank.
+
+        Raises:
+            UserError: too many in a row; each rank has saved its last batch.
+        """
+        if skipped is None:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self.total += 1
+        if self._in_a_row < self._limit:
+            return
+        save_bad_batch(self._run_dir, self._ranks.rank, self._tasks, skipped, step)
+        self._ranks.barrier()  # no rank ends the job while another still writes
+        raise UserError(
+            f"train.max_skipped_steps: {self._in_a_row} steps in a row, the last of them {step}, "
+            "had a loss or gradient that is not finite, and were left out; the last batch and its "
+            f"losses are in {self._run_dir}/bad_batch_rank*.pt (lower learning rates, or clip "
+            "with embedding.max_gradient and optim.clip_norm)"
+        )
+
+
+def save_bad_batch(
+    run_dir: Path, rank: int, tasks: tuple[str, ...], skipped: Skipped, step: int
+) -> None:
+    """Write ``RUN/bad_batch_rankR.pt``: step, losses by task, and the batch as plain tensors."""
+    content = {
+        "step": step,
+        "losses": dict(zip(tasks, skipped.losses.tolist(), strict=True)),
+        "batch": _plain(skipped.batch),
+    }
+    torch.save(content, run_dir / f"bad_batch_rank{rank}.pt")
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    """On the host; ``ids`` holds (values, lengths) per feature."""
+    host = batch.to(torch.device("cpu"))
+    ids = {name: (part.values(), part.lengths()) for name, part in host.sparse.to_dict().items()}
+    return {
+        "ids": ids,
+        "dense": host.dense,
+        "labels": host.labels,
+        "weights": host.weights,
+        "num_samples": host.num_samples,
+    }

@@ -1,0 +1,148 @@
+"""A training job whose workers write down what they do, for tests that disturb them.
+
+``python -m tests.faults.observed CONFIG LOG RESTARTS [--section.key value ...]`` is ``stem-torchrec
+train --nproc 2 --max-restarts RESTARTS``, with ``--resume`` if the folder holds a run.
+
+Rank r appends to ``LOG/rank_r`` a line per event: its process, a phase (``start``, ``training``,
+``save``, ``evaluation``, ``end``), and for a finished step ``step``, its number and a checksum of
+the batch's rows. ``FAULT="hang 1 5"`` or ``"throw 1 5"`` lets rank 1 hang or fail after step 5.
+With ``FORKED=1`` a life is forked from a process that has imported everything, which saves most of
+a start; all else is the same. ``done`` is the last event of a rank that has ended its work.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RANKS = 2
+
+
+class Event(NamedTuple):
+    """One line of a rank's log."""
+
+    process: int
+    what: str
+    step: int
+    rows: int
+
+
+def events(log: Path, rank: int) -> list[Event]:
+    """What a rank has done, in all its lives."""
+    file = log / f"rank_{rank}"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    words = [line.split() for line in lines if line.endswith("\n")]
+    return [Event(int(w[0]), w[1], int(w[2]), int(w[3])) for w in words]
+
+
+def observed_worker(log: Path, config: Any, existing: Any) -> Any:
+    """``train_worker``, watched."""
+    from stem_torchrec.workers import train_worker
+
+    file = (log / f"rank_{os.environ['RANK']}").open("a", buffering=1)
+
+    def write(what: str, step: int = 0, rows: int = 0) -> None:
+        file.write(f"{os.getpid()} {what} {step} {rows}\n")
+
+    write("start")
+    _observe(write)
+    outcome = train_worker(config, existing)
+    write("done")
+    return outcome
+
+
+def _observe(write: Callable[..., None]) -> None:
+    from stem_torchrec import trainer
+    from stem_torchrec.distributed.pipeline import Pipeline
+
+    last = {"rows": 0}
+    forward, advance, save, evaluate = (
+        Pipeline._forward,
+        trainer.Position.advance,
+        trainer._save,
+        trainer.evaluate,
+    )
+
+    def watched_forward(self: Any, batch: Any) -> Any:
+        last["rows"] = rows_of(batch)
+        return forward(self, batch)
+
+    def watched_advance(self: Any, *arguments: Any) -> int:
+        samples = advance(self, *arguments)
+        write("step", self.step, last["rows"])
+        _fault(self.step)
+        return samples
+
+    def watched_save(*arguments: Any, **options: Any) -> None:
+        write("save")
+        save(*arguments, **options)
+        write("training")
+
+    def watched_evaluate(session: Any, split: str, step: int) -> Any:
+        write("evaluation" if split == "valid" else "end", step)
+        record = evaluate(session, split, step)
+        write("training")
+        return record
+
+    Pipeline._forward = watched_forward  # type: ignore[method-assign]
+    trainer.Position.advance = watched_advance  # type: ignore[method-assign]
+    trainer._save = watched_save
+    trainer.evaluate = watched_evaluate
+
+
+def _fault(step: int) -> None:
+    what, rank, when = os.environ.get("FAULT", "none -1 0").split()
+    if (rank, when) != (os.environ["RANK"], str(step)):
+        return
+    if what == "throw":
+        raise ValueError("this rank broke")
+    time.sleep(1000)
+
+
+def rows_of(batch: Any) -> int:
+    """A checksum of a batch's ids, dense values and labels."""
+    found = 0
+    for part in (batch.sparse.values(), batch.sparse.lengths(), batch.dense, batch.labels):
+        found = zlib.crc32(part.contiguous().numpy().tobytes(), found)
+    return found
+
+
+def _fork_lives() -> None:
+    """Imports take longer than the whole short run."""
+    from stem_torchrec import launcher
+
+    spawned = launcher.LaunchConfig
+    launcher.LaunchConfig = lambda **keys: spawned(**keys | {"start_method": "forkserver"})
+    multiprocessing.set_forkserver_preload(["stem_torchrec.workers", "tests.faults.observed"])
+
+
+def main(arguments: list[str]) -> int:
+    from stem_torchrec.errors import UserError, WorkerError
+    from stem_torchrec.launcher import run_workers
+    from stem_torchrec.settings import load_config
+
+    config, log, restarts, *options = arguments
+    loaded = load_config(Path(config), options)
+    if os.environ.get("FORKED") == "1":
+        _fork_lives()
+    try:
+        run_workers(
+            RANKS,
+            observed_worker,
+            Path(log),
+            loaded,
+            "resume" if loaded.run.dir.exists() else "refuse",
+            max_restarts=int(restarts),
+        )
+    except (UserError, WorkerError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""Lost workers, signals, hung and failing ranks: a short version of what ``kills.py`` does."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from stem_torchrec.cli import main
+from tests.faults.jobs import Job, Result, differences, kill_often
+from tests.faults.kills import undisturbed
+from tests.prepared import small_config, small_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_data(tmp_path_factory.mktemp("faults") / "data")
+
+
+@pytest.fixture(scope="module")
+def expected(data: Path) -> Result:
+    result = undisturbed(data.parent / "undisturbed", data)
+    assert result.code == 0, result.log
+    assert sorted(result.rows) == list(range(1, 33))
+    assert len(set(result.rows.values())) == 32
+    return result
+
+
+def test_killed_ranks_come_back(tmp_path: Path, data: Path, expected: Result) -> None:
+    with Job(tmp_path, data, restarts=10, forked=True) as job:
+        result = job.result(kill_often(job, 3, random.Random(3)))
+    assert result.kills
+    assert differences(result, expected) == [], result.log
+
+
+def test_sigterm_saves_and_resume_ends_as_if_nothing_had_been(
+    tmp_path: Path, data: Path, expected: Result
+) -> None:
+    with Job(tmp_path, data, restarts=2) as job:
+        job.wait_for("step", after=10)
+        job.process.send_signal(signal.SIGTERM)
+        stopped = job.result()
+    assert stopped.code == 0, stopped.log
+    assert stopped.final is None
+    last = max(stopped.rows)
+    assert last < 32
+    assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
+    with Job(tmp_path, data) as job:
+        assert differences(job.result(), expected) == []
+
+
+def test_a_hung_rank_ends_the_job_with_every_ranks_stack(tmp_path: Path, data: Path) -> None:
+    options = ["--distributed.timeout_s", "8"]
+    with Job(tmp_path, data, options=options, fault="hang 1 5") as job:
+        result = job.result()
+    assert result.code == 1
+    assert "a step has not ended within distributed.timeout_s = 8 s" in result.log
+    assert "rank 0: a step" in result.log
+    assert "rank 1: a step" in result.log
+    assert "in _fault" in result.log  # where rank 1 hangs
+    assert "in all_reduce" in result.log or "in progress" in result.log
+
+
+def test_a_rank_that_throws_ends_all(tmp_path: Path, data: Path) -> None:
+    with Job(tmp_path, data, fault="throw 1 5") as job:
+        result = job.result()
+    assert result.code == 1
+    assert "ValueError: this rank broke" in result.log
+
+
+def test_bad_numbers_end_the_run_with_the_batch(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(tmp_path / "config.yaml", data, tmp_path / "run")
+    options = ["--optim.lr", "1e38", "--optim.optimizer", "sgd", "--train.max_skipped_steps", "3"]
+    assert main(["train", "--config", str(config), *options]) == 2
+    assert "train.max_skipped_steps: 3 steps in a row" in capsys.readouterr().err
+    found = torch.load(tmp_path / "run" / "bad_batch_rank0.pt")
+    assert set(found["losses"]) == {"click", "like"}
+    assert not all(torch.tensor(list(found["losses"].values())).isfinite())
+    assert found["batch"]["labels"].shape == (128, 2)
+    assert found["batch"]["ids"]["user_id"][0].numel() == 128

@@ -1,0 +1,68 @@
+"""doctor: every check passes here, and each problem is named with what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from stem_torchrec import doctor
+from stem_torchrec.cli import main
+
+
+def test_every_check_is_ok_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--nproc", "2", "--distributed.device", "cpu", "--run.dir", str(tmp_path / "run")]
+    code = main(["doctor", *options])
+    lines = capfd.readouterr().out.splitlines()
+    assert code == 0, lines
+    assert len(lines) == 9
+    assert all(line.startswith("ok ") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_that_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"torch": "2.13.0", "fbgemm-gpu-cpu": "1.7.0", "torchrec": "1.7.0"}
+    monkeypatch.setattr("stem_torchrec.doctor.installed", found.get)
+    monkeypatch.setattr("stem_torchrec.versions.installed", found.get)
+    assert main(["doctor", "--distributed.device", "cpu"]) == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("problem versions: ")
+    assert "FBGEMM 1.7 needs torch 2.12; launch/setup.sh --force" in last
+
+
+def test_a_disk_without_room_or_leave_to_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "MiB/s written" in doctor.disk(tmp_path / "not" / "there")
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor, "LEAST_FREE_GIB", 1e9)
+        with pytest.raises(doctor.Problem, match=r"GiB free at .*make room"):
+            doctor.disk(tmp_path)
+
+    def refused(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refused)
+    with pytest.raises(doctor.Problem, match="Permission denied; choose another"):
+        doctor.disk(tmp_path)
+
+
+def test_fewer_devices_than_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(doctor.Problem, match="1 CUDA devices for 2 ranks"):
+        doctor.devices("cuda", 2)
+
+
+def test_a_failing_rank_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setattr("stem_torchrec.launcher.run_workers", fails)
+    with pytest.raises(doctor.Problem, match="connection refused; GLOO_SOCKET_IFNAME"):
+        doctor.all_reduce("cpu", 2)
+
+
+@pytest.mark.parametrize("options", [["--nproc", "0"], ["--train.epochs", "2"]])
+def test_mistakes(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *options]) == 2
+    assert "error: " in capsys.readouterr().err
