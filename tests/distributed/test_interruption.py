@@ -13,7 +13,7 @@ import torch
 from stem_torchrec.distributed.interruption import Interruption
 from stem_torchrec.distributed.ranks import Ranks
 
-ranks = Ranks(0, 1, 0, 1, torch.device("cpu"), None, None)
+ranks = Ranks(0, 1, 0, 1, torch.device("cpu"), None, None, None)
 
 def leave_in_time():
     with Interruption(ranks, grace_s=60, limit_s=60) as interruption:
