@@ -20,7 +20,7 @@ parallel=${PARALLEL:-1}
 compare() { # NAME CONFIG OPTIONS...
     local name=$1 config=$2
     shift 2
-    stem-torchrec compare --config "configs/$config.yaml" --out "$out/$name" --seeds 3 \
+    stem-torchrec compare --config "configs/$config.yaml" --out "$out/$name" --seeds "${SEEDS:-3}" \
         --parallel "$parallel" "$@"
 }
 
@@ -46,9 +46,9 @@ compare kuairand_slice kuairand_slice \
     --own omoe:model.num_shared_experts=5 mmoe:model.num_shared_experts=5 \
     me_mmoe:model.num_shared_experts=5 "esmm:model.task_order=[click, long_view]"
 compare contradiction_ablations contradiction --models stem_net \
+    --vary "model.stop_gradient=true;false" model.gate_input=both
+# One seed each: these show the form of an effect, not its size.
+SEEDS=1 compare contradiction_gate_inputs contradiction --models stem_net \
     --vary "model.stop_gradient=true;false" "model.gate_input=both;task;shared"
-compare contradiction_fields contradiction --models stem_net \
+SEEDS=1 compare contradiction_fields contradiction --models stem_net \
     --vary "model.task_specific_features=user;item;none"
-# Tables as large as STEM-Net's, all shared.
-compare contradiction_wide contradiction --models mmoe --model.num_shared_experts 3 \
-    --embedding.dim 24
