@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from threading import Thread, current_thread, main_thread
@@ -157,8 +158,7 @@ class Interruption:
         """End the process from here: its main thread may never return."""
         message = f"rank {self._ranks.rank}: {reason}"
         if stacks:
-            print(f"{message}; its threads:", file=sys.__stderr__, flush=True)
-            faulthandler.dump_traceback(file=STDERR, all_threads=True)
+            os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
             time.sleep(OTHERS_S)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -169,6 +169,14 @@ class Interruption:
         with suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _stacks() -> str:
+    """Of all threads. Written at once: other ranks write theirs into the same log."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def show_stacks_on_request() -> None:
