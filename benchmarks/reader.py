@@ -26,11 +26,17 @@ from stem_torchrec.schema import Feature, Schema, Task
 
 BATCH_SIZE = 4096
 NUM_EMBEDDINGS = 100_000
-IDS_PER_BAG = 10  # on average: 0 to 20
+BAG_LENGTHS = {"64 bags of 10": (10, 10), "64 bags of 0 to 20": (0, 20)}
 TASKS = (Task(name="click"), Task(name="like"))
 
 
-def write_split(path: Path, schema: Schema, num_rows: int, row_group_size: int) -> int:
+def write_split(
+    path: Path,
+    schema: Schema,
+    num_rows: int,
+    row_group_size: int,
+    bag_lengths: tuple[int, int] = (0, 20),
+) -> int:
     """Write ``path/train`` as two files of random rows; returns the number of ids in them."""
     random = np.random.default_rng(0)
     columns: dict[str, Any] = {}
@@ -38,7 +44,7 @@ def write_split(path: Path, schema: Schema, num_rows: int, row_group_size: int) 
     for feature in schema.features:
         lengths = np.ones(num_rows, np.int32)
         if feature.kind == "bag":
-            lengths = random.integers(0, 2 * IDS_PER_BAG + 1, num_rows, np.int32)
+            lengths = random.integers(*bag_lengths, num_rows, np.int32, endpoint=True)
         values = pa.array(random.integers(0, NUM_EMBEDDINGS, lengths.sum()))
         if feature.kind == "bag":
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -82,7 +88,8 @@ def measure(
     all_threads = pa.cpu_count()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        num_ids = write_split(path, schema, num_rows, row_group_size)
+        bag_lengths = BAG_LENGTHS.get(case, (1, 1))
+        num_ids = write_split(path, schema, num_rows, row_group_size, bag_lengths)
         contestants: dict[str, Callable[[], int]] = {
             "plain pyarrow, 1 thread": lambda: plain_loop(path, False),
             f"plain pyarrow, {all_threads} threads": lambda: plain_loop(path, True),
@@ -129,13 +136,14 @@ def main() -> None:
     bag_rows = options.rows // 16
     rows = measure("8 ids", features("id", 8), options.rows, 131_072, options.rounds)
     rows += measure("64 ids", features("id", 64), options.rows // 8, 32_768, options.rounds)
-    rows += measure("64 bags of 0-20", features("bag", 64), bag_rows, 8_192, options.rounds)
+    for case in BAG_LENGTHS:
+        rows += measure(case, features("bag", 64), bag_rows, 8_192, options.rounds)
     here = provenance()
     result = {"rows": [{**row, **here} for row in rows]}
     options.json.write_text(json.dumps(result, indent=2) + "\n")
     for row in rows:
         speeds = f"{row['rows_per_s']:>12,} rows/s {row['ids_per_s']:>14,} ids/s"
-        print(f"{row['case']:<15} {row['contestant']:<36} {speeds}")
+        print(f"{row['case']:<18} {row['contestant']:<36} {speeds}")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main() -> None:
     for case in (
         Case("8 ids", "id", 8, options.rows, 131_072),
         Case("8 ids", "id", 8, 4 * options.rows, 131_072),
-        Case("64 bags of 0-20", "bag", 64, options.rows // 16, 8_192),
+        Case("64 bags of 0 to 20", "bag", 64, options.rows // 16, 8_192),
     ):
         with tempfile.TemporaryDirectory() as folder:
             in_own_process(write, Path(folder), case)

@@ -65,7 +65,7 @@ class Bag:
         return Bag(offsets, values)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Columns:
     """R rows of the columns that a schema reads.
 
@@ -77,26 +77,29 @@ class Columns:
     """
 
     num_rows: int
-    scalars: tuple[NDArray, ...]
-    bags: tuple[Bag, ...]
+    scalars: list[NDArray]
+    bags: list[Bag]
 
     def cut(self, start: int, stop: int) -> "Columns":
         """Rows ``start`` to ``stop - 1``, in the same memory."""
         return Columns(
             stop - start,
-            tuple(column[start:stop] for column in self.scalars),
-            tuple(Bag(bag.offsets[start : stop + 1], bag.values) for bag in self.bags),
+            [column[start:stop] for column in self.scalars],
+            [Bag(bag.offsets[start : stop + 1], bag.values) for bag in self.bags],
         )
 
-    def take(self, rows: NDArray[np.int64]) -> "Columns":
-        """The rows named, each of which must exist, in that order."""
+    def select(self, rows: NDArray[np.int64]) -> None:
+        """Keep the rows named, each of which must exist, in that order.
+
+        Done in place, so that no more than one column is ever held twice.
+        """
         # Checked here once, "clip" spares numpy a check per row and column.
         assert not len(rows) or (rows.min() >= 0 and rows.max() < self.num_rows)
-        return Columns(
-            len(rows),
-            tuple(_taken(column, rows) for column in self.scalars),
-            tuple(bag.take(rows) for bag in self.bags),
-        )
+        self.num_rows = len(rows)
+        for index, column in enumerate(self.scalars):
+            self.scalars[index] = _taken(column, rows)
+        for index, bag in enumerate(self.bags):
+            self.bags[index] = bag.take(rows)
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
@@ -107,8 +110,8 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
     bags = zip(*(part.bags for part in parts), strict=True)
     return Columns(
         sum(part.num_rows for part in parts),
-        tuple(np.concatenate(column) for column in scalars),
-        tuple(concatenate_bags(column) for column in bags),
+        [np.concatenate(column) for column in scalars],
+        [concatenate_bags(column) for column in bags],
     )
 
 

@@ -43,8 +43,8 @@ def decode(parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, schema: Sc
         start = rows.stop
     assert start == num_rows
     # Each feature's pieces go before the next ones are joined.
-    joined_bags = (concatenate_bags(bags.pop(0), _id_dtype(feature)) for feature in bag_features)
-    return Columns(num_rows, tuple(scalars), tuple(joined_bags))
+    joined_bags = [concatenate_bags(bags.pop(0), _id_dtype(feature)) for feature in bag_features]
+    return Columns(num_rows, scalars, joined_bags)
 
 
 def _scalar_dtypes(schema: Schema) -> list[type[np.generic]]:

@@ -32,8 +32,8 @@ class ParquetReader:
     """Batches of one rank, from row groups that are read, checked and permuted in the background.
 
     The epoch's order depends on ``seed`` and the epoch only; every rank takes a contiguous share
-    of it and makes the same number of steps. Nothing here communicates. Memory holds three windows:
-    one as stored, the same one permuted, and the next. Arrow reads the columns of a row group on
+    of it and makes the same number of steps. Nothing here communicates. Memory holds two windows:
+    the one that is being cut into batches, and the next. Arrow reads the columns of a row group on
     its own thread pool, whose size follows ``OMP_NUM_THREADS`` or ``pyarrow.set_cpu_count``.
 
     Args:
@@ -211,7 +211,8 @@ def _ordered(windows: Iterator[_Window], sequence: shares.EpochSequence) -> Iter
     for piece, columns in windows:
         order = sequence.row_order(piece)
         if order is not None:
-            yield columns.take(order)
+            columns.select(order)
+            yield columns
             continue
         for rows in piece.rows:
             yield columns.cut(*rows)
