@@ -152,6 +152,19 @@ def test_other_settings(
     assert_equal(folder / name, folder / f"{name}-whole", tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "data_parallel"])
+def test_four_ranks(folder: Path, four: Processes, tmp_path: Path, sharding: str) -> None:
+    """On more than two ranks the order in which they are summed matters."""
+    options = {"distributed": {"sharding": sharding}}
+    name = f"four-{sharding}"
+    four.run(train_on, config_of(folder, f"{name}-whole", **options), "refuse")
+    part = options | {"train": {"max_steps": 5}}
+    four.run(train_on, config_of(folder, name, **part), "refuse")
+    four.run(train_on, config_of(folder, name, **options), "resume")
+    assert_equal(folder / name, folder / f"{name}-whole", tmp_path)
+
+
 def test_one_rank_in_this_process(folder: Path, alone: Any, tmp_path: Path) -> None:
     train_on(alone, config_of(folder, "one"), "refuse")
     train_on(alone, config_of(folder, "one-stopped", train={"max_steps": 10}), "refuse")
