@@ -15,8 +15,8 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
-from stem_torchrec.launcher import error_of
 
 
 def main(arguments: Sequence[str]) -> int:

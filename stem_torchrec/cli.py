@@ -15,6 +15,7 @@ from stem_torchrec.analysis.analyze_command import add_analyze
 from stem_torchrec.analysis.compare.command import add_compare
 from stem_torchrec.config import Config
 from stem_torchrec.doctor_command import add_doctor
+from stem_torchrec.early_signals import NOTE, leaving_at_signals
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.place import Place, place_of
 from stem_torchrec.prepare_command import add_prepare_files
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+@leaving_at_signals()
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.checks import check_inputs
     from stem_torchrec.console import print_evaluation, print_note
@@ -67,6 +69,8 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
     )
     if outcome is None:
+        if not under_torchrun():
+            print_note(NOTE)
         return
     if outcome.stopped is not None:
         print_note(f"stopped by a signal after step {outcome.stopped}; --resume goes on from there")

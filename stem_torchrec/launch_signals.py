@@ -19,7 +19,10 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import api
 
-from stem_torchrec.distributed.interruption import SAME_S, SIGNALS
+from stem_torchrec.distributed.interruption import SAME_S
+from stem_torchrec.early_signals import SIGNALS
+from stem_torchrec.errors import UserError
+from stem_torchrec.failures import error_of
 
 LEFT_TO_TORCH = "SIGHUP,SIGQUIT"
 """For ``LaunchConfig.signals_to_handle`` and torchrun's ``--signals-to-handle``."""
@@ -64,6 +67,19 @@ def passing_on_signals() -> Iterator[PassedOn]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             passed_on.agents.append(self)
+
+        def _start_workers(self, *arguments: Any, **options: Any) -> Any:
+            started = super()._start_workers(*arguments, **options)
+            if passed_on.signal is not None:
+                _send(signal.SIGTERM)  # it came when there were no workers to pass it on to
+            return started
+
+        def _monitor_workers(self, *arguments: Any, **options: Any) -> Any:
+            result = super()._monitor_workers(*arguments, **options)
+            errors = [error_of(rank, failure) for rank, failure in result.failures.items()]
+            if any(isinstance(error, UserError) for error in errors):
+                self._remaining_restarts = 0  # it would only be made again
+            return result
 
     # Workers inherit the mask: Ctrl-C, which a terminal sends to them too, would end those that
     # have not begun to train. Python needs one thread that gets the signal.

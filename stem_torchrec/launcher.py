@@ -1,7 +1,5 @@
 """Run a function on the ranks torchrun gave, or on local workers of torch's elastic launcher."""
 
-import contextlib
-import json
 import logging
 import os
 import tempfile
@@ -11,10 +9,10 @@ from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
 
 
@@ -29,8 +27,8 @@ def run_workers(
 
     Under torchrun this process is one of its ranks and returns its own result. One worker runs in
     this process, unless it may be started again. When a worker fails the others are ended, and all
-    are started again up to ``max_restarts`` times. SIGTERM and SIGINT are passed on to workers;
-    the result is None where they came before the workers had begun.
+    are started again up to ``max_restarts`` times, but for a UserError. SIGTERM and SIGINT are
+    passed on to workers; the result is None where they came before the workers had begun.
 
     Raises:
         UserError: a worker raised it; same message.
@@ -69,19 +67,3 @@ def run_workers(
 def default_num_workers(device: str) -> int:
     """One per CUDA device of this node; one on a CPU."""
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
-
-
-def error_of(rank: int, failure: ProcessFailure) -> Exception:
-    """The failed rank's error, from the error file that torch elastic keeps."""
-    message: Any = failure.message
-    trace = ""
-    with contextlib.suppress(ValueError):
-        message = json.loads(failure.message) if isinstance(message, str) else message
-    if isinstance(message, dict):
-        trace = message.get("extraInfo", {}).get("py_callstack", "")
-        message = message.get("message", "")
-    kind, _, text = str(message).partition(": ")
-    if kind == UserError.__name__:
-        return UserError(text)
-    ended = f"exit code {failure.exitcode}"
-    return WorkerError(f"{trace}\nrank {rank} failed ({ended}): {message}".lstrip())

@@ -6,13 +6,13 @@ import socket
 from pathlib import Path
 
 from stem_torchrec import checkpoint
-from stem_torchrec.errors import UserError
 from stem_torchrec.run_folder import JOB, Existing
 
 
 def existing_after_restart(run_dir: Path, existing: Existing) -> Existing:
-    """``existing``, but for a folder that this very job has begun: go on from its newest
-    checkpoint, or anew where it has none.
+    """``existing``, but for a folder that this very job has begun: go on from its newest valid
+    checkpoint, or anew where none was ever completed. Damaged ones are never deleted for a start
+    anew: going on then fails and names them.
 
     Another job's run is never taken for this one's, so a folder that was refused stays refused
     however often the launcher starts the workers.
@@ -20,11 +20,7 @@ def existing_after_restart(run_dir: Path, existing: Existing) -> Existing:
     job = this_job()
     if job is None or existing == "resume" or _job_of(run_dir) != job:
         return existing
-    try:
-        checkpoint.newest(run_dir)
-    except UserError:
-        return "overwrite"
-    return "resume"
+    return "resume" if checkpoint.has_published(run_dir) else "overwrite"
 
 
 def this_job() -> dict[str, str] | None:
@@ -42,12 +38,14 @@ def this_job() -> dict[str, str] | None:
 
 
 def mark(run_dir: Path) -> None:
-    """Say in the folder that its run is this job's."""
+    """Say in the folder that its run is this job's, before there is anything else of the run."""
     job = this_job()
-    if job is not None:
-        aside = run_dir / f"{JOB}.partial"
-        aside.write_text(json.dumps(job))
-        aside.rename(run_dir / JOB)
+    if job is None:
+        (run_dir / JOB).unlink(missing_ok=True)
+        return
+    aside = run_dir / f"{JOB}.partial"
+    aside.write_text(json.dumps(job))
+    aside.rename(run_dir / JOB)
 
 
 def _job_of(run_dir: Path) -> object:

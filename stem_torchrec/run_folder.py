@@ -58,19 +58,23 @@ def require_run(option: str, run_dir: Path) -> None:
         raise UserError(f"{option}: {str(run_dir)!r} holds no run (no config.yaml)")
 
 
-def create_run(config: Config, plan_report: str, existing: Existing) -> None:
-    """Make or empty the folder and write the resolved config and the plan."""
-    run_dir = config.run.dir
+def clear_run(run_dir: Path, existing: Existing) -> None:
+    """Make or empty the folder; whose run it is stays until another job says so."""
     if existing == "overwrite":
         for name in OWN_FILES:
             path = run_dir / name
             if path.is_dir():
                 shutil.rmtree(path)
-            else:
+            elif name != JOB:
                 path.unlink(missing_ok=True)
         for path in run_dir.glob("bad_batch_rank*.pt"):
             path.unlink()
     run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def create_run(config: Config, plan_report: str) -> None:
+    """Write the resolved config and the plan."""
+    run_dir = config.run.dir
     (run_dir / "config.yaml").write_text(dump_config(config, installed_versions()))
     (run_dir / "plan.txt").write_text(plan_report)
 

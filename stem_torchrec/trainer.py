@@ -23,6 +23,7 @@ from stem_torchrec.run_folder import (
     Recorder,
     about_run,
     check_run,
+    clear_run,
     continue_run,
     create_run,
     has_evaluation,
@@ -110,8 +111,9 @@ def train(
         checkpoint.load_own(folder, metrics, session.fork, ranks)
     else:
         report = _start_from(session, initial)
-        ranks.on_first(lambda: create_run(config, session.plan_report, existing))
+        ranks.on_first(lambda: clear_run(config.run.dir, existing))
         ranks.on_first(lambda: mark(config.run.dir))
+        ranks.on_first(lambda: create_run(config, session.plan_report))
         if report is not None and ranks.is_first:
             write_init(config.run.dir, report)
             listener({"kind": "init", **report})

@@ -5,7 +5,13 @@ the data as ``torch.distributed.checkpoint`` writes them, ``rank_R.pt`` with wha
 itself, and ``manifest.json``, without which a folder is no checkpoint.
 """
 
-from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
+from stem_torchrec.checkpoint.folders import (
+    FOLDER,
+    has_published,
+    newest,
+    newest_valid,
+    saved_steps,
+)
 from stem_torchrec.checkpoint.initial import load_initial
 from stem_torchrec.checkpoint.keep import metric_value
 from stem_torchrec.checkpoint.load import POSITION, load, state_of
@@ -19,6 +25,7 @@ __all__ = [
     "Content",
     "Initial",
     "Saver",
+    "has_published",
     "load",
     "load_initial",
     "load_own",

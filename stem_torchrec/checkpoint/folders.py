@@ -36,6 +36,11 @@ def complete(folder: Path) -> Iterator[tuple[int, Path, Manifest]]:
             continue
 
 
+def has_published(run_dir: Path) -> bool:
+    """Whether a save was ever completed there; what is left of it may be damaged."""
+    return bool(_candidates(run_dir / FOLDER))
+
+
 def newest(run_dir: Path) -> Path:
     """The newest complete checkpoint; contents are not checked.
 

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.early_signals import SIGNALS
 from stem_torchrec.errors import WorkerError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STDERR = 2
 OTHERS_S = 3.0
 """Ranks reach a limit at almost the same time; the first to end is the end of all."""
