@@ -17,8 +17,9 @@ from stem_torchrec.config import Config
 from stem_torchrec.doctor_command import add_doctor
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.place import Place, place_of
-from stem_torchrec.prepare_command import add_prepare_files
+from stem_torchrec.prepare_command import add_fresh, add_prepare_files
 from stem_torchrec.settings import Key, all_keys, load_config, load_options
+from stem_torchrec.stopping import stoppable
 
 if TYPE_CHECKING:
     from stem_torchrec.checkpoint import Initial
@@ -123,6 +124,7 @@ def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print(plan_offline(config, World(options.world_size, per_node, options.device)), end="")
 
 
+@stoppable
 def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_stats
     from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
@@ -134,8 +136,9 @@ def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print_stats(stats, str(options.out))
 
 
+@stoppable
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.console import print_stats
+    from stem_torchrec.console import StageConsole, print_stats
     from stem_torchrec.data.kuairand import KuaiRandConfig, prepare_kuairand
     from stem_torchrec.data.kuairand_source import patterns
     from stem_torchrec.data.transfer import local_source, local_target
@@ -146,19 +149,26 @@ def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
         local_target(options.out, overwrite=options.overwrite) as out,
         local_source(options.source, wanted) as source,
     ):
-        stats = prepare_kuairand(source, out, config=config, overwrite=options.overwrite)
+        stats = prepare_kuairand(
+            source,
+            out,
+            config=config,
+            overwrite=options.overwrite,
+            fresh=options.fresh,
+            watcher=StageConsole(),
+        )
     print_stats(stats, str(options.out))
 
 
 def check_prepared(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.console import print_check
+    from stem_torchrec.console import StageConsole, print_check
     from stem_torchrec.data.check import check_folder
 
     if options.check is None:
         raise UserError("prepare: expected a source, or --check DIR; see prepare --help")
     if rest:
         raise UserError(f"prepare --check: unexpected argument {rest[0]!r}")
-    checked = check_folder(options.check)
+    checked = check_folder(options.check, StageConsole(in_logs=False))
     if checked.faults:
         faults = "\n".join(f"  {fault}" for fault in checked.faults)
         raise UserError(f"{options.check}: faults found: {len(checked.faults)}\n{faults}")
@@ -268,6 +278,7 @@ def _add_prepare_commands(sources: "argparse._SubParsersAction[argparse.Argument
     command.add_argument("--source", type=_place, required=True, metavar="DIR")
     command.set_defaults(run=prepare_kuairand)
     _add_out(command)
+    add_fresh(command)
 
     add_prepare_files(sources, _add, _add_out)
 

@@ -4,8 +4,6 @@ Heavy imports stand inside the commands, so that ``--help`` and mistakes answer 
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stem_torchrec.place import place_of
 from stem_torchrec.settings import all_keys, load_file, load_options
+from stem_torchrec.stopping import stoppable
 
 if TYPE_CHECKING:
     from stem_torchrec.data.describe import Description
@@ -35,6 +34,7 @@ def add_prepare_files(
     command.add_argument("--describe", type=Path, required=True, metavar="FILE")
     command.set_defaults(run=prepare_csv)
     add_out(command)
+    add_fresh(command)
     for name, text, run in (
         ("tiktok", "final_track1_train.txt of the ICME 2019 challenge", prepare_tiktok),
         ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video),
@@ -43,8 +43,15 @@ def add_prepare_files(
         command.add_argument("--source", nargs="+", required=True, metavar="FILE")
         command.set_defaults(run=run)
         add_out(command)
+        add_fresh(command)
 
 
+def add_fresh(command: argparse.ArgumentParser) -> None:
+    text = "start anew, without what an interrupted run has left"
+    command.add_argument("--fresh", action="store_true", help=text)
+
+
+@stoppable
 def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.data.describe import Description
     from stem_torchrec.data.prepare_files import PrepareOptions
@@ -53,6 +60,7 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _prepare(options, load_file(Description, options.describe, "--describe"), how)
 
 
+@stoppable
 def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.data.prepare_files import PublicSetOptions
     from stem_torchrec.data.tiktok import describe_tiktok
@@ -61,6 +69,7 @@ def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _prepare(options, describe_tiktok(seed=how.seed, min_count=how.min_count), how)
 
 
+@stoppable
 def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.data.prepare_files import PublicSetOptions
     from stem_torchrec.data.qk_video import describe_qk_video
@@ -77,7 +86,6 @@ def _prepare(
     from stem_torchrec.data.transfer import local_target
 
     with ExitStack() as open_places:
-        open_places.enter_context(_termination_cleans_up())
         out = open_places.enter_context(local_target(options.out, overwrite=options.overwrite))
         stats = prepare_files(
             [open_places.enter_context(_local(source)) for source in options.source],
@@ -85,7 +93,8 @@ def _prepare(
             out,
             options=how,
             overwrite=options.overwrite,
-            stages=StageConsole(),
+            fresh=options.fresh,
+            watcher=StageConsole(),
         )
     print_stats(stats, str(options.out))
 
@@ -104,16 +113,6 @@ def _local(source: str) -> Iterator[str]:
     else:
         with local_source(place) as file:
             yield str(file)
-
-
-@contextmanager
-def _termination_cleans_up() -> Iterator[None]:
-    """Let SIGTERM end the process as an error does, through every ``finally``."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _help(model: type["PrepareOptions"]) -> str:

@@ -20,6 +20,7 @@ from stem_torchrec.data.manifest import (
     split_files,
 )
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.data.stages import Unseen, Watcher
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.place import Place
 from stem_torchrec.schema import SPLITS, Schema, load_schema
@@ -57,7 +58,7 @@ class Checked:
     splits: list[SplitCounts]
 
 
-def check_folder(folder: Place) -> Checked:
+def check_folder(folder: Place, watcher: Watcher | None = None) -> Checked:
     """Read the whole folder once, a part of a row group at a time.
 
     Checked are the types and values that ``decode`` allows, types that change between files,
@@ -66,16 +67,18 @@ def check_folder(folder: Place) -> Checked:
     Raises:
         UserError: there is no schema to check against, or a store is unreachable.
     """
-    schema = load_schema(folder)
+    schema, watcher = load_schema(folder), watcher or Unseen()
     faults: list[str] = []
     splits = []
     for split in SPLITS:
         if split == "train" or (folder / split).is_dir():
             check = _SplitCheck(schema, split)
-            check.read(folder)
+            with watcher.stage(f"check {split}", check.share):
+                check.read(folder)
             faults += check.faults
             splits.append(check.counts)
-    faults += check_vocabularies(folder, schema)
+    with watcher.stage("check vocabularies", lambda: -1):
+        faults += check_vocabularies(folder, schema)
     faults += check_stats(folder, schema, splits)
     return Checked(schema.task_names, list(dict.fromkeys(faults)), splits)
 
@@ -89,11 +92,17 @@ class _SplitCheck:
         self._uses = list(dict.fromkeys(column_uses(schema)))
         self._tasks = schema.tasks
         self._first_types: dict[str, tuple[pa.DataType, Place]] = {}
+        self._bytes, self._bytes_read = 0, 0
+
+    def share(self) -> float:
+        """Of the split's bytes how many are read, in percent."""
+        return 100 * self._bytes_read / self._bytes if self._bytes else -1
 
     def read(self, folder: Place) -> None:
         with self._fault():
             files = split_files(folder, self.counts.name)
             self.counts.files = len(files)
+            self._bytes = sum(file.stat().st_size for file in files)
             for file in files:
                 with self._fault():
                     self._read_file(file)
@@ -123,6 +132,8 @@ class _SplitCheck:
                 self.counts.rows += group.num_rows
                 self.counts.row_groups += 1
                 self._read_row_group(opened, group, fitting)
+                columns = (footer.row_group(index).column(k) for k in range(footer.num_columns))
+                self._bytes_read += sum(column.total_compressed_size for column in columns)
 
     def _has_type(self, file: Place, arrow_schema: pa.Schema, use: ColumnUse) -> bool:
         index = arrow_schema.get_field_index(use.column)

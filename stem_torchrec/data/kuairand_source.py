@@ -24,6 +24,10 @@ class Release:
     users: tuple[Path, ...]
     videos: tuple[Path, ...]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self.logs, *self.users, *self.videos)
+
 
 def patterns(*, include_random: bool) -> list[str]:
     """Names of the files that are read: logs, then users, then videos."""
@@ -70,14 +74,14 @@ def require_columns(path: Path, columns: Sequence[str]) -> None:
             )
 
 
-def read_logs(
+def read_log(
     connection: duckdb.DuckDBPyConnection,
-    paths: Sequence[Path],
+    path: Path,
     features: Sequence[RawFeature],
     tasks: Sequence[str],
 ) -> None:
-    """Create the table ``log``: keys, date, the log's own features (buckets, or raw values of a
-    vocabulary) and one nullable 0/1 column per task.
+    """Add a file to the table ``log``: keys, date, the log's own features (buckets, or raw values
+    of a vocabulary) and one nullable 0/1 column per task.
 
     Raises:
         UserError: a key is no integer, a label is not 0, 1 or empty, or the CSV is malformed.
@@ -89,11 +93,11 @@ def read_logs(
     selected += [f"{_label(task)} AS {task}" for task in tasks]
     needed = [*LOG_COLUMNS, *(column for f in own for column in f.columns)]
     needed += [TASKS[task][0] for task in tasks]
-    for number, path in enumerate(paths):
-        require_columns(path, needed)
-        verb = "INSERT INTO log" if number else "CREATE TABLE log AS"
-        with _readable_errors(path):
-            connection.execute(f"{verb} SELECT {', '.join(selected)} FROM {_csv(path)}")
+    require_columns(path, needed)
+    query = f"SELECT {', '.join(selected)} FROM {_csv(path)}"
+    with _readable_errors(path):
+        connection.execute(f"CREATE TABLE IF NOT EXISTS log AS {query} LIMIT 0")
+        connection.execute(f"INSERT INTO log {query}")
 
 
 def read_side(

@@ -1,13 +1,15 @@
 """Raw files and their description -> prepared folder, out of core: all adapters of one table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 from pydantic import Field
 
-from stem_torchrec.data.describe import Description
+from stem_torchrec.data.building import building
+from stem_torchrec.data.describe import DescribedFeature, Description
 from stem_torchrec.data.encoding import (
     count_collisions,
     count_values,
@@ -22,16 +24,17 @@ from stem_torchrec.data.placing import order_sql, place_rows
 from stem_torchrec.data.prepared import (
     ROW_GROUP_ROWS,
     VOCABULARY_FOLDER,
-    prepared_folder,
+    folders_of_splits,
     write_metadata,
 )
 from stem_torchrec.data.raw_files import RawFiles, estimated_rows, open_raw_files
 from stem_torchrec.data.raw_headers import find_files
 from stem_torchrec.data.raw_rows import read_rows
+from stem_torchrec.data.request import request_of
 from stem_torchrec.data.row_columns import Column, row_columns
-from stem_torchrec.data.stages import Stages, Unseen
+from stem_torchrec.data.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.vocabulary import copy_to, write_vocabulary
-from stem_torchrec.data.working_database import Resources, working_database
+from stem_torchrec.data.working_database import Resources, WorkingDatabase, working_database
 from stem_torchrec.schema import SPLITS, Schema
 
 # Of one value on disk at the worst moment: in the working file, sorted, written.
@@ -62,18 +65,20 @@ def prepare_files(
     *,
     options: PrepareOptions | None = None,
     overwrite: bool = False,
-    stages: Stages | None = None,
+    fresh: bool = False,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Prepare raw files as described.
 
     Vocabularies are counted in train only. The rows of train are shuffled over all files, or
     ordered by time (``Description.shuffle``), others keep the order of the files. The same
     sources, description and seeds give the same rows in the same order on any number of threads.
-    Work starts anew after an interruption; nothing of it is left under ``out``.
+    After an interruption the same call goes on with the stages that were done (see ``building``).
 
     Args:
         sources: files or patterns, read in this order.
-        stages: who is told what goes on.
+        fresh: start anew even so.
+        watcher: who is told what goes on.
 
     Returns:
         The statistics (see ``compute_stats``), with ``raw_rows``, ``skipped`` (bad rows by reason)
@@ -83,10 +88,13 @@ def prepare_files(
         UserError: files, columns, values or expressions are wrong, ``out`` is occupied, the disk
             is full.
     """
-    options, stages = options or PrepareOptions(), stages or Unseen()
-    find_files(sources)  # before a folder is made
-    with prepared_folder(out, overwrite=overwrite) as folder:
-        with working_database(folder, options) as database:
+    options, watcher = options or PrepareOptions(), watcher or Unseen()
+    request = request_of(find_files(sources), options, description=description)
+    with (
+        building(out, overwrite=overwrite, request=request, fresh=fresh) as made,
+        folders_of_splits(made.prepared),
+    ):
+        with working_database(made.work, options) as database:
             raw = open_raw_files(
                 database.connection,
                 sources,
@@ -96,91 +104,118 @@ def prepare_files(
             )
             columns = row_columns(database.connection, raw, description)
             database.needed_bytes = estimated_rows(raw) * len(columns) * _BYTES_PER_VALUE
-            work = _Work(database.connection, description, options, stages, columns)
-            extra = work.read(raw)
-            schema = work.encode(folder)
-            extra |= work.raw_counts()
-            work.write(folder, schema)
-        with stages.stage("count labels", lambda: -1):
-            return write_metadata(folder, schema, user_column=None, item_column=None, extra=extra)
-
-
-class _Work:
-    """The steps between raw files and written splits, on one connection."""
-
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        description: Description,
-        options: PrepareOptions,
-        stages: Stages,
-        columns: dict[str, Column],
-    ) -> None:
-        self._connection = connection
-        self._description = description
-        self._options = options
-        self._stages = stages
-        self._columns = columns
-        self._rows: dict[str, int] = {}
-
-    def read(self, raw: RawFiles) -> dict[str, Any]:
-        """Raw files -> the view ``placed``; statistics of what was read."""
-        with self._stage(f"read {len(raw.paths)} files, {raw.num_bytes / 1e9:.2f} GB"):
-            skipped = read_rows(self._connection, raw, self._columns)
-        with self._stage("split"):
-            self._rows = place_rows(
-                self._connection, self._description, self._columns, self._options.shuffle_seed
+            work = _Work(database, raw, description, options, columns, made.prepared)
+            made.note_to(watcher)
+            database.log.run(work.stages(), watcher, made.keep)
+        # After it, for counting takes memory of its own.
+        with watcher.stage("count labels", lambda: -1):
+            return write_metadata(
+                made.prepared, work.schema, user_column=None, item_column=None, extra=work.counts
             )
-        raw_rows = sum(self._rows.values()) + sum(skipped.values())
-        return {"raw_rows": raw_rows, "skipped": skipped}
 
-    def encode(self, folder: Path) -> Schema:
-        """Count and write the vocabularies."""
-        rows = {}
-        for owner in table_owners(self._description):
-            with self._stage(f"ids of {owner.name}"):
-                rows[owner.name] = table_rows(self._connection, self._description, owner)
-                if owner.encoding == "vocabulary":
-                    write_vocabulary(self._connection, owner.name, folder / VOCABULARY_FOLDER)
-        for feature in self._description.features:
-            vocabulary = self._description.owner(feature).encoding == "vocabulary"
-            if feature.kind == "bag" and vocabulary:
-                with self._stage(f"bags of {feature.name}"):
-                    encode_bags(self._connection, self._description, feature)
-        return prepared_schema(self._description, rows)
 
-    def raw_counts(self) -> dict[str, Any]:
-        """Users, items and collisions among the raw values, which the written ids merge."""
-        description, counts = self._description, {}
-        for key, name in (("users", description.user), ("items", description.item)):
-            if name is not None:
-                feature = description.feature(name)
-                with self._stage(f"count {key}"):
-                    counts[key] = count_values(self._connection, feature)
-        hashed = [o for o in table_owners(description) if o.encoding == "hash"]
-        collisions: dict[str, Mapping[str, int]] = {}
-        for owner in hashed:
-            with self._stage(f"collisions of {owner.name}"):
-                collisions[owner.name] = count_collisions(
-                    self._connection, description, owner, self._columns
+@dataclass(frozen=True)
+class _Work:
+    """The stages between raw files and written splits."""
+
+    database: WorkingDatabase
+    raw: RawFiles
+    description: Description
+    options: PrepareOptions
+    columns: dict[str, Column]
+    folder: Path
+
+    def stages(self) -> list[Stage]:
+        description, connection = self.description, self.database.connection
+        owners = table_owners(description)
+        encoded_bags = [
+            feature
+            for feature in description.features
+            if feature.kind == "bag" and description.owner(feature).encoding == "vocabulary"
+        ]
+        return [
+            Stage(self._reading, self._read),
+            Stage("split", self._split),
+            *(Stage(f"ids of {owner.name}", partial(self._number, owner)) for owner in owners),
+            *(
+                Stage(f"bags of {bag.name}", partial(encode_bags, connection, description, bag))
+                for bag in encoded_bags
+            ),
+            *(
+                Stage(f"count {key}", partial(count_values, connection, feature))
+                for key, feature in self._counted.items()
+            ),
+            *(
+                Stage(
+                    f"collisions of {owner.name}",
+                    partial(count_collisions, connection, description, owner, self.columns),
                 )
-        return counts | ({"hash": collisions} if collisions else {})
+                for owner in self._hashed
+            ),
+            *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
+        ]
 
-    def write(self, folder: Path, schema: Schema) -> None:
-        """Write the splits."""
-        ordered = self._description.ordered
-        for number, split in enumerate(SPLITS):
-            query = encoded_rows(self._description, self._columns, schema, number)
-            if not self._rows[split]:
-                continue
-            with self._stage(f"write {split}"):
-                # One file: DuckDB keeps the order of several only where one thread writes them.
-                copy_to(
-                    self._connection,
-                    f"{query} {order_sql(ordered=ordered and split == 'train')}",
-                    folder / split / "part-00000.parquet",
-                    row_group_rows=self._options.row_group_rows,
-                )
+    @property
+    def schema(self) -> Schema:
+        """Of the folder, once the ids are counted."""
+        owners = table_owners(self.description)
+        rows = {owner.name: self._results[f"ids of {owner.name}"] for owner in owners}
+        return prepared_schema(self.description, rows)
 
-    def _stage(self, name: str) -> Any:
-        return self._stages.stage(name, self._connection.query_progress)
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the raw files hold: rows, and the raw values that the written ids merge."""
+        results = self._results
+        skipped = results[self._reading]
+        counts = {
+            "raw_rows": sum(results["split"].values()) + sum(skipped.values()),
+            "skipped": skipped,
+            **{key: results[f"count {key}"] for key in self._counted},
+        }
+        hashed = {owner.name: results[f"collisions of {owner.name}"] for owner in self._hashed}
+        return counts | ({"hash": hashed} if hashed else {})
+
+    @property
+    def _results(self) -> dict[str, Any]:
+        return self.database.log.results
+
+    @property
+    def _reading(self) -> str:
+        return f"read {len(self.raw.paths)} files ({self.raw.num_bytes / 1e9:.2f} GB)"
+
+    @property
+    def _counted(self) -> dict[str, DescribedFeature]:
+        named = {"users": self.description.user, "items": self.description.item}
+        return {key: self.description.feature(name) for key, name in named.items() if name}
+
+    @property
+    def _hashed(self) -> list[DescribedFeature]:
+        return [owner for owner in table_owners(self.description) if owner.encoding == "hash"]
+
+    def _read(self) -> dict[str, int]:
+        return read_rows(self.database.connection, self.raw, self.columns)
+
+    def _split(self) -> dict[str, int]:
+        seed = self.options.shuffle_seed
+        return place_rows(self.database.connection, self.description, self.columns, seed)
+
+    def _number(self, owner: DescribedFeature) -> int:
+        """Count and write a table's vocabulary, if it has one; the table's rows."""
+        connection = self.database.connection
+        rows = table_rows(connection, self.description, owner)
+        if owner.encoding == "vocabulary":
+            write_vocabulary(connection, owner.name, self.folder / VOCABULARY_FOLDER)
+        return rows
+
+    def _write(self, split: str) -> None:
+        if not self._results["split"][split]:
+            return
+        query = encoded_rows(self.description, self.columns, self.schema, SPLITS.index(split))
+        ordered = self.description.ordered and split == "train"
+        # One file: DuckDB keeps the order of several only where one thread writes them.
+        copy_to(
+            self.database.connection,
+            f"{query} {order_sql(ordered=ordered)}",
+            self.folder / split / "part-00000.parquet",
+            row_group_rows=self.options.row_group_rows,
+        )

@@ -1,9 +1,6 @@
 """Write a prepared folder: all of it or nothing, with its schema and statistics."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +11,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from stem_torchrec.data.building_lock import locked, remove_abandoned
-from stem_torchrec.errors import UserError
-from stem_torchrec.schema import SCHEMA_FILE, SPLITS, Feature, Schema
+from stem_torchrec.data.building import building
+from stem_torchrec.schema import SPLITS, Feature, Schema
 
 STATS_FILE = "stats.json"
 VOCABULARY_FOLDER = "vocab"
@@ -28,37 +24,27 @@ _INT32_ROWS = 2**31
 
 @contextmanager
 def prepared_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to build in, renamed to ``out`` when the block ends without an error.
+    """A folder to fill, renamed to ``out`` when the block ends without an error (see ``building``).
 
-    It lies beside ``out``, so the rename is atomic; after an error it is removed and ``out`` is as
-    it was. Folders that killed processes have left there for the same ``out`` are removed first. A
-    train, valid and test folder and the vocabulary folder are already in it.
+    A train, valid and test folder and the vocabulary folder are already in it.
 
     Raises:
-        UserError: ``out`` is a file, or holds files and ``overwrite`` is false, or holds files
-            that no adapter wrote, or its parent cannot be written.
+        UserError: as ``building``.
     """
-    out = out.expanduser().resolve()
-    _refuse_occupied(out, overwrite=overwrite)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out)
-        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"output folder {str(out)!r} cannot be written: {error.strerror}") from None
-    try:
-        with locked(building):
-            for name in (*SPLITS, VOCABULARY_FOLDER):
-                (building / name).mkdir()
-            yield building
-        for name in (*SPLITS, VOCABULARY_FOLDER):
-            if not any((building / name).iterdir()):
-                (building / name).rmdir()
-        # mkdtemp is private to its owner; a data set is read by others as any other folder is.
-        building.chmod(0o777 & ~_umask())
-        _replace(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with building(out, overwrite=overwrite) as made, folders_of_splits(made.prepared):
+        yield made.prepared
+
+
+@contextmanager
+def folders_of_splits(prepared: Path) -> Iterator[None]:
+    """A train, valid, test and vocabulary folder; those left empty are gone when the block ends."""
+    folders = [prepared / name for name in (*SPLITS, VOCABULARY_FOLDER)]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    yield
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
@@ -127,41 +113,6 @@ def compute_stats(
             split: {name: count[name][0] for name in labels} for split, count in counts.items()
         },
     }
-
-
-def _refuse_occupied(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"output folder {str(out)!r} is a file")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"output folder {str(out)!r} is not empty; allow overwriting to replace it")
-    if not (out / SCHEMA_FILE).is_file():
-        raise UserError(
-            f"output folder {str(out)!r} holds files but no {SCHEMA_FILE}: it is not a prepared "
-            "folder and is not replaced"
-        )
-
-
-def _replace(building: Path, out: Path) -> None:
-    """Put the finished folder in place; the old one goes only when the new one is there."""
-    if not out.exists():
-        building.rename(out)
-        return
-    old = building.with_name(building.name + "-old")
-    out.rename(old)
-    try:
-        building.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _feature_type(feature: Feature) -> pa.DataType:

@@ -70,10 +70,15 @@ def _first_bad_row(
 ) -> str:
     selected = f"row_number() OVER () AS number, {_fault(raw, columns)} AS bad"
     for path in raw.paths:
-        found = connection.execute(
-            f"SELECT number, bad FROM (SELECT {selected} FROM {raw.only(path).relation()}) "
-            "WHERE bad IS NOT NULL LIMIT 1"
-        ).fetchone()
+        # In a transaction of its own: the error has ended the one it came from.
+        found = (
+            connection.cursor()
+            .execute(
+                f"SELECT number, bad FROM (SELECT {selected} FROM {raw.only(path).relation()}) "
+                "WHERE bad IS NOT NULL LIMIT 1"
+            )
+            .fetchone()
+        )
         if found:
             return f"{path}, row {found[0]:,}: {found[1]}"
     raise AssertionError("a bad row was there and is gone")

@@ -1,5 +1,6 @@
 """Raw values to ids, counted in the train split only."""
 
+import os
 from pathlib import Path
 
 import duckdb
@@ -50,8 +51,10 @@ def write_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, folder
 def copy_to(
     connection: duckdb.DuckDBPyConnection, query: str, path: Path, *, row_group_rows: int = 131_072
 ) -> None:
-    """Write a query's rows to a Parquet file."""
+    """Write a query's rows to a Parquet file, on the disk when this returns."""
     connection.execute(
         f"COPY ({query}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION '{COMPRESSION}', "
-        f"ROW_GROUP_SIZE {row_group_rows})"
+        f"ROW_GROUP_SIZE {row_group_rows}, USE_TMP_FILE false)"
     )
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -11,10 +11,11 @@ from pathlib import Path
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
+from stem_torchrec.data.query_interruption import interrupted_by_signals
 from stem_torchrec.data.row_hash import HASH_MACROS
-from stem_torchrec.errors import UserError
+from stem_torchrec.data.stages import StageLog
+from stem_torchrec.errors import UserError, WorkKept
 
-_FOLDER = "work"
 _GIB = 2**30
 # What DuckDB takes beside its own account of memory: the interpreter, threads, allocator.
 _UNACCOUNTED_GIB = 0.4
@@ -43,42 +44,54 @@ class WorkingDatabase:
     """An open working database.
 
     Attributes:
+        log: its finished stages.
         needed_bytes: estimate of the disk space, for the message where it does not suffice.
     """
 
     connection: duckdb.DuckDBPyConnection
+    log: StageLog
     needed_bytes: int | None = None
 
 
 @contextmanager
 def working_database(folder: Path, resources: Resources) -> Iterator[WorkingDatabase]:
-    """A database in ``folder``, gone when the block ends, as are its overflow files.
+    """The database in ``folder``, as an interruption has left it or a new one.
 
     Raises:
         UserError: the disk is full or the memory too small.
+        KeyboardInterrupt: a signal has ended a query.
     """
-    work = folder / _FOLDER
-    work.mkdir()
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{resources.limit_bytes}B",
-        "threads": resources.threads or len(os.sched_getaffinity(0)),
-        "temp_directory": str(work / "overflow"),
-    }
     database: WorkingDatabase | None = None
     try:
-        with duckdb.connect(str(work / "work.duckdb"), config=config) as connection:
+        with _connected(folder, resources) as connection, interrupted_by_signals(connection):
             # Without these two a connection counts no progress for others to ask for.
             connection.execute("SET enable_progress_bar = true")
             connection.execute("SET enable_progress_bar_print = false")
             for macro in HASH_MACROS:
                 connection.execute(macro)
-            database = WorkingDatabase(connection)
+            database = WorkingDatabase(connection, StageLog(connection))
             yield database
-    except (duckdb.Error, OSError) as error:
+    except (duckdb.Error, OSError, RuntimeError) as error:
         needed_bytes = database.needed_bytes if database else None
-        raise _readable(error, folder, resources, needed_bytes) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise _readable(error, folder.parent, resources, needed_bytes) from error
+
+
+def _connected(folder: Path, resources: Resources) -> duckdb.DuckDBPyConnection:
+    file, overflow = folder / "work.duckdb", folder / "overflow"
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{resources.limit_bytes}B",
+        "threads": resources.threads or len(os.sched_getaffinity(0)),
+        "temp_directory": str(overflow),
+    }
+    shutil.rmtree(overflow, ignore_errors=True)  # a killed process's
+    try:
+        return duckdb.connect(str(file), config=config)
+    except duckdb.Error:
+        if not file.exists():
+            raise
+        for damaged in folder.iterdir():  # as by a loss of power: work starts anew
+            damaged.unlink()
+        return duckdb.connect(str(file), config=config)
 
 
 def quoted(name: str) -> str:
@@ -100,14 +113,16 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
 
 def _readable(
     error: Exception, folder: Path, resources: Resources, needed_bytes: int | None
-) -> Exception:
+) -> BaseException:
+    if isinstance(error, duckdb.InterruptException) or "Query interrupted" in str(error):
+        return KeyboardInterrupt()
     if re.search(r"No space left|File too large|max_temp_directory_size|quota", str(error), re.I):
         return UserError(_disk_full(folder, needed_bytes))
     if isinstance(error, duckdb.OutOfMemoryException):
         limit_gib = resources.limit_bytes / _GIB
-        return UserError(
+        return WorkKept(
             f"memory_gib: not enough; DuckDB had {limit_gib:.1f} GiB of it. Give more, or fewer "
-            "threads"
+            "threads; finished stages are kept"
         )
     return error
 

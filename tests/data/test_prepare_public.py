@@ -1,24 +1,17 @@
 """TikTok and QK-Video: golden files in their formats, and training on the former."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from stem_torchrec.cli import main
-from stem_torchrec.data.building_lock import locked
 from stem_torchrec.data.prepare_files import prepare_files
-from stem_torchrec.data.prepared import prepared_folder
 from stem_torchrec.data.qk_video import COLUMNS, describe_qk_video
 from stem_torchrec.data.tiktok import describe_tiktok
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import load_schema
-from tests.data.raw_tables import all_rows, files_under, vocabulary, without, write_text
+from tests.data.raw_tables import all_rows, vocabulary, without, write_text
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT.parent / "shared" / "data" / "tiktok" / "byterec_sample.txt"
@@ -110,43 +103,3 @@ def test_tiktok_config_trains_on_the_sample(
     assert main(train) == 0
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(record["logloss"]) == {"finish", "like"}
-
-
-def test_folder_of_a_dead_process_is_removed_and_that_of_a_living_one_is_not(
-    tmp_path: Path,
-) -> None:
-    dead, foreign = tmp_path / ".out.building-dead", tmp_path / ".out2.building-x"
-    living, unlocked = tmp_path / ".out.building-live", tmp_path / ".out.building-new"
-    for folder in (dead, foreign, living, unlocked):
-        (folder / "train").mkdir(parents=True)
-    for folder in (dead, foreign):
-        (folder / ".lock").touch()
-    with locked(living), prepared_folder(tmp_path / "out") as folder:
-        (folder / "schema.json").write_text("{}")
-        assert (folder / ".lock").exists()
-    assert files_under(tmp_path) == {foreign.name, living.name, unlocked.name, "out"}
-    assert files_under(tmp_path / "out") == {"schema.json"}
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_interruption_leaves_nothing_and_preparing_again_works(
-    tmp_path: Path, number: signal.Signals
-) -> None:
-    source = write_text(tmp_path / "raw.txt", TIKTOK * 400_000, "\t")
-    out = tmp_path / "sets" / "out"
-    command = ["prepare", "tiktok", "--source", str(source), "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stem_torchrec", *command],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.DEVNULL,
-    )
-    while not list(out.parent.glob(".out.building-*/work/work.duckdb")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    assert process.wait(timeout=30) != 0
-    left = files_under(out.parent)
-    assert bool(left) == (number == signal.SIGKILL), left
-    write_text(source, TIKTOK, "\t")
-    prepare_files([source], describe_tiktok(min_count=1), out)
-    assert files_under(out.parent) == {"out"}
