@@ -12,6 +12,7 @@ import duckdb
 from pydantic import Field
 
 from stem_torchrec.data.building import building
+from stem_torchrec.data.disk_need import needed_bytes_of_lines
 from stem_torchrec.data.kuairand_encode import encode, rows_of_day
 from stem_torchrec.data.kuairand_features import TASKS, RawFeature, features_of
 from stem_torchrec.data.kuairand_source import (
@@ -99,6 +100,9 @@ def prepare_kuairand(
         folders_of_splits(made.prepared),
     ):
         with working_database(made.work, config) as database:
+            num_columns = len(features) + len(tasks) + 1
+            needed = needed_bytes_of_lines(release.logs, num_columns)
+            database.expect_bytes(needed, watcher)
             work = _Work(database, release, config, features, tasks, made.prepared)
             made.note_to(watcher)
             database.log.run(work.stages(), watcher, made.keep)

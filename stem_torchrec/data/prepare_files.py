@@ -10,6 +10,7 @@ from pydantic import Field
 
 from stem_torchrec.data.building import building
 from stem_torchrec.data.describe import DescribedFeature, Description
+from stem_torchrec.data.disk_need import needed_bytes
 from stem_torchrec.data.encoding import (
     count_collisions,
     count_values,
@@ -27,7 +28,7 @@ from stem_torchrec.data.prepared import (
     folders_of_splits,
     write_metadata,
 )
-from stem_torchrec.data.raw_files import RawFiles, estimated_rows, open_raw_files
+from stem_torchrec.data.raw_files import RawFiles, open_raw_files
 from stem_torchrec.data.raw_headers import find_files
 from stem_torchrec.data.raw_rows import read_rows
 from stem_torchrec.data.request import request_of
@@ -36,9 +37,6 @@ from stem_torchrec.data.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.data.working_database import Resources, WorkingDatabase, working_database
 from stem_torchrec.schema import SPLITS, Schema
-
-# Of one value on disk at the worst moment: in the working file, sorted, written.
-_BYTES_PER_VALUE = 8 + 8 + 4
 
 
 class PrepareOptions(Resources):
@@ -103,7 +101,8 @@ def prepare_files(
                 skip_bad_rows=options.on_bad_row == "skip",
             )
             columns = row_columns(database.connection, raw, description)
-            database.needed_bytes = estimated_rows(raw) * len(columns) * _BYTES_PER_VALUE
+            needed = needed_bytes(database.connection, raw, columns.values())
+            database.expect_bytes(needed, watcher)
             work = _Work(database, raw, description, options, columns, made.prepared)
             made.note_to(watcher)
             database.log.run(work.stages(), watcher, made.keep)

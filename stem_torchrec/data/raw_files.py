@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
-import pyarrow.parquet as pq
 
 from stem_torchrec.data.describe import RawFormat
 from stem_torchrec.data.raw_errors import readable_errors
@@ -17,7 +16,6 @@ from stem_torchrec.errors import UserError
 
 SAMPLE_ROWS = 20_000
 
-_HEAD_BYTES = 2**20
 _DETECTED = {
     # A leading 0 belongs to a code, not to a number.
     "BIGINT": "regexp_full_match({0}, '[+-]?(0|[1-9][0-9]{{0,17}})')",
@@ -94,6 +92,10 @@ class RawFiles:
     def only(self, path: Path) -> "RawFiles":
         return replace(self, paths=(path,))
 
+    def passing_over(self) -> "RawFiles":
+        """The same, without lines that are no rows and without a word about them."""
+        return replace(self, bad_rows="pass over")
+
 
 def open_raw_files(
     connection: duckdb.DuckDBPyConnection,
@@ -130,15 +132,6 @@ def open_raw_files(
     return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
 
 
-def estimated_rows(raw: RawFiles) -> int:
-    """Rows of all files, from the length of the first lines; exact for Parquet."""
-    if raw.format.type == "parquet":
-        return sum(pq.read_metadata(path).num_rows for path in raw.paths)
-    with raw.paths[0].open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return max(1, head.count(b"\n")) * raw.num_bytes // len(head)
-
-
 def used_columns(raw: RawFiles, expressions: Collection[str]) -> set[str]:
     """Columns that expressions may use: those whose names occur in them."""
     text = "\n".join(expressions).lower()
@@ -159,7 +152,7 @@ def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[
     with readable_errors(raw):
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM "
-            f"{replace(raw, bad_rows='pass over').relation()} LIMIT {SAMPLE_ROWS}"
+            f"{raw.passing_over().relation()} LIMIT {SAMPLE_ROWS}"
         )
         if not fetch_one(connection, "SELECT count(*) FROM head")[0]:
             # Not one good row: the strict reader names the first bad one, if there is any.

@@ -39,6 +39,7 @@ class Column:
         wrong: SQL that is true where the raw row is bad; None if it cannot be.
         fault: SQL of a text that says what is wrong, ``what: value is ...``.
         is_integer: a feature's values are BIGINT.
+        is_text: its size differs from row to row: a text, or a list of values.
         type: DuckDB's type of the raw value.
     """
 
@@ -47,6 +48,7 @@ class Column:
     wrong: str | None = None
     fault: str = ""
     is_integer: bool = field(default=False, kw_only=True)
+    is_text: bool = field(default=False, kw_only=True)
     type: str = field(default="", kw_only=True)
 
 
@@ -90,13 +92,15 @@ def _features(
         is_integer = identity or owner.name not in texts
         target = ("BIGINT" if is_integer else "VARCHAR") + "[]" * (feature.kind == "bag")
         column = f"TRY_CAST({sql} AS {target})"
+        is_text = target != "BIGINT"
         if not identity:
-            yield Column(feature.name, column, is_integer=is_integer)
+            yield Column(feature.name, column, is_integer=is_integer, is_text=is_text)
             continue
         assert owner.num_embeddings is not None
         wrong = _outside(sql, owner.num_embeddings, is_bag=feature.kind == "bag")
         what, allowed = f"id of {feature.name!r}", f"0 to {owner.num_embeddings - 1}"
-        yield Column(feature.name, column, wrong, _fault(what, value.sql, allowed), is_integer=True)
+        fault = _fault(what, value.sql, allowed)
+        yield Column(feature.name, column, wrong, fault, is_integer=True, is_text=is_text)
 
 
 def _values(feature: DescribedFeature, sql: str) -> str:

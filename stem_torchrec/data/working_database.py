@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stem_torchrec.data.query_interruption import interrupted_by_signals
 from stem_torchrec.data.row_hash import HASH_MACROS
-from stem_torchrec.data.stages import StageLog
+from stem_torchrec.data.stages import StageLog, Watcher
 from stem_torchrec.errors import UserError, WorkKept
 
 _GIB = 2**30
@@ -44,13 +44,25 @@ class WorkingDatabase:
     """An open working database.
 
     Attributes:
+        building: the folder whose size counts.
         log: its finished stages.
         needed_bytes: estimate of the disk space, for the message where it does not suffice.
     """
 
+    building: Path
     connection: duckdb.DuckDBPyConnection
     log: StageLog
     needed_bytes: int | None = None
+
+    def expect_bytes(self, needed: int, watcher: Watcher) -> None:
+        """State the disk space that is needed, and say so if there may be too little."""
+        self.needed_bytes = needed
+        free = shutil.disk_usage(self.building).free + _written_bytes(self.building)
+        if free < needed:
+            watcher.note(
+                f"the disk of {str(self.building.parent)!r} may be too small: about "
+                f"{needed / _GIB:.2f} GiB are needed for a while, {free / _GIB:.2f} GiB are free"
+            )
 
 
 @contextmanager
@@ -69,7 +81,7 @@ def working_database(folder: Path, resources: Resources) -> Iterator[WorkingData
             connection.execute("SET enable_progress_bar_print = false")
             for macro in HASH_MACROS:
                 connection.execute(macro)
-            database = WorkingDatabase(connection, StageLog(connection))
+            database = WorkingDatabase(folder.parent, connection, StageLog(connection))
             yield database
     except (duckdb.Error, OSError, RuntimeError) as error:
         needed_bytes = database.needed_bytes if database else None
@@ -128,10 +140,14 @@ def _readable(
 
 
 def _disk_full(folder: Path, needed_bytes: int | None) -> str:
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    written = _written_bytes(folder)
     free = shutil.disk_usage(folder).free + written
     needed = "" if needed_bytes is None else f" of about {needed_bytes / _GIB:.2f} GiB needed"
     return (
         f"the disk of {str(folder.parent)!r} is full: {written / _GIB:.2f} GiB{needed} were "
         f"written and are removed again, which leaves {free / _GIB:.2f} GiB free"
     )
+
+
+def _written_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
