@@ -195,12 +195,36 @@ def _parse_value(key: Key, text: str) -> Any:
     return value
 
 
+def _keys_beside(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys that the place of an unknown one may hold."""
+    models = [model]
+    for part in location[:-1]:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models_in(field.annotation)]
+        else:  # an index into a list, or the tag of one of several alternatives
+            tagged = [m for m in models if part in _tags(m)]
+            models = tagged or models
+    keys = dict.fromkeys(name for m in models for name in m.model_fields)
+    return [".".join([*location[:-1], name]) for name in keys]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _tags(model: type[BaseModel]) -> set[Any]:
+    return {tag for field in model.model_fields.values() for tag in get_args(field.annotation)}
+
+
 def _describe(model: type[BaseModel], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     names = [key.name for key in all_keys(model)]
     full = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return unknown_key(full, names if len(location) > 1 else list(model.model_fields))
+        return unknown_key(full, _keys_beside(model, location))
     if error["type"] == "missing":
         return f"{full}: required"
     # A location goes on into lists and alternatives; the key a person knows is its start.

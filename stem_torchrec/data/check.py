@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.types as types
 from numpy.typing import NDArray
 
 from stem_torchrec.data.check_metadata import check_stats, check_vocabularies
@@ -19,7 +18,7 @@ from stem_torchrec.data.manifest import (
     column_uses,
     split_files,
 )
-from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.data.parquet_file import open_parquet_file, type_family, unreadable
 from stem_torchrec.data.stages import Unseen, Watcher
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.place import Place
@@ -152,7 +151,7 @@ class _SplitCheck:
 
     def _change(self, file: Place, column: str, found: pa.DataType) -> str:
         first, first_file = self._first_types.setdefault(column, (found, file))
-        return "" if _family(first) == _family(found) else f"; {first_file} has {first}"
+        return "" if type_family(first) == type_family(found) else f"; {first_file} has {first}"
 
     def _read_row_group(
         self, opened: pq.ParquetFile, group: RowGroup, uses: Sequence[ColumnUse]
@@ -194,12 +193,3 @@ class _SplitCheck:
             if task.label_column == column:
                 observed, positive = counts[task.name]
                 counts[task.name] = (observed + num_observed, positive + num_positive)
-
-
-def _family(found: pa.DataType) -> str:
-    """The type without its width, in which files may differ."""
-    if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
-        return f"list of {_family(found.value_type)}"
-    if types.is_integer(found):
-        return "integer"
-    return "float" if types.is_floating(found) else str(found)

@@ -7,6 +7,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stem_torchrec.data.raw_checks import CODECS
 from stem_torchrec.data.raw_files import SAMPLE_ROWS, RawFiles
 from stem_torchrec.data.row_columns import Column
 from stem_torchrec.data.working_database import fetch_one
@@ -18,7 +19,6 @@ _BYTES_PER_VALUE = 8 + 8 + 4
 _COPIES_OF_TEXT = 3
 _HEAD_BYTES = 2**22
 _SAMPLED_FILES = 8
-_CODECS = {".gz": "gzip", ".zst": "zstd"}  # those that DuckDB knows by their ending
 
 
 def needed_bytes(
@@ -48,7 +48,7 @@ def estimated_lines(paths: Sequence[Path]) -> int:
 
 def _lines_and_bytes(path: Path) -> tuple[int, int]:
     """Lines of a file's head, and the bytes of the file that hold it."""
-    codec = _CODECS.get(path.suffix)
+    codec = CODECS.get(path.suffix)
     try:
         with pa.OSFile(str(path)) as file:
             stream = pa.CompressedInputStream(file, codec) if codec else file

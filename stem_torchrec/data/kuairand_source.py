@@ -1,7 +1,5 @@
 """Find the files of a KuaiRand release, check their columns and read them into DuckDB."""
 
-import csv
-import glob
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +8,14 @@ from pathlib import Path
 
 import duckdb
 
+from stem_torchrec.data import raw_headers
+from stem_torchrec.data.describe import RawFormat
 from stem_torchrec.data.kuairand_features import LOG_COLUMNS, TASKS, RawFeature
+from stem_torchrec.data.raw_errors import readable_errors
+from stem_torchrec.data.raw_files import RawFiles
 from stem_torchrec.errors import UserError
 
+_FORMAT = RawFormat()
 _PART = re.compile(r"_part\d+$")
 
 
@@ -55,13 +58,16 @@ def find_release(source: Path, *, include_random: bool) -> Release:
             f"KuaiRand folder {str(source)!r} mixes the releases {', '.join(sorted(versions))}; "
             "keep one release per folder"
         )
-    return Release(tuple(logs), tuple(users), tuple(videos))
+    release = Release(tuple(logs), tuple(users), tuple(videos))
+    for path in release.files:
+        if not path.stat().st_size:
+            raise UserError(f"{path}: is empty")
+    return release
 
 
 def read_header(path: Path) -> list[str]:
     """Column names of a CSV file."""
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        return next(csv.reader(lines), [])
+    return raw_headers.read_header(path, _FORMAT)
 
 
 def require_columns(path: Path, columns: Sequence[str]) -> None:
@@ -94,7 +100,7 @@ def read_log(
     needed = [*LOG_COLUMNS, *(column for f in own for column in f.columns)]
     needed += [TASKS[task][0] for task in tasks]
     require_columns(path, needed)
-    query = f"SELECT {', '.join(selected)} FROM {_csv(path)}"
+    query = f"SELECT {', '.join(selected)} FROM {_raw(path).relation()}"
     with _readable_errors(path):
         connection.execute(f"CREATE TABLE IF NOT EXISTS log AS {query} LIMIT 0")
         connection.execute(f"INSERT INTO log {query}")
@@ -117,7 +123,7 @@ def read_side(
         require_columns(path, [key, *columns])
         verb = f"INSERT INTO {table}_rows" if number else f"CREATE TABLE {table}_rows AS"
         with _readable_errors(path):
-            connection.execute(f"{verb} SELECT {selected} FROM {_csv(path)}")
+            connection.execute(f"{verb} SELECT {selected} FROM {_raw(path).relation()}")
     connection.execute(f"CREATE TABLE {table} AS SELECT DISTINCT * FROM {table}_rows")
     connection.execute(f"DROP TABLE {table}_rows")
     doubled = connection.execute(
@@ -137,10 +143,8 @@ def _find(folders: Sequence[Path], pattern: str) -> list[Path]:
     )
 
 
-def _csv(path: Path) -> str:
-    # glob.escape: DuckDB reads "*" and "[" in a path as a pattern.
-    escaped = glob.escape(str(path)).replace("'", "''")
-    return f"read_csv('{escaped}', all_varchar = true, header = true, delim = ',', quote = '\"')"
+def _raw(path: Path) -> RawFiles:
+    return RawFiles((path,), _FORMAT, dict.fromkeys(read_header(path), "VARCHAR"))
 
 
 def _integer(column: str) -> str:
@@ -168,7 +172,8 @@ def _label(task: str) -> str:
 @contextmanager
 def _readable_errors(path: Path) -> Iterator[None]:
     try:
-        yield
+        with readable_errors(_raw(path)):
+            yield
     except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
         raise UserError(f"{path.name}: {reason}") from None

@@ -28,6 +28,7 @@ from stem_torchrec.data.prepared import (
     folders_of_splits,
     write_metadata,
 )
+from stem_torchrec.data.raw_checks import compressed, verify_compressed
 from stem_torchrec.data.raw_files import RawFiles, open_raw_files
 from stem_torchrec.data.raw_headers import find_files
 from stem_torchrec.data.raw_rows import read_rows
@@ -132,7 +133,9 @@ class _Work:
             for feature in description.features
             if feature.kind == "bag" and description.owner(feature).encoding == "vocabulary"
         ]
+        verify = Stage("verify compressed files", self._verify)
         return [
+            *([verify] if compressed(self.raw.paths) else []),
             Stage(self._reading, self._read),
             Stage("split", self._split),
             *(Stage(f"ids of {owner.name}", partial(self._number, owner)) for owner in owners),
@@ -190,6 +193,9 @@ class _Work:
     @property
     def _hashed(self) -> list[DescribedFeature]:
         return [owner for owner in table_owners(self.description) if owner.encoding == "hash"]
+
+    def _verify(self) -> None:
+        verify_compressed(self.raw.paths, self.options.num_threads)
 
     def _read(self) -> dict[str, int]:
         return read_rows(self.database.connection, self.raw, self.columns)

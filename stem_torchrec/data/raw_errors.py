@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from stem_torchrec.data.raw_checks import verify_compressed
 from stem_torchrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ def readable_errors(raw: "RawFiles") -> Iterator[None]:
     """Turn DuckDB's errors about the content of raw files into UserErrors.
 
     Raises:
-        UserError: a line has another number of columns or is not UTF-8, or a file is no Parquet.
+        UserError: a line has another number of columns or is not UTF-8, or a file is damaged.
     """
     try:
         yield
     except duckdb.Error as error:
+        if isinstance(error, duckdb.IOException):
+            verify_compressed(raw.paths, threads=1)  # the error may not say which file it is
         if message := _message(str(error), raw):
             raise UserError(message) from None
         raise

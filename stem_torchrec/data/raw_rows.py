@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import duckdb
 
+from stem_torchrec.data.raw_checks import refuse_changed_types
 from stem_torchrec.data.raw_errors import readable_errors
 from stem_torchrec.data.raw_files import RawFiles, used_columns
 from stem_torchrec.data.row_columns import Column
@@ -23,8 +24,11 @@ def read_rows(
         Number of bad rows by reason, where ``raw`` skips them; ``_bad`` marks those in the table.
 
     Raises:
-        UserError: a row is bad and bad rows are not skipped, or no row is left.
+        UserError: a row is bad and bad rows are not skipped, no row is left, or a column is not of
+            one type in all files.
     """
+    if raw.format.type == "parquet":
+        refuse_changed_types(raw.paths, _used(raw, columns))
     selected = ", ".join(f"{column.sql} AS {quoted(name)}" for name, column in columns.items())
     fault = _fault(raw, columns) if raw.bad_rows == "record" else _tripwire(raw, columns)
     with readable_errors(raw):
@@ -44,10 +48,13 @@ def read_rows(
     return skipped
 
 
+def _used(raw: RawFiles, columns: Mapping[str, Column]) -> set[str]:
+    return used_columns(raw, [column.sql for column in columns.values()])
+
+
 def _faults(raw: RawFiles, columns: Mapping[str, Column]) -> tuple[str, str]:
     """SQL that is true for a bad row, and SQL of what is wrong with it."""
-    used = used_columns(raw, [column.sql for column in columns.values()])
-    wrong_type, faults = raw.type_faults(used)
+    wrong_type, faults = raw.type_faults(_used(raw, columns))
     own = [(column.wrong, column.fault) for column in columns.values() if column.wrong is not None]
     wrong = " OR ".join([f"({wrong_type})", *(f"({wrong})" for wrong, _ in own)])
     cases = "".join(f" WHEN {wrong} THEN {fault}" for wrong, fault in (*faults, *own))

@@ -32,6 +32,10 @@ class Resources(BaseModel):
     threads: int | None = Field(None, ge=1, description="threads; null: one per core")
 
     @property
+    def num_threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @property
     def limit_bytes(self) -> int:
         """What DuckDB may count as its own."""
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
@@ -92,7 +96,7 @@ def _connected(folder: Path, resources: Resources) -> duckdb.DuckDBPyConnection:
     file, overflow = folder / "work.duckdb", folder / "overflow"
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{resources.limit_bytes}B",
-        "threads": resources.threads or len(os.sched_getaffinity(0)),
+        "threads": resources.num_threads,
         "temp_directory": str(overflow),
     }
     shutil.rmtree(overflow, ignore_errors=True)  # a killed process's
@@ -140,12 +144,11 @@ def _readable(
 
 
 def _disk_full(folder: Path, needed_bytes: int | None) -> str:
-    written = _written_bytes(folder)
-    free = shutil.disk_usage(folder).free + written
-    needed = "" if needed_bytes is None else f" of about {needed_bytes / _GIB:.2f} GiB needed"
+    free = shutil.disk_usage(folder).free + _written_bytes(folder)
+    needed = "" if needed_bytes is None else f"about {needed_bytes / _GIB:.2f} GiB are needed, "
     return (
-        f"the disk of {str(folder.parent)!r} is full: {written / _GIB:.2f} GiB{needed} were "
-        f"written and are removed again, which leaves {free / _GIB:.2f} GiB free"
+        f"the disk of {str(folder.parent)!r} is full: {needed}{free / _GIB:.2f} GiB are free now "
+        "that what was written is removed again"
     )
 
 

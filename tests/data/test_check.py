@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from stem_torchrec.cli import main
 from stem_torchrec.data.check import check_folder
 from stem_torchrec.data.prepared import compute_stats, write_metadata
+from stem_torchrec.data.stages import Unseen
 from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema, Task
@@ -264,3 +266,32 @@ def test_what_an_adapter_writes_is_right(tmp_path: Path) -> None:
     )
     prepare_synthetic(config, tmp_path / "out")
     assert check_folder(tmp_path / "out").faults == []
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "--check", str(folder)]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    assert main(["prepare", "--check", str(folder)]) == 0
+    shown = capsys.readouterr().err
+    assert "check train" in shown
+    assert "check vocabularies" in shown
+
+
+def test_the_share_that_is_read_grows_to_the_whole(folder: Path) -> None:
+    shares: list[float] = []
+
+    class Asking(Unseen):
+        @contextmanager
+        def stage(self, name: str, done: Callable[[], float]) -> Iterator[None]:
+            shares.append(done())
+            yield
+            shares.append(done())
+
+    check_folder(folder, Asking())
+    before, after = shares[:4:2], shares[1:4:2]
+    assert before == [-1, -1]
+    # Of a file's bytes the footer is none of a row group.
+    assert all(10 < share <= 100 for share in after)

@@ -20,6 +20,7 @@ from stem_torchrec.data.kuairand import KuaiRandConfig, prepare_kuairand
 from stem_torchrec.data.kuairand_features import CORE_VIDEO_FIELDS, TASKS
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, load_schema
+from tests.data.raw_tables import files_under
 from tests.kuairand_release import LOG_COLUMNS, USER_COLUMNS, Row, Source
 
 SLICE = Path(__file__).parents[2].parent / "shared" / "data" / "kuairand"
@@ -344,3 +345,31 @@ def test_slice_of_the_real_log(tmp_path: Path) -> None:
     }
     with_features = sum(row["author_id"] > 0 or row["upload_age"] > 0 for row in rows)
     assert 0 < with_features < len(rows) / 2
+
+
+@pytest.mark.parametrize(
+    ("line", "replaced", "message"),
+    [
+        (7, lambda text: text + b",9", r"part2.csv, line 7: 20 columns, expected 19; found '"),
+        (7, lambda text: text.rpartition(b",")[0], r"part2.csv, line 7: 18 columns, expected 19"),
+        (7, lambda text: b"\xff" + text, r"part2.csv, line 7: not UTF-8; found"),
+        (1, lambda text: b"\xff" + text, r"part2.csv, line 1: not UTF-8"),
+    ],
+)
+def test_malformed_lines_are_named(
+    source: Source,
+    tmp_path: Path,
+    line: int,
+    replaced: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    log = source.write() / "data" / "log_standard_4_22_to_5_08_27k_part2.csv"
+    lines = log.read_bytes().splitlines()
+    lines[line - 1] = replaced(lines[line - 1])
+    log.write_bytes(b"\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        prepare_kuairand(source.folder, tmp_path / "sets" / "out")
+    log.write_bytes(b"")
+    with pytest.raises(UserError, match=r"part2.csv: is empty"):
+        prepare_kuairand(source.folder, tmp_path / "sets" / "out")
+    assert files_under(tmp_path / "sets") == set()
