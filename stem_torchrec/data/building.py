@@ -68,9 +68,9 @@ def building(
 ) -> Iterator[Building]:
     """A folder to build in, whose ``prepared`` is renamed to ``out`` when the block has ended well.
 
-    It lies beside ``out``, so the rename is atomic. After an error it is removed, and ``out`` is as
-    it was. What an interrupted process has kept of the same ``request`` is found in it again, other
-    remains are removed.
+    It lies beside ``out``, so the rename is atomic. After a UserError it is removed, after anything
+    else unless ``Building.keep`` was called; ``out`` is as it was. What was kept of the same
+    ``request`` is found in it again, other remains are removed.
 
     Args:
         fresh: go on with nothing.
@@ -96,8 +96,8 @@ def building(
             made.prepared.rename(out)
         except BaseException as error:
             _put_back(folder / _REPLACED, out)
-            interrupted = isinstance(error, WorkKept) or not isinstance(error, Exception)
-            if not (interrupted and (folder / _REQUEST).exists()):
+            useless = isinstance(error, UserError) and not isinstance(error, WorkKept)
+            if useless or not (folder / _REQUEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import duckdb
 from pydantic import BaseModel
@@ -15,15 +14,12 @@ from stem_torchrec.data.working_database import Resources
 def request_of(files: Iterable[Path], options: Resources, **described: BaseModel) -> Request:
     """The request as JSON; ``described`` are further models by name.
 
-    Memory and threads do not change a result. That a file is the same is told by its path, size and
-    time of change.
+    Memory and threads do not change a result. That a file is the same is told by its name, size and
+    time of change; its folder is another each time that it comes from an object store.
     """
-    stamps: dict[str, Any] = {}
-    for path in files:
-        found = path.stat()
-        stamps[str(path.resolve())] = [found.st_size, found.st_mtime_ns]
+    found = [(path.name, path.stat()) for path in files]
     return {
-        "sources": stamps,
+        "sources": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found],
         "options": options.model_dump(mode="json", exclude={*Resources.model_fields}),
         **{name: model.model_dump(mode="json") for name, model in described.items()},
         "versions": [__version__, duckdb.__version__],

@@ -5,6 +5,7 @@ besides what preparing needs anyway. They lie in the folder for temporary files 
 with the block, also after an error.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,8 @@ def _fetch(source: StorePath, files: Sequence[StorePath], local: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         with readable_errors(file):
             fs.copy_files(file.key, str(to), file.filesystem, _LOCAL)
+        # The same file is told by it when work is gone on with.
+        os.utime(to, ns=(file.stat().st_mtime_ns,) * 2)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(fetch, files))

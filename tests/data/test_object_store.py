@@ -163,6 +163,7 @@ def test_only_the_files_that_are_read_are_fetched(
         assert folder.name == "few"
     with local_source(at("s3://bucket/few/data/b.csv")) as file:
         assert file.read_text() == "data/b.csv"
+        assert file.stat().st_mtime_ns == at("s3://bucket/few/data/b.csv").stat().st_mtime_ns
     assert list(tmp_path.iterdir()) == []
 
 

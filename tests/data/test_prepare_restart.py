@@ -246,7 +246,7 @@ def test_a_signal_ends_a_query_that_would_go_on_for_hours(tmp_path: Path) -> Non
     assert process.returncode == 7, errors
 
 
-def test_too_little_memory_keeps_finished_stages_and_other_errors_do_not(
+def test_what_is_no_mistake_of_the_user_keeps_finished_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(tmp_path / "raw.csv", 300)
@@ -262,6 +262,11 @@ def test_too_little_memory_keeps_finished_stages_and_other_errors_do_not(
         shown = capsys.readouterr().err
         assert "memory_gib: not enough" in shown
         assert "finished stages are kept" in shown
+        assert files_under(tmp_path / "sets") == {".out.building"}
+        error = duckdb.InternalException("a fault of no one's data")
+        with pytest.raises(duckdb.InternalException):
+            main(command)
+        capsys.readouterr()
         assert files_under(tmp_path / "sets") == {".out.building"}
         error = duckdb.IOException("No space left on device")
         assert main(command) == 2
