@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from stem_torchrec.data.building import building
 from stem_torchrec.data.disk_need import needed_bytes_of_lines
+from stem_torchrec.data.kuairand_days import split_days
 from stem_torchrec.data.kuairand_encode import encode, rows_of_day
 from stem_torchrec.data.kuairand_features import TASKS, RawFeature, features_of
 from stem_torchrec.data.kuairand_source import (
@@ -37,8 +37,6 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, Schema, Task
 
 GROUP_COLUMN = "group"
-
-_TEST_DAYS, _VALID_DAYS = 3, 2
 
 
 class KuaiRandConfig(Resources):
@@ -132,7 +130,7 @@ class _Work:
         return [
             *(Stage(f"read {path.name}", partial(self._read_log, path)) for path in logs),
             Stage("read users and videos", self._read_sides),
-            Stage("split", partial(_split_days, self._connection, self.config)),
+            Stage("split", self._split),
             Stage("ids", self._encode),
             Stage("count users and items", partial(_raw_counts, self._connection)),
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
@@ -173,6 +171,9 @@ class _Work:
         with _unordered(self._connection):
             read_side(self._connection, self.release.users, "users", "user_id", users)
             read_side(self._connection, self.release.videos, "videos", "video_id", videos)
+
+    def _split(self) -> dict[str, list[int]]:
+        return split_days(self._connection, self.config.train_until, self.config.valid_until)
 
     def _encode(self) -> dict[str, int]:
         """Count and write the vocabularies; rows of each table."""
@@ -222,50 +223,6 @@ def _choose_tasks(
     if not config.tasks:
         raise UserError(f"tasks: empty; the log has {', '.join(available)}")
     return list(config.tasks)
-
-
-def _split_days(
-    connection: duckdb.DuckDBPyConnection, config: KuaiRandConfig
-) -> dict[str, list[int]]:
-    """Days of each split, in order."""
-    days = [row[0] for row in connection.execute("SELECT DISTINCT date FROM log").fetchall()]
-    days.sort()
-    if not days:
-        raise UserError("the log files hold no rows")
-    for day in days:
-        _check_day("date", day)
-    found = f"the log has {days[0]} to {days[-1]}"
-    train_until, valid_until = config.train_until, config.valid_until
-    if train_until is None and valid_until is None:
-        if len(days) <= _TEST_DAYS + _VALID_DAYS:
-            raise UserError(f"train_until, valid_until: needed for a log of few days; {found}")
-        train_until = days[-_TEST_DAYS - _VALID_DAYS - 1]
-        valid_until = days[-_TEST_DAYS - 1]
-    if train_until is None or valid_until is None:
-        raise UserError(f"train_until, valid_until: give both or none; {found}")
-    _check_day("train_until", train_until)
-    _check_day("valid_until", valid_until)
-    if train_until >= valid_until:
-        raise UserError(f"train_until: {train_until} is not before valid_until = {valid_until}")
-    split_days = {
-        "train": [day for day in days if day <= train_until],
-        "valid": [day for day in days if train_until < day <= valid_until],
-        "test": [day for day in days if day > valid_until],
-    }
-    for split in SPLITS:
-        if not split_days[split]:
-            raise UserError(
-                f"split {split!r} is empty with train_until = {train_until}, "
-                f"valid_until = {valid_until}; {found}"
-            )
-    return split_days
-
-
-def _check_day(what: str, day: int) -> None:
-    try:
-        datetime.strptime(f"{day:08d}", "%Y%m%d")
-    except ValueError:
-        raise UserError(f"{what}: {day} is no day; expected YYYYMMDD") from None
 
 
 def _raw_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class WorkingDatabase:
         free = shutil.disk_usage(self.building).free + _written_bytes(self.building)
         if free < needed:
             watcher.note(
-                f"the disk of {str(self.building.parent)!r} may be too small: about "
+                f"the disk of {str(self.building.parent)!r} may be too small: up to "
                 f"{needed / _GIB:.2f} GiB are needed for a while, {free / _GIB:.2f} GiB are free"
             )
 
@@ -145,7 +145,7 @@ def _readable(
 
 def _disk_full(folder: Path, needed_bytes: int | None) -> str:
     free = shutil.disk_usage(folder).free + _written_bytes(folder)
-    needed = "" if needed_bytes is None else f"about {needed_bytes / _GIB:.2f} GiB are needed, "
+    needed = "" if needed_bytes is None else f"up to {needed_bytes / _GIB:.2f} GiB are needed, "
     return (
         f"the disk of {str(folder.parent)!r} is full: {needed}{free / _GIB:.2f} GiB are free now "
         "that what was written is removed again"

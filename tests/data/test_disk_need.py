@@ -88,4 +88,4 @@ def test_a_small_disk_is_told_before_the_work_begins(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     assert main(command) == 0
     first = capsys.readouterr().err.splitlines()[0]
-    assert "may be too small: about 0.00 GiB are needed for a while, 0.00 GiB are free" in first
+    assert "may be too small: up to 0.00 GiB are needed for a while, 0.00 GiB are free" in first

@@ -229,7 +229,7 @@ def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) 
         (
             duckdb.IOException,
             "Could not write file: No space left on device",
-            r"disk of '.*sets' is full: about .* GiB are needed, .* GiB are free now",
+            r"disk of '.*sets' is full: up to .* GiB are needed, .* GiB are free now",
         ),
         (duckdb.OutOfMemoryException, "failed to pin block", "memory_gib: not enough"),
     ],
