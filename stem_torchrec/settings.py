@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import StorePath
+from stem_torchrec.store_path import StorePath
 
 
 class Key(NamedTuple):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as fs
 
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.place import StorePath
+from stem_torchrec.store_path import StorePath
 
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _S3_TRIES = 5

@@ -16,8 +16,9 @@ from pathlib import Path
 import pyarrow.fs as fs
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath, relative
+from stem_torchrec.place import Place, relative
 from stem_torchrec.schema import SCHEMA_FILE
+from stem_torchrec.store_path import StorePath
 from stem_torchrec.stores import readable_errors
 
 _THREADS = 4

@@ -20,8 +20,9 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.transfer import local_source, local_target
 from stem_torchrec.days import parse_days
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath, place_of, relative
+from stem_torchrec.place import Place, place_of, relative
 from stem_torchrec.schema import SPLITS, load_schema
+from stem_torchrec.store_path import StorePath
 from stem_torchrec.stores import open_store
 from tests.kuairand_release import Source
 from tests.prepared import small_config, small_data
