@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     initial = command.add_argument_group("weights of another run")
     initial.add_argument(
         "--init-from",
-        type=Path,
+        type=_place,
         metavar="RUN",
         help="start with the tables and dense weights of another run's newest checkpoint, by name",
     )
@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=train)
 
     command = _add(commands, "evaluate", "metrics of a split from a run's checkpoint", config_keys)
-    command.add_argument("--run", type=Path, required=True, metavar="DIR", dest="run_dir")
+    command.add_argument("--run", type=_place, required=True, metavar="DIR", dest="run_dir")
     command.add_argument("--split", choices=("train", "valid", "test"), default="test")
     command.add_argument("--nproc", type=_positive, metavar="N", help="local workers")
     command.add_argument("--json", action="store_true", help="print one JSON object")

@@ -5,7 +5,6 @@ command-line overrides is in ``settings.py``.
 """
 
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -66,7 +65,9 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: Path = Field(description="run folder: config, plan, metrics, checkpoints, TensorBoard")
+    dir: DataPlace = Field(
+        description="run folder, or its URL: config, plan, metrics, checkpoints, TensorBoard"
+    )
     seed: int = Field(0, ge=0, description="seed of weights, tables and row order")
     grace_s: int = Field(
         60,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import place_of
 
 
 def add_doctor(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -14,7 +15,12 @@ def add_doctor(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> No
     command = add(commands, "doctor", text, "exit code 0 if every check is ok, else 1")
     command.add_argument("--nproc", type=int, metavar="N", help="local workers (default: 2 on CPU)")
     command.add_argument(
-        "--run.dir", type=Path, metavar="DIR", dest="run_dir", default=Path("runs"), help="its disk"
+        "--run.dir",
+        type=place_of,
+        metavar="DIR",
+        dest="run_dir",
+        default=Path("runs"),
+        help="its disk",
     )
     command.add_argument(
         "--distributed.device", choices=("auto", "cpu", "cuda"), default="auto", dest="device"

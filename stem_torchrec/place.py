@@ -66,6 +66,17 @@ def place_of(text: str | Place) -> Place:
     return StorePath(scheme, parts.netloc, unquote(parts.path).strip("/"), parts.query)
 
 
+def local_path(text: str) -> Path:
+    """A path, where a URL cannot be used.
+
+    Raises:
+        UserError: it is a URL.
+    """
+    if "://" in text:
+        raise UserError(f"{text!r} is a URL; expected a folder on this machine")
+    return Path(text)
+
+
 def _validated(value: Any) -> Place:
     if not isinstance(value, str | Path | StorePath):
         raise ValueError("Input should be a path or URL")

@@ -17,15 +17,14 @@ from stem_torchrec.layers.losses import labelled
 from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
+from stem_torchrec.records import Recorder, has_evaluation
 from stem_torchrec.restart import existing_after_restart, mark
 from stem_torchrec.run_folder import (
     Existing,
-    Recorder,
     about_run,
     check_run,
     continue_run,
     create_run,
-    has_evaluation,
     write_init,
 )
 from stem_torchrec.session import Session, build, has_split, open_split
@@ -128,7 +127,7 @@ def train(
             if ranks.is_first:
                 listener(record)
 
-        saver = _saver(session, publish)
+        saver = _saver(session, publish, recorder)
         qps, test, stopped = None, None, None
         try:
             qps = _fit(session, reader, position, metrics, saver, publish)
@@ -200,15 +199,15 @@ def _fit(
     return throughput.total()
 
 
-def _saver(session: Session, publish: Listener) -> checkpoint.Saver:
+def _saver(session: Session, publish: Listener, recorder: Recorder) -> checkpoint.Saver:
     config = session.config
 
     def failed(step: int, error: str) -> None:
         publish({"kind": "checkpoint", "step": step, "error": error})
 
-    return checkpoint.Saver(
-        config.checkpoint, config.run.dir / checkpoint.FOLDER, session.ranks, failed
-    )
+    folder = config.run.dir / checkpoint.FOLDER
+    # Records first: a run that goes on from a checkpoint has those before it.
+    return checkpoint.Saver(config.checkpoint, folder, session.ranks, failed, recorder.upload)
 
 
 def _save_due(config: CheckpointConfig, step: int, last: bool, evaluated: Record | None) -> bool:

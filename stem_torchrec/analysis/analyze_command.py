@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import local_path, place_of
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
@@ -131,7 +132,7 @@ def _add_analysis(analyses: "Commands", name: str, text: str) -> argparse.Argume
     )
     command.add_argument(
         "--single",
-        type=Path,
+        type=place_of,
         nargs="+",
         required=True,
         metavar="RUN",
@@ -144,9 +145,13 @@ def _add_analysis(analyses: "Commands", name: str, text: str) -> argparse.Argume
 
 def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
     """The options of every analysis."""
-    command.add_argument("--runs", type=Path, nargs="+", required=True, metavar="RUN", help=text)
+    command.add_argument(
+        "--runs", type=place_of, nargs="+", required=True, metavar="RUN", help=text
+    )
     command.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="report's folder")
+    command.add_argument(
+        "--out", type=local_path, required=True, metavar="DIR", help="report's folder"
+    )
 
 
 def _read(

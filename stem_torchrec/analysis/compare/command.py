@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from stem_torchrec.place import local_path
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -34,7 +36,9 @@ def add_compare(commands: Commands, add: AddCommand, config_keys: str) -> None:
         metavar="N",
         help="runs of each combination, with seeds from run.seed on (default: 3)",
     )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs and report")
+    command.add_argument(
+        "--out", type=local_path, required=True, metavar="DIR", help="runs and report"
+    )
     command.add_argument(
         "--vary",
         nargs="+",
