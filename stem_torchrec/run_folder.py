@@ -1,18 +1,16 @@
-"""A run's folder: who may write it, its resolved config and its records."""
+"""A run's folder: who may write it, and what lies in it before training."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
-
-from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
+from stem_torchrec.records import METRICS
 from stem_torchrec.settings import dump_config, load_config
 
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -20,7 +18,6 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
-METRICS = "metrics.jsonl"
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
@@ -89,7 +86,7 @@ def continue_run(config: Config, plan_report: str, step: int) -> None:
     run_dir = config.run.dir
     _replace(run_dir / "config.yaml", dump_config(config, installed_versions()))
     _replace(run_dir / "plan.txt", plan_report)
-    records = run_dir / "metrics.jsonl"
+    records = run_dir / METRICS
     if records.exists():
         lines = records.read_text(errors="replace").splitlines(keepends=True)
         _replace(records, "".join(line for line in lines if _stays(line, step)))
@@ -153,55 +150,3 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-class Recorder:
-    """Appends records to ``metrics.jsonl`` and TensorBoard; on ranks but the first, nothing.
-
-    Args:
-        step: finished steps; TensorBoard hides what an earlier process has written of later ones.
-    """
-
-    def __init__(self, run_dir: Path, *, active: bool, step: int = 0) -> None:
-        self._file = (run_dir / METRICS).open("a") if active else None
-        purge = step + 1 if step else None
-        self._board = SummaryWriter(str(run_dir / "tb"), purge_step=purge) if active else None
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        if self._file is None or self._board is None:
-            return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        prefix = record.get("split", record["kind"])
-        for name, value in _scalars(record):
-            self._board.add_scalar(f"{prefix}/{name}", value, record["step"])
-
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
-
-
-def has_evaluation(run_dir: Path, split: str, step: int) -> bool:
-    """Whether the run's records have an evaluation of the split at this step."""
-    file = run_dir / METRICS
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    records = (json.loads(line) for line in lines if line.endswith("\n"))
-    found = ((record["kind"], record.get("split"), record["step"]) for record in records)
-    return ("eval", split, step) in found
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            yield prefix + name, value
