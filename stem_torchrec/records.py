@@ -1,7 +1,7 @@
-"""The records of a run: ``metrics.jsonl``, and the same for TensorBoard."""
+"""The records of a run: one JSON object per line of ``metrics.jsonl``, and TensorBoard."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -9,7 +9,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.growing_folder import GrowingFolder
 from stem_torchrec.place import Place
-from stem_torchrec.run_folder import METRICS
+
+METRICS = "metrics.jsonl"
+
+Record = dict[str, Any]
+Listener = Callable[[Record], None]
 
 
 class Recorder:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, remove
+from stem_torchrec.records import METRICS
 from stem_torchrec.settings import dump_config, load_config
 from stem_torchrec.store_path import StorePath
 
@@ -17,7 +18,6 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
-METRICS = "metrics.jsonl"
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
@@ -84,7 +84,7 @@ def continue_run(config: Config, plan_report: str, step: int) -> None:
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
     replace_text(run_dir / "plan.txt", plan_report)
-    records = run_dir / "metrics.jsonl"
+    records = run_dir / METRICS
     if records.exists():
         lines = records.read_text(errors="replace").splitlines(keepends=True)
         replace_text(records, "".join(line for line in lines if _stays(line, step)))
