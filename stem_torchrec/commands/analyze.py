@@ -1,7 +1,4 @@
-"""The commands that read finished runs: their options, and from options to a written report.
-
-Part of the command line: heavy imports stand inside the commands, as in ``cli.py``.
-"""
+"""``analyze``: what finished runs tell, from options to a written report."""
 
 import argparse
 import os
@@ -9,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stem_torchrec.commands.options import Commands
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import local_path, place_of
 
@@ -16,15 +14,13 @@ if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
     from stem_torchrec.analysis.runs import Run
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
 _MORE = (
     "data.path, distributed.* and eval.* of the runs may be given another value "
     "(--section.key value): where and how they are read"
 )
 
 
-def add_analyze(commands: "Commands") -> None:
+def add_analyze(commands: Commands) -> None:
     """``analyze negative-transfer``, ``analyze preference`` and ``analyze gates``."""
     command = commands.add_parser("analyze", help="what finished runs tell of their tasks")
     analyses = command.add_subparsers(required=True, metavar="ANALYSIS")
@@ -126,7 +122,7 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _finish(report(found, _origin()), options.out, "preference", distance_table(found))
 
 
-def _add_analysis(analyses: "Commands", name: str, text: str) -> argparse.ArgumentParser:
+def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.ArgumentParser:
     command = analyses.add_parser(
         name, help=text, description=text, epilog=_MORE, allow_abbrev=False
     )
