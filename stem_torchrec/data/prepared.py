@@ -15,8 +15,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from stem_torchrec.data.building_lock import locked, remove_abandoned
+from stem_torchrec.data.occupied import refuse_occupied
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import SCHEMA_FILE, SPLITS, Feature, Schema
+from stem_torchrec.schema import SPLITS, Feature, Schema
 
 STATS_FILE = "stats.json"
 VOCABULARY_FOLDER = "vocab"
@@ -39,7 +40,7 @@ def prepared_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             that no adapter wrote, or its parent cannot be written.
     """
     out = out.expanduser().resolve()
-    _refuse_occupied(out, overwrite=overwrite)
+    refuse_occupied(out, overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(out)
@@ -127,20 +128,6 @@ def compute_stats(
             split: {name: count[name][0] for name in labels} for split, count in counts.items()
         },
     }
-
-
-def _refuse_occupied(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"output folder {str(out)!r} is a file")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"output folder {str(out)!r} is not empty; allow overwriting to replace it")
-    if not (out / SCHEMA_FILE).is_file():
-        raise UserError(
-            f"output folder {str(out)!r} holds files but no {SCHEMA_FILE}: it is not a prepared "
-            "folder and is not replaced"
-        )
 
 
 def _replace(building: Path, out: Path) -> None:
