@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stem_torchrec.commands.options import Commands
+from stem_torchrec.commands.options import Commands, local_place, place
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import local_path, place_of
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
@@ -128,7 +127,7 @@ def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.Argument
     )
     command.add_argument(
         "--single",
-        type=place_of,
+        type=place,
         nargs="+",
         required=True,
         metavar="RUN",
@@ -141,12 +140,10 @@ def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.Argument
 
 def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
     """The options of every analysis."""
-    command.add_argument(
-        "--runs", type=place_of, nargs="+", required=True, metavar="RUN", help=text
-    )
+    command.add_argument("--runs", type=place, nargs="+", required=True, metavar="RUN", help=text)
     command.add_argument("--split", choices=("train", "valid", "test"), default="test")
     command.add_argument(
-        "--out", type=local_path, required=True, metavar="DIR", help="report's folder"
+        "--out", type=local_place, required=True, metavar="DIR", help="report's folder"
     )
 
 

@@ -5,8 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from stem_torchrec.commands.options import Commands, add_command, config_keys
-from stem_torchrec.place import local_path
+from stem_torchrec.commands.options import Commands, add_command, config_keys, local_place
 
 
 def add_compare(commands: Commands) -> None:
@@ -30,7 +29,7 @@ def add_compare(commands: Commands) -> None:
         help="runs of each combination, with seeds from run.seed on (default: 3)",
     )
     command.add_argument(
-        "--out", type=local_path, required=True, metavar="DIR", help="runs and report"
+        "--out", type=local_place, required=True, metavar="DIR", help="runs and report"
     )
     command.add_argument(
         "--vary",

@@ -5,9 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from stem_torchrec.commands.options import Commands, add_command
+from stem_torchrec.commands.options import Commands, add_command, place
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import place_of
 
 
 def add_doctor(commands: Commands) -> None:
@@ -16,7 +15,7 @@ def add_doctor(commands: Commands) -> None:
     command.add_argument("--nproc", type=int, metavar="N", help="local workers (default: 2 on CPU)")
     command.add_argument(
         "--run.dir",
-        type=place_of,
+        type=place,
         metavar="DIR",
         dest="run_dir",
         default=Path("runs"),

@@ -1,16 +1,19 @@
 """What the commands' options have in common: parsers, their help on keys, kinds of values."""
 
 import argparse
-from typing import TypeAlias
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, place_of
+from stem_torchrec.place import Place, local_path, place_of
 from stem_torchrec.settings import all_keys
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+T = TypeVar("T")
 
 
 def add_command(commands: Commands, name: str, text: str, more: str) -> argparse.ArgumentParser:
@@ -44,8 +47,16 @@ def _help(title: str, form: str, model: type[BaseModel]) -> str:
 
 
 def place(text: str) -> Place:
+    return _of(text, place_of)
+
+
+def local_place(text: str) -> Path:
+    return _of(text, local_path)
+
+
+def _of(text: str, read: Callable[[str], T]) -> T:
     try:
-        return place_of(text)
+        return read(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
