@@ -90,5 +90,5 @@ _SCHEMA = core_schema.no_info_plain_validator_function(
     _validated, serialization=core_schema.plain_serializer_function_ser_schema(str)
 )
 
-DataPlace = Annotated[Place, GetPydanticSchema(lambda source, handler: _SCHEMA)]
+PlaceField = Annotated[Place, GetPydanticSchema(lambda source, handler: _SCHEMA)]
 """A place as a key of a config; written back as it was given."""

@@ -6,11 +6,11 @@ from pydantic import Field, field_validator
 
 from stem_torchrec.config.section import Section
 from stem_torchrec.days import Days, parse_days
-from stem_torchrec.place import DataPlace
+from stem_torchrec.place import PlaceField
 
 
 class DataConfig(Section):
-    path: DataPlace = Field(
+    path: PlaceField = Field(
         description="prepared data folder (schema.json, train/, valid/, test/), or its URL"
     )
     features: tuple[str, ...] | None = Field(

@@ -3,11 +3,11 @@
 from pydantic import Field
 
 from stem_torchrec.config.section import Section
-from stem_torchrec.place import DataPlace
+from stem_torchrec.place import PlaceField
 
 
 class RunConfig(Section):
-    dir: DataPlace = Field(
+    dir: PlaceField = Field(
         description="run folder, or its URL: config, plan, metrics, checkpoints, TensorBoard"
     )
     seed: int = Field(0, ge=0, description="seed of weights, tables and row order")
