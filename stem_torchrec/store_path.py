@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.stores import open_store, readable_errors
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -82,8 +83,6 @@ class StorePath:
 
     @property
     def filesystem(self) -> "FileSystem":
-        from stem_torchrec.stores import open_store
-
         return open_store(self.scheme, self.host, self.query)
 
     @property
@@ -143,8 +142,6 @@ class StorePath:
         A file that is written is whole or, after an error, goes. The store's errors in the block
         are raised as ours. ``buffering`` is as in ``pathlib.Path``.
         """
-        from stem_torchrec.stores import readable_errors
-
         with readable_errors(self):
             if mode == "rb":
                 with self.filesystem.open_input_file(self.key) as source:
@@ -162,8 +159,6 @@ class StorePath:
                 raise
 
     def read_bytes(self) -> bytes:
-        from stem_torchrec.stores import readable_errors
-
         with readable_errors(self), self.filesystem.open_input_stream(self.key) as stream:
             content: bytes = stream.read()
         return content
@@ -181,8 +176,6 @@ class StorePath:
 
     def mkdir(self, *, parents: bool, exist_ok: bool) -> None:
         """Make the folder where the store has folders; elsewhere names alone make them."""
-        from stem_torchrec.stores import readable_errors
-
         assert parents
         assert exist_ok
         if self.scheme == "hdfs":
@@ -191,15 +184,11 @@ class StorePath:
 
     def move(self, to: "StorePath") -> None:
         """Give the file another name; a store copies it for that."""
-        from stem_torchrec.stores import readable_errors
-
         with readable_errors(self):
             self.filesystem.move(self.key, to.key)
 
     def remove(self) -> None:
         """Remove the file, or the folder with all in it, if it is there."""
-        from stem_torchrec.stores import readable_errors
-
         found = self._at(self.path)._found().type.name
         with readable_errors(self):
             if found == "File":
@@ -211,8 +200,6 @@ class StorePath:
         return replace(self, path=path, info=None)
 
     def _found(self) -> "FileInfo":
-        from stem_torchrec.stores import readable_errors
-
         if self.info is not None:
             return self.info
         with readable_errors(self):
@@ -220,8 +207,6 @@ class StorePath:
 
     def _listing(self, *, recursive: bool) -> Iterator["StorePath"]:
         from pyarrow.fs import FileSelector
-
-        from stem_torchrec.stores import readable_errors
 
         with readable_errors(self):
             selector = FileSelector(self.key, recursive=recursive)
