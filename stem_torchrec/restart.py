@@ -6,11 +6,12 @@ import socket
 from pathlib import Path
 
 from stem_torchrec import checkpoint
-from stem_torchrec.errors import UserError
-from stem_torchrec.run_folder import JOB, Existing
+from stem_torchrec.errors import StoreUnreachable, UserError
+from stem_torchrec.place import Place
+from stem_torchrec.run_folder import JOB, Existing, replace_text
 
 
-def existing_after_restart(run_dir: Path, existing: Existing) -> Existing:
+def existing_after_restart(run_dir: Place, existing: Existing) -> Existing:
     """``existing``, but for a folder that this very job has begun: go on from its newest
     checkpoint, or anew where it has none.
 
@@ -22,6 +23,8 @@ def existing_after_restart(run_dir: Path, existing: Existing) -> Existing:
         return existing
     try:
         checkpoint.newest(run_dir)
+    except StoreUnreachable:
+        raise  # nothing is known of the run, so nothing of it may go
     except UserError:
         return "overwrite"
     return "resume"
@@ -41,19 +44,19 @@ def this_job() -> dict[str, str] | None:
     }
 
 
-def mark(run_dir: Path) -> None:
+def mark(run_dir: Place) -> None:
     """Say in the folder that its run is this job's."""
     job = this_job()
     if job is not None:
-        aside = run_dir / f"{JOB}.partial"
-        aside.write_text(json.dumps(job))
-        aside.rename(run_dir / JOB)
+        replace_text(run_dir / JOB, json.dumps(job))
 
 
-def _job_of(run_dir: Path) -> object:
+def _job_of(run_dir: Place) -> object:
     try:
         return json.loads((run_dir / JOB).read_text())
-    except (OSError, ValueError):
+    except StoreUnreachable:
+        raise
+    except (OSError, UserError, ValueError):
         return None
 
 

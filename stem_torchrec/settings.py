@@ -21,7 +21,8 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import StorePath
+from stem_torchrec.place import Place
+from stem_torchrec.store_path import StorePath
 
 
 class Key(NamedTuple):
@@ -57,7 +58,7 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
             yield Key(prefix + name, field.annotation, default, field.description or "")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Place, overrides: Sequence[str] = ()) -> Config:
     """Read ``path`` and apply overrides such as ``["--train.epochs", "2"]``.
 
     Raises:
@@ -99,7 +100,7 @@ def load_file(model: type[Model], path: Path, option: str) -> Model:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Path, option: str, example: str) -> dict[str, Any]:
+def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{option}: no file {str(path)!r}")
     try:

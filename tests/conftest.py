@@ -20,3 +20,11 @@ def pair():
     processes = Processes(2)
     yield processes
     processes.close()
+
+
+@pytest.fixture(scope="session")
+def four():
+    """Four gloo ranks."""
+    processes = Processes(4)
+    yield processes
+    processes.close()

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from stem_torchrec.data.occupied import refuse_occupied
 from stem_torchrec.data.stages import Watcher
 from stem_torchrec.errors import UserError, WorkKept
-from stem_torchrec.schema import SCHEMA_FILE
 
 _LOCK, _REQUEST, _WORK, _PREPARED, _REPLACED = ".lock", "request", "work", "prepared", "replaced"
 
@@ -81,13 +81,13 @@ def building(
             it.
     """
     out, folder = out.expanduser().resolve(), building_folder(out)
-    _refuse_occupied(out, overwrite=overwrite)
+    refuse_occupied(out, overwrite=overwrite)
     with _writing(out):
         lock = _lock(folder)
     with lock:
         try:
             _put_back(folder / _REPLACED, out)
-            _refuse_occupied(out, overwrite=overwrite)  # another process may have finished it
+            refuse_occupied(out, overwrite=overwrite)  # another process may have finished it
             with _writing(out):
                 made = _open(folder, request or {}, fresh=fresh)
             yield made
@@ -161,20 +161,6 @@ def _read_request(folder: Path) -> dict[str, Any] | None:
 
 def _changed(before: Request, request: Request) -> list[str]:
     return [key for key in request | before if request.get(key) != before.get(key)]
-
-
-def _refuse_occupied(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"output folder {str(out)!r} is a file")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"output folder {str(out)!r} is not empty; allow overwriting to replace it")
-    if not (out / SCHEMA_FILE).is_file():
-        raise UserError(
-            f"output folder {str(out)!r} holds files but no {SCHEMA_FILE}: it is not a prepared "
-            "folder and is not replaced"
-        )
 
 
 def _put_back(replaced: Path, out: Path) -> None:

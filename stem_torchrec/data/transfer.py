@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pyarrow.fs as fs
 
+from stem_torchrec.data.occupied import refuse_occupied
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath, relative
+from stem_torchrec.place import Place, relative
 from stem_torchrec.schema import SCHEMA_FILE
+from stem_torchrec.store_path import StorePath
 from stem_torchrec.stores import readable_errors
 
 _THREADS = 4
@@ -61,7 +63,8 @@ def local_target(out: Place, *, overwrite: bool) -> Iterator[Path]:
     if isinstance(out, Path):
         yield out
         return
-    _refuse_occupied(out, overwrite=overwrite)
+    out.require_bucket()
+    refuse_occupied(out, overwrite=overwrite)
     with _temporary_folder() as folder:
         local = folder / (out.name or out.host)
         with _named(local, out):
@@ -118,21 +121,6 @@ def _fetch(source: StorePath, files: Sequence[StorePath], local: Path) -> None:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(fetch, files))
-
-
-def _refuse_occupied(out: StorePath, *, overwrite: bool) -> None:
-    out.require_bucket()
-    if out.is_file():
-        raise UserError(f"output folder {str(out)!r} is a file")
-    if not out.is_dir() or not out.files():
-        return
-    if not overwrite:
-        raise UserError(f"output folder {str(out)!r} is not empty; allow overwriting to replace it")
-    if not (out / SCHEMA_FILE).is_file():
-        raise UserError(
-            f"output folder {str(out)!r} holds files but no {SCHEMA_FILE}: it is not a prepared "
-            "folder and is not replaced"
-        )
 
 
 def _upload(local: Path, out: StorePath) -> None:

@@ -2,13 +2,11 @@
 
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.model_parallel import (
-    DefaultDataParallelWrapper,
-    DistributedModelParallel,
-)
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
 from stem_torchrec.config import Config
+from stem_torchrec.distributed.buckets import SettledBuckets
 from stem_torchrec.distributed.plan import Planned, Sharder, World, make_plan
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import initialise_tables
@@ -46,7 +44,7 @@ def shard(
         device=ranks.device,
         plan=planned.plan,
         sharders=[sharder_for(config, ranks.device.type)],
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+        data_parallel_wrapper=SettledBuckets(static_graph=False),
     )
     initialise_tables(model, seed=config.run.seed, std=config.embedding.init_std)
     return model

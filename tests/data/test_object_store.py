@@ -20,12 +20,13 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.transfer import local_source, local_target
 from stem_torchrec.days import parse_days
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath, place_of, relative
+from stem_torchrec.place import Place, place_of, relative
 from stem_torchrec.schema import SPLITS, load_schema
+from stem_torchrec.store_path import StorePath
 from stem_torchrec.stores import open_store
 from tests.kuairand_release import Source
 from tests.prepared import small_config, small_data
-from tests.s3_server import s3_server
+from tests.s3_server import bucket
 
 pytest.importorskip("moto")
 
@@ -34,22 +35,8 @@ SET = "s3://bucket/sets/small"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fs.FileSystem]:
-    """A store with a bucket; commands and their workers find it by the usual variables."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with s3_server(log) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_MAX_ATTEMPTS", "2")
-        open_store.cache_clear()
-        filesystem = open_store("s3", "bucket", "")
-        address = url.removeprefix("http://")
-        maker = fs.S3FileSystem(
-            endpoint_override=address, scheme="http", allow_bucket_creation=True
-        )
-        maker.create_dir("bucket")
-        yield filesystem
-    open_store.cache_clear()
+    with bucket(tmp_path_factory.mktemp("s3") / "log") as store:
+        yield store.filesystem
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,14 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults.observed import RANKS, Event, events
+from tests.faults.events import events, phase_of
+from tests.faults.observed import RANKS
 from tests.prepared import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = {"start": 0.15, "training": 0.4, "save": 0.2, "evaluation": 0.15, "end": 0.1}
-"""When to kill, and how often; of the run's time saves and evaluations are a small part."""
-DELAY_S = {"start": 4.0, "training": 0.8, "save": 0.15, "evaluation": 0.15, "end": 0.2}
-"""The kill comes within this time from the begin of the phase."""
 OPTIONS = ["--train.epochs", "4", "--train.log_every", "1", "--checkpoint.every", "4"]
 OPTIONS += ["--eval.every", "6", "--distributed.timeout_s", "60"]
 
@@ -32,7 +28,7 @@ class Result(NamedTuple):
         final: the eval record of the test split, or None.
         losses: step -> loss by task, as the last life of the job recorded it.
         rows: step -> checksum of the rows of each rank, of the life whose step counts.
-        kills: phase of each kill.
+        kills: what each killed rank was at.
     """
 
     code: int
@@ -82,21 +78,44 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait_for(self, what: str, *, after: int, timeout_s: float = 240) -> Event | None:
-        """Rank 0's next such event after its first ``after`` events; None if the job ended."""
+    def num_events(self) -> int:
+        """Of rank 0, so far."""
+        return len(events(self.folder, 0))
+
+    def wait_for(self, what: str, *, after: int, timeout_s: float = 240) -> int | None:
+        """The place in rank 0's events after the next such one, looked for from the place
+        ``after``; None if the job ended.
+        """
         end = time.monotonic() + timeout_s
         while self.process.poll() is None:
-            for event in events(self.folder, 0)[after:]:
+            for place, event in enumerate(events(self.folder, 0)[after:], after + 1):
                 if event.what == what:
-                    return event
+                    return place
             if time.monotonic() > end:
                 raise TimeoutError(f"no {what!r} in {self.folder}")
             time.sleep(0.005)
         return None
 
-    def workers(self) -> list[int]:
-        """The processes of the newest life, by rank."""
-        return [found[-1].process for rank in range(RANKS) if (found := events(self.folder, rank))]
+    def kill(self, rank: int, timeout_s: float = 240) -> str | None:
+        """SIGKILL a rank; what it was at, or None if its work was done or the job has ended.
+
+        What is left to a rank that is done is torch's: its launcher waits forever for a worker
+        that dies as it hands over its result.
+        """
+        end = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            found = events(self.folder, rank)
+            with suppress(ProcessLookupError, IndexError):  # its new life has not begun
+                process = found[-1].process
+                os.kill(process, signal.SIGSTOP)  # it does nothing more that its events do not say
+                life = [event for event in events(self.folder, rank) if event.process == process]
+                done = life[-1].what == "done"
+                os.kill(process, signal.SIGCONT if done else signal.SIGKILL)
+                return None if done else phase_of(life)
+            if time.monotonic() > end:
+                raise TimeoutError(f"no rank {rank} in {self.folder}")
+            time.sleep(0.005)
+        return None
 
     def result(self, kills: Sequence[str] = (), timeout_s: float = 400) -> Result:
         code = self.process.wait(timeout_s)
@@ -116,38 +135,13 @@ class Job:
 
     def close(self) -> None:
         """End what is left of it."""
-        for process in [*self.workers(), self.process.pid]:
+        found = [events(self.folder, rank) for rank in range(RANKS)]
+        for process in [*(part[-1].process for part in found if part), self.process.pid]:
             if self.process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
         self.process.wait()
         self._out.close()
-
-
-def kill_often(job: Job, num_kills: int, chance: random.Random) -> list[str]:
-    """SIGKILL a random rank at random moments, at most so often; the phases that were hit."""
-    kills: list[str] = []
-    seen = 0
-    while len(kills) < num_kills:
-        phase = chance.choices(list(PHASES), list(PHASES.values()))[0]
-        # A life resumes before it takes a step; only then is there something else to hit.
-        if phase != "start" and job.wait_for("step", after=seen) is None:
-            break
-        event = job.wait_for(phase if phase != "training" else "step", after=seen)
-        if event is None:
-            break
-        time.sleep(chance.uniform(0, DELAY_S[phase]))
-        if any(event.what == "done" for event in events(job.folder, 0)[seen:]):
-            break  # what is left is torch's: a worker that dies as it hands over its result
-        workers = job.workers()
-        seen = len(events(job.folder, 0))
-        if job.process.poll() is not None or len(workers) < RANKS:
-            continue
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(workers), signal.SIGKILL)
-            kills.append(phase)
-            job.wait_for("start", after=seen)
-    return kills
 
 
 def differences(result: Result, expected: Result) -> list[str]:

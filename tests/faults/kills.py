@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
-from tests.faults.jobs import Job, Result, differences, kill_often
+from tests.faults.jobs import Job, Result, differences
+from tests.faults.moments import kill_often
 from tests.prepared import small_data
 
 

@@ -3,11 +3,9 @@
 ``python -m tests.faults.observed CONFIG LOG RESTARTS [--section.key value ...]`` is ``stem-torchrec
 train --nproc 2 --max-restarts RESTARTS``, with ``--resume`` if the folder holds a run.
 
-Rank r appends to ``LOG/rank_r`` a line per event: its process, a phase (``start``, ``training``,
-``save``, ``evaluation``, ``end``), and for a finished step ``step``, its number and a checksum of
-the batch's rows. ``FAULT="hang 1 5"`` or ``"throw 1 5"`` lets rank 1 hang or fail after step 5.
-With ``FORKED=1`` a life is forked from a process that has imported everything, which saves most of
-a start; all else is the same. ``done`` is the last event of a rank that has ended its work.
+Each rank writes its events (``tests.faults.events``) to the folder ``LOG``. ``FAULT="hang 1 5"`` or
+``"throw 1 5"`` lets rank 1 hang or fail after step 5. With ``FORKED=1`` a life is forked from a
+process that has imported everything, which saves most of a start; all else is the same.
 """
 
 import multiprocessing
@@ -17,37 +15,18 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from tests.faults.events import Log
 
 RANKS = 2
-
-
-class Event(NamedTuple):
-    """One line of a rank's log."""
-
-    process: int
-    what: str
-    step: int
-    rows: int
-
-
-def events(log: Path, rank: int) -> list[Event]:
-    """What a rank has done, in all its lives."""
-    file = log / f"rank_{rank}"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    words = [line.split() for line in lines if line.endswith("\n")]
-    return [Event(int(w[0]), w[1], int(w[2]), int(w[3])) for w in words]
 
 
 def observed_worker(log: Path, config: Any, existing: Any) -> Any:
     """``train_worker``, watched."""
     from stem_torchrec.workers import train_worker
 
-    file = (log / f"rank_{os.environ['RANK']}").open("a", buffering=1)
-
-    def write(what: str, step: int = 0, rows: int = 0) -> None:
-        file.write(f"{os.getpid()} {what} {step} {rows}\n")
-
+    write = Log(log, int(os.environ["RANK"])).write
     write("start")
     _observe(write)
     outcome = train_worker(config, existing)
@@ -57,15 +36,12 @@ def observed_worker(log: Path, config: Any, existing: Any) -> Any:
 
 def _observe(write: Callable[..., None]) -> None:
     from stem_torchrec import trainer
+    from stem_torchrec.checkpoint import Saver
     from stem_torchrec.distributed.pipeline import Pipeline
 
     last = {"rows": 0}
-    forward, advance, save, evaluate = (
-        Pipeline._forward,
-        trainer.Position.advance,
-        trainer._save,
-        trainer.evaluate,
-    )
+    forward, advance = Pipeline._forward, trainer.Position.advance
+    save, write_out, evaluate = trainer._save, Saver._write, trainer.evaluate
 
     def watched_forward(self: Any, batch: Any) -> Any:
         last["rows"] = rows_of(batch)
@@ -82,15 +58,23 @@ def _observe(write: Callable[..., None]) -> None:
         save(*arguments, **options)
         write("training")
 
+    def watched_write_out(self: Any, content: Any, *arguments: Any) -> Any:
+        write("write", content.step)
+        error = write_out(self, content, *arguments)
+        write("written", content.step)
+        return error
+
     def watched_evaluate(session: Any, split: str, step: int) -> Any:
         write("evaluation" if split == "valid" else "end", step)
         record = evaluate(session, split, step)
-        write("training")
+        if split == "valid":
+            write("training")
         return record
 
     Pipeline._forward = watched_forward  # type: ignore[method-assign]
     trainer.Position.advance = watched_advance  # type: ignore[method-assign]
     trainer._save = watched_save
+    Saver._write = watched_write_out  # type: ignore[method-assign]
     trainer.evaluate = watched_evaluate
 
 

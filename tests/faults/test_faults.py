@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stem_torchrec.cli import main
-from tests.faults.jobs import Job, Result, differences, kill_often
+from tests.faults.jobs import Job, Result, differences
 from tests.faults.kills import undisturbed
+from tests.faults.moments import kill_often
 from tests.prepared import small_config, small_data
 
 

@@ -1,22 +1,16 @@
-"""The commands that read finished runs, for ``cli.py``.
-
-Heavy imports stand inside the commands, so that ``--help`` and mistakes answer at once.
-"""
+"""``compare``: models and balancing rules side by side."""
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-AddCommand = Callable[..., argparse.ArgumentParser]
+from stem_torchrec.commands.options import Commands, add_command, config_keys, local_place
 
 
-def add_compare(commands: Commands, add: AddCommand, config_keys: str) -> None:
-    """Add ``compare``; ``add(commands, name, text, more)`` makes the parser."""
+def add_compare(commands: Commands) -> None:
     text = "train models and balancing rules over seeds, and report on them side by side"
-    command = add(commands, "compare", text, config_keys)
+    command = add_command(commands, "compare", text, config_keys())
     command.add_argument("--config", type=Path, required=True, metavar="FILE")
     command.add_argument(
         "--models", type=_names, required=True, metavar="a,b,c", help="values of model.name"
@@ -34,7 +28,9 @@ def add_compare(commands: Commands, add: AddCommand, config_keys: str) -> None:
         metavar="N",
         help="runs of each combination, with seeds from run.seed on (default: 3)",
     )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs and report")
+    command.add_argument(
+        "--out", type=local_place, required=True, metavar="DIR", help="runs and report"
+    )
     command.add_argument(
         "--vary",
         nargs="+",
@@ -62,11 +58,11 @@ def add_compare(commands: Commands, add: AddCommand, config_keys: str) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="run everything anew, what is finished too"
     )
-    command.set_defaults(run=_compare)
+    command.set_defaults(run=compare)
 
 
-def _compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.analysis.compare.comparison import compare
+def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.analysis.compare import comparison
     from stem_torchrec.analysis.compare.plan import Request
     from stem_torchrec.analysis.compare.tables import overview
     from stem_torchrec.console import print_note, print_report
@@ -88,7 +84,7 @@ def _compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         overrides=rest,
     )
     try:
-        found = compare(request, _command(options, rest))
+        found = comparison.compare(request, _command(options, rest))
     except KeyboardInterrupt:
         print_note("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None

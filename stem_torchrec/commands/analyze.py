@@ -1,7 +1,4 @@
-"""The commands that read finished runs: their options, and from options to a written report.
-
-Part of the command line: heavy imports stand inside the commands, as in ``cli.py``.
-"""
+"""``analyze``: what finished runs tell, from options to a written report."""
 
 import argparse
 import os
@@ -9,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stem_torchrec.commands.options import Commands, local_place, place
 from stem_torchrec.errors import UserError
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
     from stem_torchrec.analysis.runs import Run
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _MORE = (
     "data.path, distributed.* and eval.* of the runs may be given another value "
@@ -23,7 +19,7 @@ _MORE = (
 )
 
 
-def add_analyze(commands: "Commands") -> None:
+def add_analyze(commands: Commands) -> None:
     """``analyze negative-transfer``, ``analyze preference`` and ``analyze gates``."""
     command = commands.add_parser("analyze", help="what finished runs tell of their tasks")
     analyses = command.add_subparsers(required=True, metavar="ANALYSIS")
@@ -125,13 +121,13 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _finish(report(found, _origin()), options.out, "preference", distance_table(found))
 
 
-def _add_analysis(analyses: "Commands", name: str, text: str) -> argparse.ArgumentParser:
+def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.ArgumentParser:
     command = analyses.add_parser(
         name, help=text, description=text, epilog=_MORE, allow_abbrev=False
     )
     command.add_argument(
         "--single",
-        type=Path,
+        type=place,
         nargs="+",
         required=True,
         metavar="RUN",
@@ -144,9 +140,11 @@ def _add_analysis(analyses: "Commands", name: str, text: str) -> argparse.Argume
 
 def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
     """The options of every analysis."""
-    command.add_argument("--runs", type=Path, nargs="+", required=True, metavar="RUN", help=text)
+    command.add_argument("--runs", type=place, nargs="+", required=True, metavar="RUN", help=text)
     command.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="report's folder")
+    command.add_argument(
+        "--out", type=local_place, required=True, metavar="DIR", help="report's folder"
+    )
 
 
 def _read(

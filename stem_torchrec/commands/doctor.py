@@ -1,20 +1,25 @@
-"""The command ``doctor``; heavy imports stand inside."""
+"""``doctor``: whether this machine can train."""
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from stem_torchrec.commands.options import Commands, add_command, place
 from stem_torchrec.errors import UserError
 
 
-def add_doctor(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_doctor(commands: Commands) -> None:
     text = "whether this machine can train: a line per check, ok or what to do"
-    command = add(commands, "doctor", text, "exit code 0 if every check is ok, else 1")
+    command = add_command(commands, "doctor", text, "exit code 0 if every check is ok, else 1")
     command.add_argument("--nproc", type=int, metavar="N", help="local workers (default: 2 on CPU)")
     command.add_argument(
-        "--run.dir", type=Path, metavar="DIR", dest="run_dir", default=Path("runs"), help="its disk"
+        "--run.dir",
+        type=place,
+        metavar="DIR",
+        dest="run_dir",
+        default=Path("runs"),
+        help="its disk",
     )
     command.add_argument(
         "--distributed.device", choices=("auto", "cpu", "cuda"), default="auto", dest="device"

@@ -1,54 +1,40 @@
-"""``prepare csv | tiktok | qk-video``, for ``cli.py``: raw files of one table -> prepared folder.
-
-Heavy imports stand inside the commands, so that ``--help`` and mistakes answer at once.
-"""
+"""``prepare csv | tiktok | qk-video``: raw files of one table -> prepared folder."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from stem_torchrec.commands.options import Commands, add_command, option_keys
+from stem_torchrec.commands.stopping import stoppable
 from stem_torchrec.place import place_of
-from stem_torchrec.settings import all_keys, load_file, load_options
-from stem_torchrec.stopping import stoppable
+from stem_torchrec.settings import load_file, load_options
 
 if TYPE_CHECKING:
     from stem_torchrec.data.describe import Description
     from stem_torchrec.data.prepare_files import PrepareOptions
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-AddCommand = Callable[..., argparse.ArgumentParser]
 
-
-def add_prepare_files(
-    sources: Commands, add: AddCommand, add_out: Callable[[argparse.ArgumentParser], None]
-) -> None:
-    """Add the sources; ``add(commands, name, text, more)`` makes a parser, ``add_out`` gives it
-    ``--out`` and ``--overwrite``."""
+def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
+    """Add the sources; returns their parsers."""
     from stem_torchrec.data.prepare_files import PrepareOptions, PublicSetOptions
 
     text = "delimited or Parquet files, described by a YAML file"
-    command = add(sources, "csv", text, _help(PrepareOptions))
+    command = add_command(sources, "csv", text, option_keys(PrepareOptions))
     command.add_argument("--source", nargs="+", required=True, metavar="FILE", help="or patterns")
     command.add_argument("--describe", type=Path, required=True, metavar="FILE")
     command.set_defaults(run=prepare_csv)
-    add_out(command)
-    add_fresh(command)
+    added = [command]
     for name, text, run in (
         ("tiktok", "final_track1_train.txt of the ICME 2019 challenge", prepare_tiktok),
         ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video),
     ):
-        command = add(sources, name, text, _help(PublicSetOptions))
+        command = add_command(sources, name, text, option_keys(PublicSetOptions))
         command.add_argument("--source", nargs="+", required=True, metavar="FILE")
         command.set_defaults(run=run)
-        add_out(command)
-        add_fresh(command)
-
-
-def add_fresh(command: argparse.ArgumentParser) -> None:
-    text = "start anew, without what an interrupted run has left"
-    command.add_argument("--fresh", action="store_true", help=text)
+        added.append(command)
+    return added
 
 
 @stoppable
@@ -113,11 +99,3 @@ def _local(source: str) -> Iterator[str]:
     else:
         with local_source(place) as file:
             yield str(file)
-
-
-def _help(model: type["PrepareOptions"]) -> str:
-    lines = ["options (--key value):"]
-    for key in all_keys(model):
-        lines.append(f"  --{key.name} (default: {key.default_text})")
-        lines.append(f"      {key.description}; {key.allowed}")
-    return "\n".join(lines)
