@@ -22,7 +22,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Table as Cells
-    from stem_torchrec.data.check import Checked
+    from stem_torchrec.data.prepare.check import Checked
 
 LOG_COLUMNS = 160
 _WATCH_S = 0.2

@@ -19,9 +19,9 @@ from stem_torchrec.commands.prepare import prepare_kuairand, prepare_synthetic
 from stem_torchrec.commands.prepare_files import prepare_csv, prepare_qk_video, prepare_tiktok
 from stem_torchrec.commands.train import train
 from stem_torchrec.config import Config
-from stem_torchrec.data.kuairand import KuaiRandConfig
-from stem_torchrec.data.prepare_files import PrepareOptions, PublicSetOptions
-from stem_torchrec.data.synthetic_config import SyntheticConfig
+from stem_torchrec.data.prepare.kuairand import KuaiRandConfig
+from stem_torchrec.data.prepare.prepare_files import PrepareOptions, PublicSetOptions
+from stem_torchrec.data.prepare.synthetic_config import SyntheticConfig
 from stem_torchrec.settings import all_keys, load_config, parse_options, validate
 from stem_torchrec.versions import misfit
 
@@ -275,7 +275,7 @@ def test_documented_table_constraints_are_valid():
 
 
 def test_documented_description_prepares_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from tests.data.raw_tables import rows_of
+    from tests.data.prepare.raw_tables import rows_of
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ratings").mkdir()

@@ -11,8 +11,8 @@ from stem_torchrec.settings import load_options
 
 
 def add_prepare(commands: Commands) -> None:
-    from stem_torchrec.data.kuairand import KuaiRandConfig
-    from stem_torchrec.data.synthetic_config import SyntheticConfig
+    from stem_torchrec.data.prepare.kuairand import KuaiRandConfig
+    from stem_torchrec.data.prepare.synthetic_config import SyntheticConfig
 
     prepare = commands.add_parser("prepare", help="raw data -> prepared Parquet folder")
     prepare.add_argument("--check", type=place, metavar="DIR", help="verify a prepared folder")
@@ -43,8 +43,8 @@ def _add_out(command: argparse.ArgumentParser) -> None:
 @stoppable
 def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_stats
-    from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
-    from stem_torchrec.data.transfer import local_target
+    from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
+    from stem_torchrec.data.prepare.transfer import local_target
 
     config = load_options(SyntheticConfig, rest)
     with local_target(options.out, overwrite=options.overwrite) as out:
@@ -55,9 +55,9 @@ def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
 @stoppable
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.data.kuairand import KuaiRandConfig, prepare_kuairand
-    from stem_torchrec.data.kuairand_source import patterns
-    from stem_torchrec.data.transfer import local_source, local_target
+    from stem_torchrec.data.prepare.kuairand import KuaiRandConfig, prepare_kuairand
+    from stem_torchrec.data.prepare.kuairand_source import patterns
+    from stem_torchrec.data.prepare.transfer import local_source, local_target
 
     config = load_options(KuaiRandConfig, rest)
     wanted = patterns(include_random=config.include_random)
@@ -78,7 +78,7 @@ def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def check_prepared(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import StageConsole, print_check
-    from stem_torchrec.data.check import check_folder
+    from stem_torchrec.data.prepare.check import check_folder
 
     if options.check is None:
         raise UserError("prepare: expected a source, or --check DIR; see prepare --help")

@@ -12,13 +12,13 @@ from stem_torchrec.place import place_of
 from stem_torchrec.settings import load_file, load_options
 
 if TYPE_CHECKING:
-    from stem_torchrec.data.describe import Description
-    from stem_torchrec.data.prepare_files import PrepareOptions
+    from stem_torchrec.data.prepare.describe import Description
+    from stem_torchrec.data.prepare.prepare_files import PrepareOptions
 
 
 def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
     """Add the sources; returns their parsers."""
-    from stem_torchrec.data.prepare_files import PrepareOptions, PublicSetOptions
+    from stem_torchrec.data.prepare.prepare_files import PrepareOptions, PublicSetOptions
 
     text = "delimited or Parquet files, described by a YAML file"
     command = add_command(sources, "csv", text, option_keys(PrepareOptions))
@@ -39,8 +39,8 @@ def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
 
 @stoppable
 def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.data.describe import Description
-    from stem_torchrec.data.prepare_files import PrepareOptions
+    from stem_torchrec.data.prepare.describe import Description
+    from stem_torchrec.data.prepare.prepare_files import PrepareOptions
 
     how = load_options(PrepareOptions, rest)
     _prepare(options, load_file(Description, options.describe, "--describe"), how)
@@ -48,8 +48,8 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable
 def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.data.prepare_files import PublicSetOptions
-    from stem_torchrec.data.tiktok import describe_tiktok
+    from stem_torchrec.data.prepare.prepare_files import PublicSetOptions
+    from stem_torchrec.data.prepare.tiktok import describe_tiktok
 
     how = load_options(PublicSetOptions, rest)
     _prepare(options, describe_tiktok(seed=how.seed, min_count=how.min_count), how)
@@ -57,8 +57,8 @@ def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable
 def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.data.prepare_files import PublicSetOptions
-    from stem_torchrec.data.qk_video import describe_qk_video
+    from stem_torchrec.data.prepare.prepare_files import PublicSetOptions
+    from stem_torchrec.data.prepare.qk_video import describe_qk_video
 
     how = load_options(PublicSetOptions, rest)
     _prepare(options, describe_qk_video(seed=how.seed, min_count=how.min_count), how)
@@ -68,8 +68,8 @@ def _prepare(
     options: argparse.Namespace, description: "Description", how: "PrepareOptions"
 ) -> None:
     from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.data.prepare_files import prepare_files
-    from stem_torchrec.data.transfer import local_target
+    from stem_torchrec.data.prepare.prepare_files import prepare_files
+    from stem_torchrec.data.prepare.transfer import local_target
 
     with ExitStack() as open_places:
         out = open_places.enter_context(local_target(options.out, overwrite=options.overwrite))
@@ -88,7 +88,7 @@ def _prepare(
 @contextmanager
 def _local(source: str) -> Iterator[str]:
     """A file or pattern as a local one; what lies in a store is fetched first."""
-    from stem_torchrec.data.transfer import local_source
+    from stem_torchrec.data.prepare.transfer import local_source
 
     place = place_of(source)
     if isinstance(place, Path):
