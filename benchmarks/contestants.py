@@ -100,22 +100,15 @@ def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     from stem_torchrec.distributed.ranks import start_ranks
-    from stem_torchrec.metrics import TrainMetrics
     from stem_torchrec.optim import learning_rate_factor
     from stem_torchrec.session import build, open_split
+    from stem_torchrec.training.train_record import train_metrics
 
     config = contestant.workload.config(contestant.overrides)
     ranks = start_ranks(config.distributed)
     session = build(config, ranks)
     reader = open_split(session, "train")
-    metrics = TrainMetrics(
-        session.schema.task_names,
-        batch_size=config.train.batch_size,
-        window=config.train.ne_window,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-    )
+    metrics = train_metrics(session)
     batches = (batch for epoch in count() for batch in reader.epoch(epoch))
     steps = count()
     session.model.train()

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from stem_torchrec.config import Config
+from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
 from stem_torchrec.schema import SCHEMA_FILE, load_schema
 
 # Ids of user, item, two features of the user, three of the item, one of the context.

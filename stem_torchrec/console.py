@@ -22,7 +22,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Table as Cells
-    from stem_torchrec.data.check import Checked
+    from stem_torchrec.data.prepare.check import Checked
 
 LOG_COLUMNS = 160
 _WATCH_S = 0.2
@@ -89,10 +89,18 @@ class TrainConsole:
 
 
 class StageConsole:
-    """Shows the stages of a long work: a bar each on a terminal, else a line each when done."""
+    """Shows the stages of a long work: a bar each on a terminal, and a line each when done.
 
-    def __init__(self) -> None:
+    Args:
+        in_logs: the lines are wanted where there is no terminal.
+    """
+
+    def __init__(self, *, in_logs: bool = True) -> None:
         self._console = _console(stderr=True)
+        self._console.quiet = not (in_logs or self._console.is_terminal)
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, done: Callable[[], float]) -> Iterator[None]:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
+from stem_torchrec.store_path import StorePath
 from stem_torchrec.versions import FBGEMM_OF_DEVICE, installed, misfit
 
 IMPORT = "import torch, fbgemm_gpu, torchrec; torch.ops.fbgemm.asynchronous_complete_cumsum"
@@ -34,7 +37,7 @@ class Check(NamedTuple):
     needed: bool = False
 
 
-def checks(device: str, num_workers: int | None, run_dir: Path) -> Iterator[Check]:
+def checks(device: str, num_workers: int | None, run_dir: Place) -> Iterator[Check]:
     """The checks in order; those that need torch come once it can be imported.
 
     ``device`` is ``distributed.device``; ``num_workers`` null: one per GPU, two on a CPU.
@@ -120,8 +123,10 @@ def free_port() -> str:
     return f"{name}:{port}"
 
 
-def disk(run_dir: Path) -> str:
+def disk(run_dir: Place) -> str:
     """Room and speed where the run folder is or would be."""
+    if isinstance(run_dir, StorePath):
+        return _store(run_dir)
     there = run_dir.absolute()
     while not there.exists():
         there = there.parent
@@ -141,6 +146,22 @@ def disk(run_dir: Path) -> str:
             f"cannot write to {there}: {error.strerror}; choose another run.dir"
         ) from None
     return f"{free_gib:.0f} GiB free at {there}, {speed:.0f} MiB/s written"
+
+
+def _store(run_dir: StorePath) -> str:
+    probe, content = run_dir / f".doctor-{os.getpid()}", os.urandom(PROBE_MIB * 2**20)
+    start = time.perf_counter()
+    try:
+        run_dir.require_bucket()
+        probe.write_bytes(content)
+        speed = PROBE_MIB / (time.perf_counter() - start)
+        whole = probe.read_bytes() == content
+        probe.remove()
+    except UserError as error:
+        raise Problem(f"{error}; see the store's credentials, or choose another run.dir") from None
+    if not whole:
+        raise Problem(f"{run_dir}: what was written came back changed; choose another run.dir")
+    return f"{run_dir}, {speed:.0f} MiB/s written"
 
 
 def all_reduce(kind: str, num_workers: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from stem_torchrec.config import Config, DistributedConfig
-from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from stem_torchrec.errors import WorkerError
 from stem_torchrec.notices import hide_dependency_notices

@@ -13,6 +13,10 @@ class StoreUnreachable(UserError):
     """An object store does not answer; nothing is known about what it holds."""
 
 
+class WorkKept(UserError):
+    """The machine did not suffice; what is finished of a long work stays to be gone on with."""
+
+
 class CheckpointError(Exception):
     """A checkpoint could not be written; the message holds every rank's reason."""
 

@@ -13,9 +13,10 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.layers.gates import Gates
+from stem_torchrec.records import Record
 from stem_torchrec.schema import Feature
 from stem_torchrec.session import Session, build, open_split
-from stem_torchrec.trainer import Record, evaluate, predict
+from stem_torchrec.training.evaluating import evaluate, predict
 
 Tables = dict[str, dict[str, NDArray[np.float32]]]
 """Owner -> feature's name -> (rows, D)."""

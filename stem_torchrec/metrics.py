@@ -57,7 +57,8 @@ class TrainMetrics:
                 (CalibrationMetric, {}),
             )
         ]
-        self._loss_sum = torch.zeros(len(tasks), device=device)
+        # Per task: losses and labels' weights since the last figures, weights since the start.
+        self._sums = torch.zeros(3, len(tasks), device=device)
         self._loss_steps = 0
 
     def update(self, output: StepOutput) -> None:
@@ -65,7 +66,8 @@ class TrainMetrics:
         labels, weights = (self._by_task(part) for part in output.target)
         for metric in self._metrics:
             metric.update(predictions=predictions, labels=labels, weights=weights)
-        self._loss_sum += output.losses
+        weight = output.target.weights.sum(dim=0)
+        self._sums += torch.stack([output.losses, weight, weight])
         self._loss_steps += 1
 
     def compute(self, *, start_anew: bool = True) -> dict[str, dict[str, float | None]]:
@@ -75,14 +77,16 @@ class TrainMetrics:
         ``ne_window`` over the last window; ``calibration`` is predicted over observed positives in
         the window. A figure that the labels do not define is None.
         """
-        losses = self._loss_sum / (self._loss_steps or math.nan)
+        sums = self._sums / self._world_size
         if self._world_size > 1:
-            torch.distributed.all_reduce(losses)
+            torch.distributed.all_reduce(sums)
+        losses, weights, all_weights = sums
+        losses = losses / (self._loss_steps or math.nan)
         result: dict[str, dict[str, float | None]] = {
-            "loss": self._named((losses / self._world_size).tolist())
+            "loss": self._named(losses.where(weights > 0, math.nan).tolist())
         }
         if start_anew:
-            self._loss_sum.zero_()
+            self._sums[:2].zero_()
             self._loss_steps = 0
         reports: dict[str, float] = {}
         for metric in self._metrics:
@@ -94,28 +98,31 @@ class TrainMetrics:
             ("ne_window", "ne-{}|window_ne"),
             ("calibration", "calibration-{}|window_calibration"),
         ):
-            result[name] = self._named([reports[key.format(task)] for task in self._tasks])
+            # Without any label TorchRec's figures are 0, as if all were well.
+            figures = torch.tensor(
+                [reports[key.format(t)] for t in self._tasks], dtype=torch.double
+            )
+            result[name] = self._named(figures.where(all_weights.cpu() > 0, math.nan).tolist())
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's sums and windows, on the host."""
         return {
-            "loss_sum": self._loss_sum.cpu(),
+            "sums": self._sums.cpu(),
             "loss_steps": self._loss_steps,
             "metrics": [_state_of(part) for part in self._computations()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the rank that ``state_dict`` was taken on, with as many ranks."""
-        self._loss_sum.copy_(state["loss_sum"])
+        self._sums.copy_(state["sums"])
         self._loss_steps = state["loss_steps"]
         for part, saved in zip(self._computations(), state["metrics"], strict=True):
             _load_state(part, saved)
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on after another number of ranks: sums are kept, windows start anew."""
-        losses = torch.stack([state["loss_sum"] for state in states]).mean(dim=0)
-        self._loss_sum.copy_(losses)
+        self._sums.copy_(torch.stack([state["sums"] for state in states]).mean(dim=0))
         self._loss_steps = states[0]["loss_steps"]
         if self._rank > 0:
             return  # the first rank has all sums

@@ -6,10 +6,12 @@ import socket
 from pathlib import Path
 
 from stem_torchrec import checkpoint
-from stem_torchrec.run_folder import JOB, Existing
+from stem_torchrec.errors import StoreUnreachable, UserError
+from stem_torchrec.place import Place, remove
+from stem_torchrec.run_folder import JOB, Existing, replace_text
 
 
-def existing_after_restart(run_dir: Path, existing: Existing) -> Existing:
+def existing_after_restart(run_dir: Place, existing: Existing) -> Existing:
     """``existing``, but for a folder that this very job has begun: go on from its newest valid
     checkpoint, or anew where none was ever completed. Damaged ones are never deleted for a start
     anew: going on then fails and names them.
@@ -37,21 +39,21 @@ def this_job() -> dict[str, str] | None:
     }
 
 
-def mark(run_dir: Path) -> None:
+def mark(run_dir: Place) -> None:
     """Say in the folder that its run is this job's, before there is anything else of the run."""
     job = this_job()
     if job is None:
-        (run_dir / JOB).unlink(missing_ok=True)
-        return
-    aside = run_dir / f"{JOB}.partial"
-    aside.write_text(json.dumps(job))
-    aside.rename(run_dir / JOB)
+        remove(run_dir / JOB)
+    else:
+        replace_text(run_dir / JOB, json.dumps(job))
 
 
-def _job_of(run_dir: Path) -> object:
+def _job_of(run_dir: Place) -> object:
     try:
         return json.loads((run_dir / JOB).read_text())
-    except (OSError, ValueError):
+    except StoreUnreachable:
+        raise
+    except (OSError, UserError, ValueError):
         return None
 
 

@@ -1,38 +1,38 @@
-"""A run's folder: who may write it, its resolved config and its records."""
+"""A run's folder, on a disk or in a store: who may write it, and what describes the run."""
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
-
-from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place, remove
+from stem_torchrec.records import METRICS
 from stem_torchrec.settings import dump_config, load_config
+from stem_torchrec.store_path import StorePath
 
 Existing = Literal["refuse", "resume", "overwrite"]
 """What to do with a run that a folder already holds."""
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
-METRICS = "metrics.jsonl"
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
 OWN_FILES = ("config.yaml", "plan.txt", "init.json", METRICS, "checkpoints", "tb", JOB)
 
 
-def check_run_dir(run_dir: Path, existing: Existing) -> None:
+def check_run_dir(run_dir: Place, existing: Existing) -> None:
     """Refuse a folder that holds a run, unless it is to be resumed or overwritten.
 
     Raises:
-        UserError: it holds a run and ``existing`` is ``refuse``; or it is not a folder.
+        UserError: it holds a run and ``existing`` is ``refuse``; or it is not a folder; or its
+            bucket does not exist.
     """
+    if isinstance(run_dir, StorePath):
+        run_dir.require_bucket()
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run.dir: {str(run_dir)!r} is a file, expected a folder")
     holds_run = any((run_dir / name).exists() for name in OWN_FILES)
@@ -52,23 +52,18 @@ def check_run(config: Config, existing: Existing) -> None:
         check_resumed(config)
 
 
-def require_run(option: str, run_dir: Path) -> None:
+def require_run(option: str, run_dir: Place) -> None:
     """Raise UserError if the folder holds no run."""
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{option}: {str(run_dir)!r} holds no run (no config.yaml)")
 
 
-def clear_run(run_dir: Path, existing: Existing) -> None:
+def clear_run(run_dir: Place, existing: Existing) -> None:
     """Make or empty the folder; whose run it is stays until another job says so."""
     if existing == "overwrite":
-        for name in OWN_FILES:
-            path = run_dir / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif name != JOB:
-                path.unlink(missing_ok=True)
-        for path in run_dir.glob("bad_batch_rank*.pt"):
-            path.unlink()
+        left = run_dir.glob("bad_batch_rank*.pt") if run_dir.is_dir() else ()
+        for path in (*(run_dir / name for name in OWN_FILES if name != JOB), *left):
+            remove(path)
     run_dir.mkdir(parents=True, exist_ok=True)
 
 
@@ -79,7 +74,7 @@ def create_run(config: Config, plan_report: str) -> None:
     (run_dir / "plan.txt").write_text(plan_report)
 
 
-def write_init(run_dir: Path, report: Mapping[str, Any]) -> None:
+def write_init(run_dir: Place, report: Mapping[str, Any]) -> None:
     """Keep what a run has taken from another one."""
     (run_dir / "init.json").write_text(json.dumps(report, indent=1) + "\n")
 
@@ -91,12 +86,12 @@ def continue_run(config: Config, plan_report: str, step: int) -> None:
     cut off goes with them.
     """
     run_dir = config.run.dir
-    _replace(run_dir / "config.yaml", dump_config(config, installed_versions()))
-    _replace(run_dir / "plan.txt", plan_report)
-    records = run_dir / "metrics.jsonl"
+    replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    replace_text(run_dir / "plan.txt", plan_report)
+    records = run_dir / METRICS
     if records.exists():
         lines = records.read_text(errors="replace").splitlines(keepends=True)
-        _replace(records, "".join(line for line in lines if _stays(line, step)))
+        replace_text(records, "".join(line for line in lines if _stays(line, step)))
 
 
 def _stays(line: str, step: int) -> bool:
@@ -107,8 +102,11 @@ def _stays(line: str, step: int) -> bool:
     return record["step"] <= step and record.get("split") != "test"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Place, text: str) -> None:
     """Write a file so that at any time there is the old one or the new one."""
+    if isinstance(path, StorePath):
+        path.write_text(text)
+        return
     aside = path.with_name(f"{path.name}.partial")
     aside.write_text(text)
     aside.replace(path)
@@ -157,55 +155,3 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-class Recorder:
-    """Appends records to ``metrics.jsonl`` and TensorBoard; on ranks but the first, nothing.
-
-    Args:
-        step: finished steps; TensorBoard hides what an earlier process has written of later ones.
-    """
-
-    def __init__(self, run_dir: Path, *, active: bool, step: int = 0) -> None:
-        self._file = (run_dir / METRICS).open("a") if active else None
-        purge = step + 1 if step else None
-        self._board = SummaryWriter(str(run_dir / "tb"), purge_step=purge) if active else None
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        if self._file is None or self._board is None:
-            return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        prefix = record.get("split", record["kind"])
-        for name, value in _scalars(record):
-            self._board.add_scalar(f"{prefix}/{name}", value, record["step"])
-
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
-
-
-def has_evaluation(run_dir: Path, split: str, step: int) -> bool:
-    """Whether the run's records have an evaluation of the split at this step."""
-    file = run_dir / METRICS
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    records = (json.loads(line) for line in lines if line.endswith("\n"))
-    found = ((record["kind"], record.get("split"), record["step"]) for record in records)
-    return ("eval", split, step) in found
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            yield prefix + name, value

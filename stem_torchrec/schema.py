@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath
+from stem_torchrec.place import Place
+from stem_torchrec.store_path import StorePath
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"

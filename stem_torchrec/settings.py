@@ -21,7 +21,8 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import StorePath
+from stem_torchrec.place import Place
+from stem_torchrec.store_path import StorePath
 
 
 class Key(NamedTuple):
@@ -57,7 +58,7 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
             yield Key(prefix + name, field.annotation, default, field.description or "")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Place, overrides: Sequence[str] = ()) -> Config:
     """Read ``path`` and apply overrides such as ``["--train.epochs", "2"]``.
 
     Raises:
@@ -99,7 +100,7 @@ def load_file(model: type[Model], path: Path, option: str) -> Model:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Path, option: str, example: str) -> dict[str, Any]:
+def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{option}: no file {str(path)!r}")
     try:
@@ -195,12 +196,36 @@ def _parse_value(key: Key, text: str) -> Any:
     return value
 
 
+def _keys_beside(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys that the place of an unknown one may hold."""
+    models = [model]
+    for part in location[:-1]:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models_in(field.annotation)]
+        else:  # an index into a list, or the tag of one of several alternatives
+            tagged = [m for m in models if part in _tags(m)]
+            models = tagged or models
+    keys = dict.fromkeys(name for m in models for name in m.model_fields)
+    return [".".join([*location[:-1], name]) for name in keys]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _tags(model: type[BaseModel]) -> set[Any]:
+    return {tag for field in model.model_fields.values() for tag in get_args(field.annotation)}
+
+
 def _describe(model: type[BaseModel], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     names = [key.name for key in all_keys(model)]
     full = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return unknown_key(full, names if len(location) > 1 else list(model.model_fields))
+        return unknown_key(full, _keys_beside(model, location))
     if error["type"] == "missing":
         return f"{full}: required"
     # A location goes on into lists and alternatives; the key a person knows is its start.

@@ -1,6 +1,6 @@
 """Steps that were left out because a loss or a gradient was not finite."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.pipeline import Skipped
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
 
 
 class SkippedSteps:
@@ -51,7 +52,7 @@ class SkippedSteps:
 
 
 def save_bad_batch(
-    run_dir: Path, rank: int, tasks: tuple[str, ...], skipped: Skipped, step: int
+    run_dir: Place, rank: int, tasks: tuple[str, ...], skipped: Skipped, step: int
 ) -> None:
     """Write ``RUN/bad_batch_rankR.pt``: step, losses by task, and the batch as plain tensors."""
     content = {
@@ -59,7 +60,9 @@ def save_bad_batch(
         "losses": dict(zip(tasks, skipped.losses.tolist(), strict=True)),
         "batch": _plain(skipped.batch),
     }
-    torch.save(content, run_dir / f"bad_batch_rank{rank}.pt")
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    (run_dir / f"bad_batch_rank{rank}.pt").write_bytes(buffer.getvalue())
 
 
 def _plain(batch: Batch) -> dict[str, Any]:

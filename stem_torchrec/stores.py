@@ -2,7 +2,8 @@
 
 Endpoint and credentials come from where the stores' own tools take them: for S3 the ``AWS_*``
 variables and ``~/.aws``, for Google Cloud ``GOOGLE_APPLICATION_CREDENTIALS``, for HDFS
-``HADOOP_HOME`` and ``CLASSPATH``.
+``HADOOP_HOME`` and ``CLASSPATH``. pyarrow is loaded when a store is used: a command that names
+places on disks does not wait for it.
 """
 
 import os
@@ -10,13 +11,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
-import pyarrow as pa
-import pyarrow.fs as fs
-
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.place import StorePath
+
+if TYPE_CHECKING:
+    import pyarrow.fs as fs
 
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _S3_TRIES = 5
@@ -29,12 +30,15 @@ _PASSING = (
 
 
 @cache
-def open_store(scheme: str, host: str, query: str) -> fs.FileSystem:
+def open_store(scheme: str, host: str, query: str) -> "fs.FileSystem":
     """The file system of a URL; one per process.
 
     Raises:
         UserError: it cannot be made, or the query has an option that is not known.
     """
+    import pyarrow as pa
+    import pyarrow.fs as fs
+
     url = f"{scheme}://{host}/" + f"?{query}" * bool(query)
     try:
         if scheme == "s3":
@@ -47,7 +51,9 @@ def open_store(scheme: str, host: str, query: str) -> fs.FileSystem:
         raise UserError(f"{url}: cannot be opened ({str(error).splitlines()[0]})") from None
 
 
-def _open_s3(bucket: str, options: dict[str, str]) -> fs.S3FileSystem:
+def _open_s3(bucket: str, options: dict[str, str]) -> "fs.S3FileSystem":
+    import pyarrow.fs as fs
+
     for option in options:
         if option not in _S3_OPTIONS:
             raise UserError(
@@ -74,8 +80,10 @@ def s3_tries() -> int:
 
 
 @contextmanager
-def readable_errors(place: StorePath) -> Iterator[None]:
+def readable_errors(place: object) -> Iterator[None]:
     """Turn a store's error into one of ours that names the URL."""
+    import pyarrow as pa
+
     try:
         yield
     except FileNotFoundError:

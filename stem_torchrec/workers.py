@@ -20,9 +20,10 @@ from stem_torchrec.finished_run import (
     tables_of_run,
 )
 from stem_torchrec.notices import hide_dependency_notices
+from stem_torchrec.records import Record
 from stem_torchrec.run_folder import Existing
 from stem_torchrec.schema import Feature
-from stem_torchrec.trainer import Outcome, Record, train
+from stem_torchrec.trainer import Outcome, train
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from stem_torchrec.data.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
 
 TASKS = ("click", "like")
 

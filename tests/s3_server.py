@@ -7,21 +7,55 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.fs as fs
+import pytest
+
+from stem_torchrec.stores import open_store
 
 START_LIMIT_S = 60
 
 
+class Store(NamedTuple):
+    """A server and how to talk to it."""
+
+    process: "subprocess.Popen[bytes]"
+    filesystem: fs.FileSystem
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
 @contextmanager
-def s3_server(log: Path) -> Iterator[str]:
-    """The server's URL; it holds nothing yet, and forgets all when the block ends."""
+def bucket(log: Path) -> Iterator[Store]:
+    """A store with an empty ``s3://bucket``, which is gone when the block ends.
+
+    Commands and their workers find it by the usual variables.
+    """
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        yield _url(process, log)
+        url = _url(process, log)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", url)
+            patch.setenv("AWS_ACCESS_KEY_ID", "key")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            patch.setenv("AWS_MAX_ATTEMPTS", "2")
+            open_store.cache_clear()
+            _make_bucket(url.removeprefix("http://"))
+            yield Store(process, open_store("s3", "bucket", ""))
     finally:
+        open_store.cache_clear()
         process.terminate()
         process.wait()
+
+
+def _make_bucket(address: str) -> None:
+    maker = fs.S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True)
+    maker.create_dir("bucket")
 
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -68,6 +68,26 @@ def test_more_ranks_than_cuda_devices(refused: Refused) -> None:
     assert "0 CUDA devices" in message
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("compare --config x.yaml --models a --out s3://bucket/key", "--out: 's3://bucket/key'"),
+        ("analyze gates --runs ftp://host/run --out o", "--runs: 'ftp://host/run'"),
+        ("doctor --run.dir ftp://host/runs", "--run.dir: 'ftp://host/runs'"),
+        ("train --config x.yaml --init-from ftp://host/run", "--init-from: 'ftp://host/run'"),
+        ("evaluate --run s3:///run", "--run: 's3:///run'"),
+        ("prepare --check ftp://host/data", "--check: 'ftp://host/data'"),
+    ],
+)
+def test_url_that_an_option_cannot_take(
+    command: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
 def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", "no/such.yaml"]) == 2
     assert "no/such.yaml" in capsys.readouterr().err

@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stem_torchrec import cli, prepare_command
+from stem_torchrec import cli
+from stem_torchrec.commands.evaluate import evaluate
+from stem_torchrec.commands.plan import plan
+from stem_torchrec.commands.prepare import prepare_kuairand, prepare_synthetic
+from stem_torchrec.commands.prepare_files import prepare_csv, prepare_qk_video, prepare_tiktok
+from stem_torchrec.commands.train import train
 from stem_torchrec.config import Config
-from stem_torchrec.data.kuairand import KuaiRandConfig
-from stem_torchrec.data.prepare_files import PrepareOptions, PublicSetOptions
-from stem_torchrec.data.synthetic_config import SyntheticConfig
+from stem_torchrec.data.prepare.kuairand import KuaiRandConfig
+from stem_torchrec.data.prepare.prepare_files import PrepareOptions, PublicSetOptions
+from stem_torchrec.data.prepare.synthetic_config import SyntheticConfig
 from stem_torchrec.settings import all_keys, load_config, parse_options, validate
 from stem_torchrec.versions import misfit
 
@@ -25,14 +30,14 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"])
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEYS = {
-    cli.train: all_keys(Config),
-    cli.evaluate: all_keys(Config),
-    cli.plan: all_keys(Config),
-    cli.prepare_synthetic: all_keys(SyntheticConfig),
-    cli.prepare_kuairand: all_keys(KuaiRandConfig),
-    prepare_command.prepare_csv: all_keys(PrepareOptions),
-    prepare_command.prepare_tiktok: all_keys(PublicSetOptions),
-    prepare_command.prepare_qk_video: all_keys(PublicSetOptions),
+    train: all_keys(Config),
+    evaluate: all_keys(Config),
+    plan: all_keys(Config),
+    prepare_synthetic: all_keys(SyntheticConfig),
+    prepare_kuairand: all_keys(KuaiRandConfig),
+    prepare_csv: all_keys(PrepareOptions),
+    prepare_tiktok: all_keys(PublicSetOptions),
+    prepare_qk_video: all_keys(PublicSetOptions),
 }
 KEYS = {command: list(keys) for command, keys in KEYS.items()}
 
@@ -225,7 +230,7 @@ def test_documented_command_exists(document: str, words: list[str]):
         for config in configs:
             options.remove(config)
         if Path(script).name not in ("setup.sh", "quickstart.sh", "test.sh"):
-            dict(parse_options(options, KEYS[cli.train]))
+            dict(parse_options(options, KEYS[train]))
     elif words[0] == "stem-torchrec":
         if words[-1] == "--help":
             with pytest.raises(SystemExit) as stopped:
@@ -270,7 +275,7 @@ def test_documented_table_constraints_are_valid():
 
 
 def test_documented_description_prepares_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from tests.data.raw_tables import rows_of
+    from tests.data.prepare.raw_tables import rows_of
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ratings").mkdir()

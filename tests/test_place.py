@@ -6,8 +6,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import StorePath, place_of, relative
+from stem_torchrec.place import place_of, relative
 from stem_torchrec.settings import dump_config, load_config, validate
+from stem_torchrec.store_path import StorePath
 
 
 @pytest.mark.parametrize(

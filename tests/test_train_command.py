@@ -116,7 +116,7 @@ def test_auc_is_that_of_the_models_predictions(folder: Path, alone: object) -> N
     """The reported AUC against scikit-learn on predictions read in another way."""
     from stem_torchrec.session import build, open_split
     from stem_torchrec.settings import load_config
-    from stem_torchrec.trainer import evaluate
+    from stem_torchrec.training.evaluating import evaluate
 
     path = small_config(folder / "auc.yaml", folder / "data", folder / "auc")
     session = build(load_config(path), alone)  # type: ignore[arg-type]

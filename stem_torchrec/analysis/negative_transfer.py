@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from stem_torchrec.analysis.runs import Model, Run, task_columns
 from stem_torchrec.analysis.single_task import single_of, single_predictions
@@ -17,6 +16,7 @@ from stem_torchrec.analysis.subsets import (
     subsets_of,
 )
 from stem_torchrec.evaluation import Joined
+from stem_torchrec.place import Place
 
 Names = Sequence[str]
 Pair = tuple[Run, ...]
@@ -57,7 +57,7 @@ def analyse(
     buckets: Buckets,
     singles: Sequence[Run],
     models: Sequence[Model],
-    predictions: Mapping[Path, Joined],
+    predictions: Mapping[Place, Joined],
 ) -> Analysis:
     """Every run on the subsets that the single-task runs of its seed make.
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from stem_torchrec.analysis.negative_transfer import Analysis
 from stem_torchrec.analysis.report import Report, Section, Table
 from stem_torchrec.analysis.runs import Run
+from stem_torchrec.analysis.spread import signed
 from stem_torchrec.analysis.subsets import ALL, SUBSETS, title
 
 ROWS = (ALL, *SUBSETS)
@@ -46,7 +47,7 @@ def gain_table(found: Analysis) -> Table:
             cells = []
             for figure in ("auc", "logloss"):
                 cells.append(found.score(model, *key, figure).text())
-                cells.append(found.gain(model, *key, figure).text(signed=True))
+                cells.append(found.gain(model, *key, figure).text(signed))
             means.append(found.score(model, *key, "auc").mean)
             rows.append([*_names(found, key), model, *cells])
         known = [mean for mean in means if mean is not None]

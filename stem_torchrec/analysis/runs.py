@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined
+from stem_torchrec.place import Place
 from stem_torchrec.run_folder import require_run
 from stem_torchrec.schema import Schema
 from stem_torchrec.session import selected_schema
@@ -35,7 +35,7 @@ _READ_ROWS = 65536
 class Run:
     """A finished run. ``schema`` has the features and tasks that it used."""
 
-    path: Path
+    path: Place
     config: Config
     schema: Schema
 
@@ -56,7 +56,7 @@ class Model:
     runs: tuple[Run, ...]
 
 
-def read_runs(option: str, folders: Sequence[Path], overrides: Sequence[str] = ()) -> list[Run]:
+def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = ()) -> list[Run]:
     """The runs in some folders.
 
     Raises:

@@ -1,13 +1,13 @@
 """The single-task runs that others are compared with, matched by task and seed."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from stem_torchrec.analysis.runs import Run, task_columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined
+from stem_torchrec.place import Place
 
 MODEL = "single_task"
 
@@ -54,7 +54,7 @@ def single_of(runs: Sequence[Run], tasks: Sequence[str], seed: int) -> tuple[Run
 
 
 def single_predictions(
-    runs: Sequence[Run], predictions: Mapping[Path, Joined], tasks: Sequence[str]
+    runs: Sequence[Run], predictions: Mapping[Place, Joined], tasks: Sequence[str]
 ) -> Joined:
     """Predictions of each task by its own run of ``runs``, a column per task."""
     columns = [

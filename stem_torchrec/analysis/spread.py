@@ -1,8 +1,18 @@
 """A figure over seeds."""
 
+from collections.abc import Callable
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
+NOTHING = "-"
+
+
+def plain(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}"
 
 
 class Spread(NamedTuple):
@@ -13,25 +23,23 @@ class Spread(NamedTuple):
     @property
     def mean(self) -> float | None:
         """Over the seeds that have a value."""
-        known = self._known
-        return float(np.mean(known)) if known else None
+        return float(mean(self.known)) if self.known else None
 
     @property
     def std(self) -> float | None:
         """Standard deviation of the sample (n - 1); None below two values."""
-        known = self._known
-        return float(np.std(known, ddof=1)) if len(known) > 1 else None
+        return float(stdev(self.known)) if len(self.known) > 1 else None
 
-    def text(self, *, signed: bool = False) -> str:
+    @property
+    def known(self) -> list[float]:
+        return [value for value in self.values if value is not None]
+
+    def text(self, form: Callable[[float], str] = plain) -> str:
         """``mean ± std``, or ``-``."""
         if self.mean is None:
-            return "-"
-        mean = f"{self.mean:+.4f}" if signed else f"{self.mean:.4f}"
-        return mean if self.std is None else f"{mean} ± {self.std:.4f}"
+            return NOTHING
+        text = form(self.mean)
+        return text if self.std is None else f"{text} ± {form(self.std).removeprefix('+')}"
 
     def record(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
-
-    @property
-    def _known(self) -> list[float]:
-        return [value for value in self.values if value is not None]

@@ -1,14 +1,25 @@
 """Which checkpoints a run has, and which of them can be trusted."""
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
 
-from stem_torchrec.checkpoint.manifest import Damaged, Manifest, check_files, read_manifest
+from stem_torchrec.checkpoint.manifest import (
+    MANIFEST,
+    Damaged,
+    Manifest,
+    check_files,
+    read_manifest,
+    sync_folder,
+    write_manifest,
+)
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
+from stem_torchrec.store_path import StorePath
 
 FOLDER = "checkpoints"
 PARTIAL = ".partial"
@@ -17,17 +28,52 @@ REPLACED = ".replaced"
 _log = logging.getLogger(__name__)
 
 
-def folder_of(folder: Path, step: int) -> Path:
+def folder_of(folder: Place, step: int) -> Place:
     """Where the checkpoint of a step is published."""
     return folder / f"step_{step}"
 
 
-def saved_steps(folder: Path) -> list[int]:
+def aside_of(folder: Place, step: int) -> Place:
+    """Where the checkpoint of a step is written.
+
+    Aside on a disk. In a store, where nothing can be renamed, in its place: as long as it has no
+    manifest it is no checkpoint.
+    """
+    final = folder_of(folder, step)
+    return final if isinstance(final, StorePath) else final.with_name(final.name + PARTIAL)
+
+
+def publish(aside: Place, final: Place, manifest: Manifest) -> None:
+    """Make what was written aside the checkpoint ``final``, in place of the one there, if any.
+
+    Raises:
+        Damaged: a file is missing or not of its size.
+    """
+    write_manifest(aside, manifest)
+    read_manifest(aside)
+    if isinstance(aside, StorePath) or isinstance(final, StorePath):
+        return
+    if final.exists():
+        old = final.with_name(final.name + REPLACED)
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    aside.rename(final)
+    sync_folder(final.parent)
+
+
+def is_leftover(path: Place) -> bool:
+    """Whether a folder beside the checkpoints is what a save that was cut off has left."""
+    if isinstance(path, StorePath):
+        return not (path / MANIFEST).is_file()
+    return path.name.endswith((PARTIAL, REPLACED))
+
+
+def saved_steps(folder: Place) -> list[int]:
     """Steps of the complete checkpoints in a folder, oldest first; contents are not checked."""
     return sorted({step for step, _, _ in complete(folder)})
 
 
-def complete(folder: Path) -> Iterator[tuple[int, Path, Manifest]]:
+def complete(folder: Place) -> Iterator[tuple[int, Place, Manifest]]:
     """Step, folder and manifest of the checkpoints whose files are there, newest first."""
     for step, path in _candidates(folder):
         try:
@@ -36,12 +82,13 @@ def complete(folder: Path) -> Iterator[tuple[int, Path, Manifest]]:
             continue
 
 
-def has_published(run_dir: Path) -> bool:
+def has_published(run_dir: Place) -> bool:
     """Whether a save was ever completed there; what is left of it may be damaged."""
-    return bool(_candidates(run_dir / FOLDER))
+    found = _candidates(run_dir / FOLDER)
+    return any(isinstance(path, Path) or not is_leftover(path) for _, path in found)
 
 
-def newest(run_dir: Path) -> Path:
+def newest(run_dir: Place) -> Place:
     """The newest complete checkpoint; contents are not checked.
 
     Raises:
@@ -52,7 +99,7 @@ def newest(run_dir: Path) -> Path:
     raise _none(run_dir, [])
 
 
-def newest_valid(run_dir: Path, ranks: Ranks) -> Path:
+def newest_valid(run_dir: Place, ranks: Ranks) -> Place:
     """The newest checkpoint that is as it was written, every byte. Collective.
 
     The ranks share the reading. Newer ones that are not valid are named in the log.
@@ -72,7 +119,7 @@ def newest_valid(run_dir: Path, ranks: Ranks) -> Path:
     raise _none(run_dir, passed_over)
 
 
-def _problem(path: Path, ranks: Ranks) -> str | None:
+def _problem(path: Place, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint, the same on every rank. Collective."""
     own: str | None = None
     try:
@@ -87,9 +134,11 @@ def _problem(path: Path, ranks: Ranks) -> str | None:
     return next((problem for problem in found if problem is not None), None)
 
 
-def _candidates(folder: Path) -> list[tuple[int, Path]]:
+def _candidates(folder: Place) -> list[tuple[int, Place]]:
     """Folders with a checkpoint's name, newest first."""
-    found = []
+    found: list[tuple[int, Place]] = []
+    if not folder.is_dir():
+        return found
     for path in folder.glob("step_*"):
         # A checkpoint saved again: if the run ended in between, the old one stands aside.
         number = path.name.removeprefix("step_").removesuffix(REPLACED)
@@ -98,7 +147,7 @@ def _candidates(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda entry: (-entry[0], entry[1].name))
 
 
-def _none(run_dir: Path, passed_over: Sequence[str]) -> UserError:
+def _none(run_dir: Place, passed_over: Sequence[str]) -> UserError:
     folder = run_dir / FOLDER
     if not passed_over:
         return UserError(f"{run_dir}: no checkpoint under {folder}")

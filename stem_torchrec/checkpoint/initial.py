@@ -1,7 +1,6 @@
 """First weights from another run's checkpoint (fine-tuning)."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,14 +8,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharding_spec import ShardMetadata
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.folders import newest_valid
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.matching import Initial, Match, Source, matches
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.place import Place
 from stem_torchrec.schema import Schema
 
 _MODEL = "model."
@@ -48,8 +49,8 @@ def load_initial(
     return _report(folder, source, found, shapes)
 
 
-def _source(folder: Path) -> Source:
-    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+def _source(folder: Place) -> Source:
+    metadata = Reader(folder).read_metadata().state_dict_metadata
     shapes = {
         name.removeprefix(_MODEL): tuple(value.size)
         for name, value in metadata.items()
@@ -68,7 +69,7 @@ def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
 
 
 def _read(
-    folder: Path,
+    folder: Place,
     state: Mapping[str, Any],
     part: Mapping[str, Match],
     source: Source,
@@ -83,7 +84,10 @@ def _read(
             targets[match.source] = _first_rows(value, match.rows)
     planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
     dcp.load(
-        {"model": targets}, checkpoint_id=folder, planner=planner, process_group=ranks.host_group
+        {"model": targets},
+        storage_reader=Reader(folder),
+        planner=planner,
+        process_group=ranks.host_group,
     )
     for name, match in part.items():
         if match.rows is None:
@@ -128,7 +132,7 @@ def _first_rows(table: Any, rows: int) -> Any:
 
 
 def _report(
-    folder: Path,
+    folder: Place,
     source: Source,
     found: Mapping[str, Match | str],
     shapes: Mapping[str, tuple[int, ...]],

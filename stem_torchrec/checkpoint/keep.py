@@ -1,12 +1,13 @@
 """Which checkpoints stay."""
 
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-from stem_torchrec.checkpoint.folders import PARTIAL, REPLACED, complete, folder_of
+from stem_torchrec.checkpoint.folders import complete, folder_of, is_leftover
 from stem_torchrec.config import metric_direction
+from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place, remove
 
 
 def metric_value(record: Mapping[str, Any] | None, name: str | None) -> float | None:
@@ -20,7 +21,7 @@ def metric_value(record: Mapping[str, Any] | None, name: str | None) -> float | 
     return value if record["split"] == split and isinstance(value, float) else None
 
 
-def remove_old(folder: Path, step: int, *, keep: int, metric: str | None) -> None:
+def remove_old(folder: Place, step: int, *, keep: int, metric: str | None) -> None:
     """Leave the checkpoint of ``step``, the newest ``keep`` and the best by ``metric``.
 
     Called when that of ``step`` is complete, so that at no time there is none. Folders without a
@@ -37,8 +38,8 @@ def remove_old(folder: Path, step: int, *, keep: int, metric: str | None) -> Non
     if values and metric is not None:
         sign = metric_direction(metric)
         kept.add(max(values, key=lambda number: (sign * values[number], number)))
-    for number in found:
-        if number not in kept:
-            shutil.rmtree(folder_of(folder, number), ignore_errors=True)
-    for leftover in (*folder.glob(f"step_*{PARTIAL}"), *folder.glob(f"step_*{REPLACED}")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    unwanted = [folder_of(folder, number) for number in found if number not in kept]
+    unwanted += [path for path in folder.glob("step_*") if is_leftover(path)]
+    for path in unwanted:
+        with suppress(OSError, UserError):  # left for the next time
+            remove(path)

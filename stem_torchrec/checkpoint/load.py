@@ -1,14 +1,15 @@
 """Reading a checkpoint of any number of ranks and any plan into a model."""
 
-from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.optim import Optimizers
+from stem_torchrec.place import Place
 
 POSITION = (
     "step",
@@ -35,7 +36,7 @@ def state_of(
 
 
 def load(
-    folder: Path,
+    folder: Place,
     model: DistributedModelParallel,
     optimizers: Optimizers | None,
     ranks: Ranks,
@@ -55,7 +56,7 @@ def load(
     # Flattening drops tables without a shard on this rank, and the planner then takes the
     # checkpoint for one of an older format.
     planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
-    dcp.load(state, checkpoint_id=folder, planner=planner, process_group=ranks.host_group)
+    dcp.load(state, storage_reader=Reader(folder), planner=planner, process_group=ranks.host_group)
     model.load_state_dict(state["model"])
     if optimizers is not None:
         optimizers.load_state_dict(state["optimizers"])

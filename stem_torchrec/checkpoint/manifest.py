@@ -13,6 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stem_torchrec.errors import StoreUnreachable, UserError
+from stem_torchrec.place import Place
+from stem_torchrec.store_path import StorePath
+
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 1 << 26
 _THREADS = 2
@@ -52,20 +56,11 @@ class Manifest(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def describe(folder: Path, names: Sequence[str]) -> list[FileEntry]:
-    """The entries of some files, read from the disk."""
-    sizes = [(folder / name).stat().st_size for name in names]
-    jobs = [(folder / n, start) for n, s in zip(names, sizes, strict=True) for start in _blocks(s)]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        checksums = threads.map(lambda job: _checksum(*job), jobs)
-        return [
-            FileEntry(name, size, tuple(next(checksums) for _ in _blocks(size)))
-            for name, size in zip(names, sizes, strict=True)
-        ]
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json`` through to the disk; it is whole or not there."""
+def write_manifest(folder: Place, manifest: Manifest) -> None:
+    """Write ``manifest.json`` through to the disk or store; it is whole or not there."""
+    if isinstance(folder, StorePath):
+        (folder / MANIFEST).write_text(_text(manifest))
+        return
     aside = folder / f"{MANIFEST}.partial"
     with aside.open("w") as file:
         file.write(_text(manifest))
@@ -75,37 +70,37 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     sync_folder(folder)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """The manifest of a checkpoint whose files are there in their sizes; no content is read.
 
     Raises:
         Damaged: there is none, or it is not as it was written, or a file is missing or shorter.
+        StoreUnreachable: the store does not answer.
     """
     try:
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        if MANIFEST not in sizes:
+            raise Damaged(f"no {MANIFEST}")
         text = (folder / MANIFEST).read_bytes().decode()
-    except FileNotFoundError:
-        raise Damaged(f"no {MANIFEST}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except StoreUnreachable:
+        raise
+    except (OSError, UserError, UnicodeDecodeError) as error:
         raise Damaged(f"{MANIFEST} cannot be read: {error}") from None
-    try:
-        content = json.loads(text)
-        files = tuple(FileEntry(f["name"], f["size"], tuple(f["crc32"])) for f in content["files"])
-        manifest = Manifest(content["about"], files)
-        as_written = _text(manifest)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise Damaged(f"{MANIFEST} is damaged") from None
-    if as_written != text:
-        raise Damaged(f"{MANIFEST} is damaged: it does not match its own checksum")
+    manifest = _parsed(text)
     for file in manifest.files:
-        _check_size(folder, file)
+        if file.name not in sizes:
+            raise Damaged(f"{file.name} is missing")
+        if sizes[file.name] != file.size:
+            raise Damaged(f"{file.name} has {sizes[file.name]} bytes, written were {file.size}")
     return manifest
 
 
-def check_files(folder: Path, files: Sequence[FileEntry]) -> None:
+def check_files(folder: Place, files: Sequence[FileEntry]) -> None:
     """Compare every byte of some files with the manifest.
 
     Raises:
         Damaged: naming the first file and block that differ.
+        StoreUnreachable: the store does not answer.
     """
     jobs = [
         (file, start, checksum)
@@ -117,13 +112,13 @@ def check_files(folder: Path, files: Sequence[FileEntry]) -> None:
         file, start, expected = job
         try:
             found = _checksum(folder / file.name, start)
-        except OSError as error:
+        except StoreUnreachable:
+            raise
+        except (OSError, UserError) as error:
             return f"{file.name} cannot be read: {error}"
         stop = min(start + BLOCK_BYTES, file.size)
         return None if found == expected else f"{file.name}: bytes {start} to {stop} are damaged"
 
-    for file in files:
-        _check_size(folder, file)
     with ThreadPoolExecutor(_THREADS) as threads:
         for problem in threads.map(check, jobs):
             if problem is not None:
@@ -139,13 +134,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_size(folder: Path, file: FileEntry) -> None:
+def _parsed(text: str) -> Manifest:
     try:
-        size = (folder / file.name).stat().st_size
-    except OSError:
-        raise Damaged(f"{file.name} is missing") from None
-    if size != file.size:
-        raise Damaged(f"{file.name} has {size} bytes, written were {file.size}")
+        content = json.loads(text)
+        files = tuple(FileEntry(f["name"], f["size"], tuple(f["crc32"])) for f in content["files"])
+        manifest = Manifest(content["about"], files)
+        as_written = _text(manifest)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Damaged(f"{MANIFEST} is damaged") from None
+    if as_written != text:
+        raise Damaged(f"{MANIFEST} is damaged: it does not match its own checksum")
+    return manifest
 
 
 def _text(manifest: Manifest) -> str:
@@ -158,7 +157,7 @@ def _blocks(size: int) -> Iterator[int]:
     return iter(range(0, size, BLOCK_BYTES))
 
 
-def _checksum(path: Path, start: int) -> int:
+def _checksum(path: Place, start: int) -> int:
     checksum, left = 0, BLOCK_BYTES
     with path.open("rb", buffering=0) as file:
         file.seek(start)

@@ -4,11 +4,11 @@ T tasks here, S tasks there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place
 
 TABLES = ".embedding_bags."
 _NOT_WEIGHTS = ".fork."
@@ -27,7 +27,7 @@ class Initial(NamedTuple):
         new_tasks: what the tables of a task that the other run does not have start from.
     """
 
-    run_dir: Path
+    run_dir: Place
     names: tuple[tuple[str, str], ...] = ()
     new_tasks: Literal["shared", "fresh"] = "shared"
 

@@ -3,7 +3,6 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.rng import rng_state, set_rng_state
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.place import Place
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def own_state(windows: Windows, balance: Balance | None, ranks: Ranks) -> bytes:
     return buffer.getvalue()
 
 
-def load_own(folder: Path, windows: Windows, balance: Balance | None, ranks: Ranks) -> None:
+def load_own(folder: Place, windows: Windows, balance: Balance | None, ranks: Ranks) -> None:
     """Take up what ``own_state`` has saved. Not collective.
 
     With another number of ranks the metrics' sums are joined, their windows start anew, and random
@@ -75,8 +75,7 @@ def load_own(folder: Path, windows: Windows, balance: Balance | None, ranks: Ran
         balance.set_last_state(state["balance"])
 
 
-def _read(folder: Path, rank: int) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(
-        folder / own_file(rank), map_location="cpu", weights_only=True
-    )
+def _read(folder: Place, rank: int) -> dict[str, Any]:
+    content = io.BytesIO((folder / own_file(rank)).read_bytes())
+    state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
     return state

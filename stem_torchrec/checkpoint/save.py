@@ -1,31 +1,25 @@
 """Writing checkpoints: aside, checked, then under their name; in the background if wanted."""
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from stem_torchrec.checkpoint.folders import PARTIAL, REPLACED, folder_of
+from stem_torchrec.checkpoint.files import Writer
+from stem_torchrec.checkpoint.folders import aside_of, folder_of, publish
 from stem_torchrec.checkpoint.keep import remove_old
-from stem_torchrec.checkpoint.manifest import (
-    Manifest,
-    describe,
-    read_manifest,
-    sync_folder,
-    write_manifest,
-)
+from stem_torchrec.checkpoint.manifest import FileEntry, Manifest
 from stem_torchrec.checkpoint.own import own_file
 from stem_torchrec.checkpoint.staging import HostCopy
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.errors import CheckpointError
+from stem_torchrec.errors import CheckpointError, UserError
+from stem_torchrec.place import Place, remove
 
 T = TypeVar("T")
 Failed = Callable[[int, str], None]
@@ -58,15 +52,22 @@ class Saver:
     Args:
         folder: of the checkpoints.
         failed: gets step and message of a save that failed, on every rank.
+        before: is called on rank 0 before a checkpoint appears, maybe in the background.
     """
 
     def __init__(
-        self, config: CheckpointConfig, folder: Path, ranks: Ranks, failed: Failed | None = None
+        self,
+        config: CheckpointConfig,
+        folder: Place,
+        ranks: Ranks,
+        failed: Failed | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._config = config
         self._folder = folder
         self._ranks = ranks
         self._failed = failed
+        self._before = before
         self._stager = HostCopy()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, Future[str | None]] | None = None
@@ -79,15 +80,16 @@ class Saver:
                 ``stop``.
         """
         self.wait()
+        writer = Writer(aside_of(self._folder, content.step))
         if not self._config.asynchronous:
-            self._report(content.step, self._write(content, None))
+            self._report(content.step, self._write(content, writer, None))
             return
-        aside, error = self._aside(content.step), None
+        error = None
         try:
-            self._on_first(lambda: shutil.rmtree(aside, ignore_errors=True))
+            self._on_first(lambda: remove(writer.folder))
             written = dcp.async_save(
                 content.state,
-                checkpoint_id=aside,
+                storage_writer=writer,
                 process_group=self._ranks.save_group,
                 async_stager=self._stager,
             )
@@ -97,7 +99,7 @@ class Saver:
             self._report(content.step, error)
             return
         small = content._replace(state={})
-        self._pending = content.step, self._thread.submit(self._write, small, written)
+        self._pending = content.step, self._thread.submit(self._write, small, writer, written)
 
     def wait(self) -> None:
         """Until the save that goes on, if any, is done. Collective.
@@ -125,59 +127,43 @@ class Saver:
         if self._config.on_error == "stop":
             raise CheckpointError(f"checkpoint.on_error stop: step {step}: {error}")
 
-    def _write(self, content: Content, written: Future[Any] | None) -> str | None:
+    def _write(self, content: Content, writer: Writer, written: Future[Any] | None) -> str | None:
         """Write, check, publish; the error's message, the same on every rank. Collective.
 
         Args:
             written: the tensors' way to the disk, if it has begun.
         """
-        aside = self._aside(content.step)
         try:
             if written is not None:
                 written.result()
             else:
-                self._on_first(lambda: shutil.rmtree(aside, ignore_errors=True))
-                dcp.save(content.state, checkpoint_id=aside, process_group=self._ranks.save_group)
-            entries = self._on_all(lambda: self._write_own(aside, content.own))
+                self._on_first(lambda: remove(writer.folder))
+                dcp.save(content.state, storage_writer=writer, process_group=self._ranks.save_group)
+            entries = self._on_all(lambda: self._own_entries(writer, content.own))
             files = tuple(entry for part in entries for entry in part)
             about = {"step": content.step, "world_size": self._ranks.world_size} | dict(
                 content.about
             )
-            self._on_first(lambda: self._publish(aside, Manifest(about, files)))
+            self._on_first(lambda: self._publish(writer.folder, Manifest(about, files)))
         except (Exception, CheckpointException) as failure:
             if self._ranks.is_first:
-                shutil.rmtree(aside, ignore_errors=True)  # the room may be what the next one needs
+                with suppress(OSError, UserError):
+                    remove(writer.folder)  # the room may be what the next one needs
             return _message(failure)
         return None
 
-    def _write_own(self, aside: Path, own: bytes) -> list[Any]:
-        """This rank's file; entries of all its files, read back from the disk."""
-        rank = self._ranks.rank
-        with (aside / own_file(rank)).open("wb") as file:
-            file.write(own)
-            file.flush()
-            os.fsync(file.fileno())
-        names = [own_file(rank), *(path.name for path in aside.glob(f"__{rank}_*.distcp"))]
-        if rank == 0:
-            names.append(".metadata")
-        return describe(aside, names)
+    def _own_entries(self, writer: Writer, own: bytes) -> tuple[FileEntry, ...]:
+        """Write this rank's file; the entries of all its files."""
+        writer.write(own_file(self._ranks.rank), own)
+        return writer.entries
 
-    def _publish(self, aside: Path, manifest: Manifest) -> None:
+    def _publish(self, aside: Place, manifest: Manifest) -> None:
+        if self._before is not None:
+            self._before()
         step = manifest.about["step"]
-        final = folder_of(self._folder, step)
-        write_manifest(aside, manifest)
-        read_manifest(aside)
-        if final.exists():
-            old = final.with_name(final.name + REPLACED)
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-        aside.rename(final)
-        sync_folder(self._folder)
-        remove_old(self._folder, step, keep=self._config.keep, metric=self._config.keep_best)
-
-    def _aside(self, step: int) -> Path:
-        final = folder_of(self._folder, step)
-        return final.with_name(final.name + PARTIAL)
+        publish(aside, folder_of(self._folder, step), manifest)
+        with suppress(UserError):  # a store that does not answer now is asked again next time
+            remove_old(self._folder, step, keep=self._config.keep, metric=self._config.keep_best)
 
     def _on_first(self, function: Callable[[], None]) -> None:
         self._on_all(function if self._ranks.is_first else lambda: None)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as types
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
@@ -27,3 +29,16 @@ def unreadable(where: object, error: Exception) -> UserError:
     if is_unreachable(error):
         return store_error(where, error)
     return UserError(f"{where}: cannot be read as Parquet ({error})")
+
+
+def type_family(found: pa.DataType) -> str:
+    """The type without its width, in which files may differ."""
+    if types.is_dictionary(found):
+        return type_family(found.value_type)
+    if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
+        return f"list of {type_family(found.value_type)}"
+    if types.is_integer(found):
+        return "integer"
+    if types.is_string(found) or types.is_large_string(found):
+        return "text"
+    return "float" if types.is_floating(found) else str(found)

@@ -16,6 +16,7 @@ from stem_torchrec.analysis.compare.results import (
     reference_of,
     summarize,
 )
+from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.settings import load_config
 from tests.analysis.comparison import TRAIN, of_test_split, planned, write_run
 from tests.prepared import small_config, small_data
@@ -86,7 +87,8 @@ def test_mean_and_sample_standard_deviation_over_seeds() -> None:
 
 def test_one_seed_has_no_spread() -> None:
     (found,) = summarize({STEM: {0: {"qps": 10.0}}}, SIZES)
-    assert found.figures["qps"] == (10.0, None, (10.0,))
+    assert found.figures["qps"] == Spread((10.0,))
+    assert found.figures["qps"].std is None
 
 
 def test_gain_is_paired_by_seed_and_averaged_over_tasks() -> None:

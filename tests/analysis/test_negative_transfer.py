@@ -17,6 +17,7 @@ from stem_torchrec.analysis.subsets import Buckets
 from stem_torchrec.cli import main
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.workers import predict_worker
+from tests.analysis.mistakes import message_of_mistake
 
 TASKS = ("click", "like")
 Command = Callable[..., int]
@@ -220,21 +221,8 @@ def test_mistakes(
     options: list[str],
     expected: list[str],
 ) -> None:
-    base = {
-        "--single": ["FINISHED/click", "FINISHED/like"],
-        "--runs": ["FINISHED/both"],
-        "--tasks": ["click,like"],
-        "--out": [str(tmp_path / "out")],
-    }
-    base[options[0]] = options[1:]
-    given = [part for option, values in base.items() for part in (option, *values)]
-    given = [part.replace("FINISHED", str(finished)) for part in given]
-    capsys.readouterr()
-    assert main(["analyze", "negative-transfer", *given]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
+    message = message_of_mistake("negative-transfer", options, finished, tmp_path / "out", capsys)
     assert [part for part in expected if part not in message] == []
-    assert not (tmp_path / "out").exists()
 
 
 def test_missing_split(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from stem_torchrec.cli import main
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema, Task
 from stem_torchrec.workers import tables_worker
+from tests.analysis.mistakes import message_of_mistake
 
 TASKS = ("click", "like")
 
@@ -206,21 +207,8 @@ def test_mistakes(
     options: list[str],
     expected: list[str],
 ) -> None:
-    base = {
-        "--single": ["FINISHED/click", "FINISHED/like"],
-        "--runs": ["FINISHED/both"],
-        "--tasks": ["click,like"],
-        "--out": [str(tmp_path / "out")],
-    }
-    base[options[0]] = options[1:]
-    given = [part for option, values in base.items() for part in (option, *values)]
-    given = [part.replace("FINISHED", str(finished)) for part in given]
-    capsys.readouterr()
-    assert main(["analyze", "preference", *given]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
+    message = message_of_mistake("preference", options, finished, tmp_path / "out", capsys)
     assert [part for part in expected if part not in message] == []
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_single_task_run_has_a_table_per_task(finished: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from stem_torchrec.analysis.runs import (
     task_columns,
 )
 from stem_torchrec.analysis.single_task import check_single, single_of, single_predictions
-from stem_torchrec.analysis.spread import Spread
+from stem_torchrec.analysis.spread import Spread, signed
 from stem_torchrec.distributed.tables import TableShard, whole_tables
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined
@@ -226,7 +226,7 @@ def test_other_data_features_or_tasks(runs: dict[str, Run], finished: Path, tmp_
 def test_spread() -> None:
     assert Spread((1.0, None, 3.0)).mean == 2
     assert Spread((1.0, None, 3.0)).std == pytest.approx(2**0.5)
-    assert Spread((1.0, 3.0)).text(signed=True) == "+2.0000 ± 1.4142"
+    assert Spread((1.0, 3.0)).text(signed) == "+2.0000 ± 1.4142"
     assert Spread((-0.5,)).text() == "-0.5000"
     assert Spread((None,)).text() == "-"
     assert Spread((None, 1.0)).record() == {"mean": 1.0, "std": None, "values": [None, 1.0]}

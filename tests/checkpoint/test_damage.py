@@ -1,5 +1,6 @@
 """No damaged checkpoint is ever loaded: every byte range flipped or cut off, every file missing."""
 
+import io
 import logging
 import shutil
 import warnings
@@ -10,13 +11,14 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from stem_torchrec.checkpoint import files as files_of_checkpoint
 from stem_torchrec.checkpoint import manifest as manifests
+from stem_torchrec.checkpoint.files import Writer
 from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
 from stem_torchrec.checkpoint.manifest import (
     Damaged,
     Manifest,
     check_files,
-    describe,
     read_manifest,
     write_manifest,
 )
@@ -30,11 +32,15 @@ def write(folder: Path, step: int) -> Path:
     """A checkpoint as torch.distributed.checkpoint writes it, with a manifest."""
     path = folder / FOLDER / f"step_{step}"
     state = {"table": torch.rand(300, 4), "position": {"step": step}}
+    writer = Writer(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.save(state, checkpoint_id=path, no_dist=True)
-    torch.save({"rng": torch.get_rng_state()}, path / "rank_0.pt")
-    write_manifest(path, Manifest({"step": step}, tuple(describe(path, FILES[:3]))))
+        dcp.save(state, storage_writer=writer, no_dist=True)
+    own = io.BytesIO()
+    torch.save({"rng": torch.get_rng_state()}, own)
+    writer.write("rank_0.pt", own.getvalue())
+    assert {entry.name for entry in writer.entries} == set(FILES[:3])
+    write_manifest(path, Manifest({"step": step}, writer.entries))
     return path
 
 
@@ -118,10 +124,14 @@ def test_none_is_valid(run_dir: Path, alone: Any) -> None:
 
 
 def test_the_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "BLOCK_BYTES", 1000)
-    (tmp_path / "file").write_bytes(bytes(2500))
-    files = describe(tmp_path, ["file"])
-    assert [len(file.crc32) for file in files] == [3]
+    for module in (manifests, files_of_checkpoint):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
+    writer = Writer(tmp_path)
+    with writer.fs.create_stream(tmp_path / "file", "wb") as stream:
+        for size in (300, 0, 1900, 300):
+            stream.write(bytes(size))
+    files = writer.entries
+    assert [(file.size, len(file.crc32)) for file in files] == [(2500, 3)]
     check_files(tmp_path, files)
     (tmp_path / "file").write_bytes(bytes(2400) + b"1" + bytes(99))
     with pytest.raises(Damaged, match="bytes 2000 to 2500 are damaged"):
@@ -129,7 +139,8 @@ def test_the_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_manifest_tells_what_it_was_told(tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
-    written = Manifest({"step": 3, "plan": {"é": "row_wise"}}, tuple(describe(tmp_path, ["empty"])))
+    writer = Writer(tmp_path)
+    writer.write("empty", b"")
+    written = Manifest({"step": 3, "plan": {"é": "row_wise"}}, writer.entries)
     write_manifest(tmp_path, written)
     assert read_manifest(tmp_path) == written

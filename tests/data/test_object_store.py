@@ -14,18 +14,19 @@ import torch
 import yaml
 
 from stem_torchrec.cli import main
-from stem_torchrec.data.check import check_folder
 from stem_torchrec.data.manifest import check_split
+from stem_torchrec.data.prepare.check import check_folder
+from stem_torchrec.data.prepare.transfer import local_source, local_target
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.transfer import local_source, local_target
 from stem_torchrec.days import parse_days
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, StorePath, place_of, relative
+from stem_torchrec.place import Place, place_of, relative
 from stem_torchrec.schema import SPLITS, load_schema
+from stem_torchrec.store_path import StorePath
 from stem_torchrec.stores import open_store
 from tests.kuairand_release import Source
 from tests.prepared import small_config, small_data
-from tests.s3_server import s3_server
+from tests.s3_server import bucket
 
 pytest.importorskip("moto")
 
@@ -34,22 +35,8 @@ SET = "s3://bucket/sets/small"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fs.FileSystem]:
-    """A store with a bucket; commands and their workers find it by the usual variables."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with s3_server(log) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_MAX_ATTEMPTS", "2")
-        open_store.cache_clear()
-        filesystem = open_store("s3", "bucket", "")
-        address = url.removeprefix("http://")
-        maker = fs.S3FileSystem(
-            endpoint_override=address, scheme="http", allow_bucket_creation=True
-        )
-        maker.create_dir("bucket")
-        yield filesystem
-    open_store.cache_clear()
+    with bucket(tmp_path_factory.mktemp("s3") / "log") as store:
+        yield store.filesystem
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +150,7 @@ def test_only_the_files_that_are_read_are_fetched(
         assert folder.name == "few"
     with local_source(at("s3://bucket/few/data/b.csv")) as file:
         assert file.read_text() == "data/b.csv"
+        assert file.stat().st_mtime_ns == at("s3://bucket/few/data/b.csv").stat().st_mtime_ns
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +213,7 @@ def test_the_schema_goes_up_last_and_an_error_leaves_nothing(
             raise OSError("cable cut")
         copy(source, to, *rest)
 
-    monkeypatch.setattr("stem_torchrec.data.transfer.fs.copy_files", recorded)
+    monkeypatch.setattr("stem_torchrec.data.prepare.transfer.fs.copy_files", recorded)
     fails_at = 0
     assert synthetic("s3://bucket/ordered") == 0
     assert order[-1] == "schema.json"
@@ -305,7 +293,7 @@ def test_a_store_that_goes_away_while_it_is_read(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: no route")
 
-    monkeypatch.setattr("stem_torchrec.data.check.open_parquet_file", refuse)
+    monkeypatch.setattr("stem_torchrec.data.prepare.check.open_parquet_file", refuse)
     with pytest.raises(UserError, match=rf"^{SET}/train/.*: unreachable after 2 tries"):
         check_folder(at(SET))
 

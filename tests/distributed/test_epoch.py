@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.session import build, open_split
-from stem_torchrec.trainer import evaluate
+from stem_torchrec.training.evaluating import evaluate
 from tests.steps import SCHEMA, config_of, random_rows, start, state_of
 
 NUM_ROWS = 27  # on two ranks 13 and 14: the last batches of 4 have 1 and 2 rows

@@ -32,6 +32,8 @@ def test_a_split_without_labels_of_a_task(
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in text
     records = [json.loads(line) for line in text.splitlines()]
+    assert records[0]["loss"]["like"] is records[0]["ne"]["like"] is None
+    assert records[0]["loss"]["click"] > 0
     for record in records[1:]:
         assert record["auc"]["like"] is record["logloss"]["like"] is None
     note = "task 'like' has no label, so no metric of it is defined"

@@ -77,6 +77,7 @@ class PlannedRun:
 
     @property
     def dir(self) -> Path:
+        assert isinstance(self.config.run.dir, Path)
         return self.config.run.dir
 
     @property

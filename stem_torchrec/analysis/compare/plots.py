@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from stem_torchrec.analysis.compare.results import Row, Spread
+from stem_torchrec.analysis.compare.results import Row
+from stem_torchrec.analysis.spread import Spread
 
 _MARKERS, _NUM_COLORS = "osD^v", 10  # the next marker where matplotlib's colors start again
 
@@ -23,9 +24,9 @@ def gain_bars(rows: Sequence[Row], tasks: Sequence[str]) -> Figure | None:
         places = [j + (i - (len(shown) - 1) / 2) * width for j, _ in known]
         axes.bar(
             places,
-            [gain.mean for _, gain in known],
+            [gain.mean or 0.0 for _, gain in known],
             width,
-            yerr=[_spread(gain) for _, gain in known],
+            yerr=[gain.std or 0.0 for _, gain in known],
             capsize=2,
             label=row.combination.label,
         )
@@ -37,32 +38,28 @@ def gain_bars(rows: Sequence[Row], tasks: Sequence[str]) -> Figure | None:
 
 
 def auc_against_qps(rows: Sequence[Row]) -> Figure | None:
-    points = [
-        (row, row.figures["qps"].mean, _spread(row.figures["qps"]))
-        for row in rows
-        if "qps" in row.figures
-    ]
+    points = [(row, row.figures["qps"]) for row in rows if "qps" in row.figures]
     return _auc_against(points, "samples/s")
 
 
 def auc_against_parameters(rows: Sequence[Row]) -> Figure | None:
-    return _auc_against([(row, row.parameters.total, 0.0) for row in rows], "parameters")
+    return _auc_against([(row, Spread((row.parameters.total,))) for row in rows], "parameters")
 
 
-def _auc_against(points: Sequence[tuple[Row, float, float]], name: str) -> Figure | None:
-    """Mean AUC over another figure (row, value, spread), a point per combination."""
+def _auc_against(points: Sequence[tuple[Row, Spread]], name: str) -> Figure | None:
+    """Mean AUC over another figure, a point per combination."""
     points = [point for point in points if "auc_mean" in point[0].figures]
     if not points:
         return None
     plot = Figure(figsize=(6, 4))
     axes = plot.subplots()
-    for i, (row, value, spread) in enumerate(points):
+    for i, (row, other) in enumerate(points):
         auc = row.figures["auc_mean"]
         axes.errorbar(
-            value,
-            auc.mean,
-            xerr=spread,
-            yerr=_spread(auc),
+            other.mean or 0.0,
+            auc.mean or 0.0,
+            xerr=other.std or 0.0,
+            yerr=auc.std or 0.0,
             fmt=_MARKERS[i // _NUM_COLORS % len(_MARKERS)],
             capsize=2,
             label=row.combination.label,
@@ -71,7 +68,3 @@ def _auc_against(points: Sequence[tuple[Row, float, float]], name: str) -> Figur
     axes.set_ylabel("mean AUC")
     axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
     return plot
-
-
-def _spread(found: Spread) -> float:
-    return found.std or 0.0

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.analysis.compare.plots import auc_against_parameters, auc_against_qps, gain_bars
-from stem_torchrec.analysis.compare.results import Row, Spread
+from stem_torchrec.analysis.compare.results import Row
 from stem_torchrec.analysis.compare.tables import (
     overview,
     paired_table,
@@ -124,9 +124,9 @@ def _row_data(row: Row) -> dict[str, Any]:
     for name, found in row.figures.items():
         metric, _, task = name.partition("/")
         if task:
-            figures.setdefault(metric, {})[task] = _spread_data(found)
+            figures.setdefault(metric, {})[task] = found.record()
         else:
-            figures[metric] = _spread_data(found)
+            figures[metric] = found.record()
     return {
         "combination": row.combination.label,
         "model": row.combination.model,
@@ -137,10 +137,6 @@ def _row_data(row: Row) -> dict[str, Any]:
         "parameters": {**row.parameters._asdict(), "total": row.parameters.total},
         **figures,
     }
-
-
-def _spread_data(found: Spread) -> dict[str, Any]:
-    return {"mean": found.mean, "std": found.std, "values": list(found.values)}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 
 from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
+from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.session import selected_schema
@@ -19,18 +20,6 @@ Figures = dict[str, float]
 """Figures of a run by name, such as ``auc_mean`` or ``ne/click``; undefined ones are left out."""
 
 PER_TASK = ("logloss", "ne", "auc")
-
-
-class Spread(NamedTuple):
-    """A figure over seeds.
-
-    Attributes:
-        std: sample standard deviation; None with one seed.
-    """
-
-    mean: float
-    std: float | None
-    values: tuple[float, ...]
 
 
 class Parameters(NamedTuple):
@@ -149,13 +138,9 @@ def paired_figures(own: Figures, other: Figures, other_model: str) -> Figures:
 
 
 def _over_seeds(runs: Sequence[Figures]) -> dict[str, Spread]:
-    """Mean and spread of each figure over the runs that have it."""
+    """Each figure over the runs that have it."""
     names = dict.fromkeys(name for run in runs for name in run)
-    return {name: spread([run[name] for run in runs if name in run]) for name in names}
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(mean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+    return {name: Spread(tuple(run[name] for run in runs if name in run)) for name in names}
 
 
 def best(values: Sequence[float | None], *, higher: bool) -> set[int]:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stem_torchrec.analysis.compare.results import Row, Spread, best
+from stem_torchrec.analysis.compare.results import Row, best
 from stem_torchrec.analysis.report import Table
+from stem_torchrec.analysis.spread import NOTHING, Spread, plain, signed
 
 _HIGHER_IS_BETTER = {
     "logloss": False,
@@ -16,7 +17,6 @@ _HIGHER_IS_BETTER = {
     "qps": True,
     "peak_memory_bytes": False,
 }
-NOTHING = "-"
 
 
 class Column(NamedTuple):
@@ -28,7 +28,7 @@ class Column(NamedTuple):
 def overview(rows: Sequence[Row], num_seeds: int) -> Table:
     """One line per combination: what to choose by."""
     columns = [
-        Column("mean AUC", "auc_mean", metric),
+        Column("mean AUC", "auc_mean", plain),
         Column("mean gain", "gain_mean", signed),
         Column("samples/s", "qps", whole),
         Column("peak GiB", "peak_memory_bytes", gibibytes),
@@ -47,7 +47,7 @@ def overview(rows: Sequence[Row], num_seeds: int) -> Table:
 
 def per_task(rows: Sequence[Row], name: str, tasks: Sequence[str], num_seeds: int) -> Table:
     """A metric's column per task, and its mean over tasks where the runs have one."""
-    text = signed if name == "gain" else metric
+    text = signed if name == "gain" else plain
     columns = [Column(task, f"{name}/{task}", text) for task in tasks]
     if name in ("auc", "gain"):
         columns.append(Column("mean", f"{name}_mean", text))
@@ -73,7 +73,7 @@ def paired_table(rows: Sequence[Row], num_seeds: int) -> Table:
     lines = []
     for row, cells in zip(rows, table.rows, strict=True):
         found = row.figures.get("difference")
-        above = sum(value > 0 for value in found.values) if found else 0
+        above = sum(value > 0 for value in found.known) if found else 0
         reference = row.reference.label if found and row.reference else NOTHING
         pairs = f"{above} of {len(found.values)}" if found else NOTHING
         lines.append([cells[0], reference, cells[1], pairs])
@@ -114,19 +114,7 @@ def relative_parameters(rows: Sequence[Row]) -> list[str]:
 
 
 def cell(found: Spread | None, text: Callable[[float], str]) -> str:
-    if found is None:
-        return NOTHING
-    if found.std is None:
-        return text(found.mean)
-    return f"{text(found.mean)} ± {text(found.std).removeprefix('+')}"
-
-
-def metric(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.4f}"
+    return NOTHING if found is None else found.text(text)
 
 
 def whole(value: float) -> str:

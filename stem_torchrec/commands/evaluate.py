@@ -1,0 +1,45 @@
+"""``evaluate``: metrics of a split from a finished run's checkpoint."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from stem_torchrec.commands.options import Commands, add_command, config_keys, place, positive
+from stem_torchrec.errors import WorkerError
+from stem_torchrec.settings import load_config
+
+
+def add_evaluate(commands: Commands) -> None:
+    text = "metrics of a split from a run's checkpoint"
+    command = add_command(commands, "evaluate", text, config_keys())
+    command.add_argument("--run", type=place, required=True, metavar="DIR", dest="run_dir")
+    command.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    command.add_argument("--nproc", type=positive, metavar="N", help="local workers")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=evaluate)
+
+
+def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.checks import check_inputs
+    from stem_torchrec.console import print_evaluation
+    from stem_torchrec.distributed.ranks import check_devices, device_type
+    from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
+    from stem_torchrec.run_folder import require_run
+    from stem_torchrec.workers import evaluate_worker
+
+    require_run("--run", options.run_dir)
+    overrides = ["--run.dir", str(options.run_dir), *rest]
+    config = load_config(options.run_dir / "config.yaml", overrides)
+    num_workers = options.nproc or default_num_workers(device_type(config.distributed))
+    if not under_torchrun():
+        check_devices(config.distributed, num_workers)
+        check_inputs(config, splits=[options.split])
+    record = run_workers(num_workers, evaluate_worker, config, options.split)
+    if record is None and not under_torchrun():
+        raise WorkerError("ended by a signal")
+    if record is None:
+        return
+    if options.json:
+        print(json.dumps(record))
+    else:
+        print_evaluation(record)

@@ -1,0 +1,75 @@
+"""What the commands' options have in common: parsers, their help on keys, kinds of values."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from pydantic import BaseModel
+
+from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
+from stem_torchrec.place import Place, local_path, place_of
+from stem_torchrec.settings import all_keys
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+T = TypeVar("T")
+
+
+def add_command(commands: Commands, name: str, text: str, more: str) -> argparse.ArgumentParser:
+    """A command; ``text`` says what it does, ``more`` stands below its options as it is."""
+    return commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def config_keys() -> str:
+    """Help on every key of a run."""
+    return _help("config keys", "--section.key value", Config)
+
+
+def option_keys(model: type[BaseModel]) -> str:
+    """Help on the options of a command that have a pydantic model."""
+    return _help("options", "--key value", model)
+
+
+def _help(title: str, form: str, model: type[BaseModel]) -> str:
+    lines = [f"{title} ({form}):"]
+    for key in all_keys(model):
+        lines.append(f"  --{key.name} (default: {key.default_text})")
+        lines.append(f"      {key.description}; {key.allowed}")
+    return "\n".join(lines)
+
+
+def place(text: str) -> Place:
+    return _of(text, place_of)
+
+
+def local_place(text: str) -> Path:
+    return _of(text, local_path)
+
+
+def _of(text: str, read: Callable[[str], T]) -> T:
+    try:
+        return read(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def at_least_zero(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value

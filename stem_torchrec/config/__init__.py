@@ -1,0 +1,33 @@
+"""Every key of a run, with its unit, default and allowed values.
+
+Sections are frozen; unknown keys are refused; nothing changes after validation. Reading YAML and
+command-line overrides is in ``settings.py``.
+"""
+
+from stem_torchrec.config.balance import BalanceConfig
+from stem_torchrec.config.checkpoint import CheckpointConfig, metric_direction
+from stem_torchrec.config.config import Config
+from stem_torchrec.config.data import DataConfig, TasksConfig
+from stem_torchrec.config.distributed import DistributedConfig, TableConstraint
+from stem_torchrec.config.model import ModelConfig
+from stem_torchrec.config.optim import EmbeddingConfig, OptimConfig
+from stem_torchrec.config.run import EvalConfig, RunConfig, TrainConfig
+from stem_torchrec.config.section import Section
+
+__all__ = [
+    "BalanceConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DistributedConfig",
+    "EmbeddingConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "Section",
+    "TableConstraint",
+    "TasksConfig",
+    "TrainConfig",
+    "metric_direction",
+]

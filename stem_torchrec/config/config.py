@@ -1,0 +1,36 @@
+"""All sections of a run together."""
+
+from pydantic import Field, field_validator
+
+from stem_torchrec.config.balance import BalanceConfig
+from stem_torchrec.config.checkpoint import CheckpointConfig
+from stem_torchrec.config.data import DataConfig, TasksConfig
+from stem_torchrec.config.distributed import DistributedConfig
+from stem_torchrec.config.model import ModelConfig
+from stem_torchrec.config.optim import EmbeddingConfig, OptimConfig
+from stem_torchrec.config.run import EvalConfig, RunConfig, TrainConfig
+from stem_torchrec.config.section import Section
+
+
+class Config(Section):
+    """One run. ``config.yaml`` in a run folder is this, resolved."""
+
+    run: RunConfig
+    data: DataConfig
+    tasks: TasksConfig = TasksConfig()
+    model: ModelConfig = ModelConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    optim: OptimConfig = OptimConfig()
+    balance: BalanceConfig = BalanceConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    versions: dict[str, str] | None = Field(
+        None, description="package versions of the run that wrote this file; not read back"
+    )
+
+    @field_validator("run", "data", mode="before")
+    @classmethod
+    def _missing_section(cls, value: object) -> object:
+        return {} if value is None else value

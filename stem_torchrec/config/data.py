@@ -1,0 +1,58 @@
+"""The data and the tasks: what is read of a prepared folder."""
+
+from datetime import date
+
+from pydantic import Field, field_validator
+
+from stem_torchrec.config.section import Section
+from stem_torchrec.days import Days, parse_days
+from stem_torchrec.place import PlaceField
+
+
+class DataConfig(Section):
+    path: PlaceField = Field(
+        description="prepared data folder (schema.json, train/, valid/, test/), or its URL"
+    )
+    features: tuple[str, ...] | None = Field(
+        None, description="features to use, by name; all of the schema if null"
+    )
+    shuffle: bool = Field(True, description="seeded shuffle of row groups and rows each epoch")
+    shuffle_row_groups: int = Field(
+        4, ge=1, description="row groups whose rows are shuffled together"
+    )
+    days: str | None = Field(
+        None,
+        description="train on these days only, FIRST:LAST (both included) or one day, where files "
+        "or folders of the train split are named by day; valid and test stay whole",
+    )
+    negative_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the training rows without any positive label that is kept, each "
+        "with weight 1 / this, so that losses and probabilities need no correction",
+    )
+    prefetch_batches: int = Field(2, ge=1, description="batches prepared in the background")
+
+    @field_validator("days", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        # YAML reads one day as a date, or as a number.
+        return str(value) if isinstance(value, date | int) else value
+
+    @field_validator("days")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_days(value)
+        return value
+
+    def days_of(self, split: str) -> Days | None:
+        """The days to read of a split; None for all."""
+        return parse_days(self.days) if self.days is not None and split == "train" else None
+
+
+class TasksConfig(Section):
+    names: tuple[str, ...] | None = Field(
+        None, description="tasks to train, in order; all of the schema if null"
+    )

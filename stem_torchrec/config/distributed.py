@@ -1,0 +1,48 @@
+"""Ranks, and how the tables are spread over them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stem_torchrec.config.section import Section
+
+ShardingName = Literal[
+    "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
+]
+KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching", "dense"]
+
+
+class TableConstraint(Section):
+    sharding: tuple[ShardingName, ...] | None = Field(None, description="sharding types to allow")
+    kernel: tuple[KernelName, ...] | None = Field(None, description="compute kernels to allow")
+    min_partition: int | None = Field(
+        None, ge=1, description="smallest column shard, in columns (column-wise sharding)"
+    )
+
+
+class DistributedConfig(Section):
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the ranks; cuda where there is one if auto"
+    )
+    sharding: Literal["auto"] | ShardingName = Field(
+        "auto", description="one sharding type for all tables, or the planner's choice"
+    )
+    kernel: Literal["auto"] | KernelName = Field(
+        "auto", description="one compute kernel for all tables, or the planner's choice"
+    )
+    hbm_gib: float | None = Field(
+        None, gt=0, description="device memory per rank for the plan, GiB; the device's if null"
+    )
+    host_gib: float | None = Field(
+        None, gt=0, description="host memory per rank for the plan, GiB; the planner's if null"
+    )
+    ranks_per_node: int | None = Field(
+        None, ge=1, description="ranks per node for the plan; torchrun's if null"
+    )
+    tables: dict[str, TableConstraint] = Field(
+        default_factory=dict,
+        description="constraints per table (owner__feature; * and ? match), over the global ones",
+    )
+    timeout_s: int = Field(
+        600, ge=1, description="limit of one step, seconds; a collective has 10 more"
+    )

@@ -1,0 +1,1 @@
+"""Raw logs -> prepared folders, and the check of a prepared folder."""

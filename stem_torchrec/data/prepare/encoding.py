@@ -1,0 +1,165 @@
+"""Raw values of the view ``placed`` -> ids: by vocabulary, by hash, or as they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+
+from stem_torchrec.data.prepare.describe import (
+    GROUP_COLUMN,
+    WEIGHT_COLUMN,
+    DescribedFeature,
+    Description,
+)
+from stem_torchrec.data.prepare.placing import SPLIT_COLUMN
+from stem_torchrec.data.prepare.row_columns import Column
+from stem_torchrec.data.prepare.row_hash import hashed_id_sql
+from stem_torchrec.data.prepare.vocabulary import create_vocabulary, vocabulary_table
+from stem_torchrec.data.prepare.working_database import fetch_one, quoted
+from stem_torchrec.schema import Feature, Schema, Task
+
+
+def table_rows(
+    connection: duckdb.DuckDBPyConnection, description: Description, owner: DescribedFeature
+) -> int:
+    """Rows of a feature's table; counts its vocabulary in train if it has one."""
+    if owner.encoding != "vocabulary":
+        assert owner.num_embeddings is not None
+        return owner.num_embeddings
+    counted = _values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
+    return create_vocabulary(connection, owner.name, counted, min_count=description.min_count)
+
+
+def table_owners(description: Description) -> list[DescribedFeature]:
+    """Features with a table of their own."""
+    return [f for f in description.features if f.kind != "dense" and f.table is None]
+
+
+def _values(description: Description, owner: DescribedFeature, where: str = "") -> str:
+    """Query of the values and their counts of all features that share a table."""
+    parts = []
+    for feature in description.features:
+        if feature.kind != "dense" and description.owner(feature) is owner:
+            value = quoted(feature.name)
+            value = f"unnest({value})" if feature.kind == "bag" else value
+            parts.append(f"SELECT {value} AS value FROM placed {where}")
+    return f"SELECT value, count(*) AS count FROM ({' UNION ALL '.join(parts)}) GROUP BY value"
+
+
+def count_values(connection: duckdb.DuckDBPyConnection, feature: DescribedFeature) -> int:
+    """Distinct raw values of a feature in all splits."""
+    name = quoted(feature.name)
+    value = f"unnest({name})" if feature.kind == "bag" else name
+    query = f"SELECT count(value) FROM (SELECT DISTINCT {value} AS value FROM placed)"
+    return int(fetch_one(connection, query)[0])
+
+
+def count_collisions(
+    connection: duckdb.DuckDBPyConnection,
+    description: Description,
+    owner: DescribedFeature,
+    columns: Mapping[str, Column],
+) -> dict[str, int]:
+    """Of a hashed table: distinct values, distinct ids, and the difference."""
+    assert owner.num_embeddings is not None
+    is_integer = columns[owner.name].is_integer
+    hashed = hashed_id_sql("value", owner.num_embeddings, is_integer=is_integer)
+    values, ids = fetch_one(
+        connection,
+        f"SELECT count(*), count(DISTINCT id) FROM (SELECT {hashed} AS id "
+        f"FROM ({_values(description, owner)}) WHERE value IS NOT NULL)",
+    )
+    return {"values": values, "ids": ids, "collisions": values - ids}
+
+
+def prepared_schema(description: Description, rows: Mapping[str, int]) -> Schema:
+    """The schema of the folder; ``rows`` of each table by its owner."""
+    features = []
+    for feature in description.features:
+        sparse: dict[str, Any] = {}
+        if feature.kind != "dense":
+            owner = description.owner(feature)
+            sparse = {"num_embeddings": rows[owner.name], "encoding": owner.encoding}
+            sparse |= {"table": feature.table, "pooling": feature.pooling}
+        features.append(Feature(name=feature.name, kind=feature.kind, side=feature.side, **sparse))
+    return Schema(
+        features=tuple(features),
+        tasks=tuple(Task(name=task) for task in description.labels),
+        sample_weight=WEIGHT_COLUMN if description.sample_weight is not None else None,
+        group=GROUP_COLUMN if description.group is not None else None,
+    )
+
+
+def encoded_rows(
+    description: Description, columns: Mapping[str, Column], schema: Schema, split: int
+) -> str:
+    """Query of a split's rows, columns in the order of ``arrow_schema``, without an order."""
+    selected, joins = [], []
+    for feature, described in zip(schema.features, description.features, strict=True):
+        name, owner = quoted(feature.name), description.owner(described)
+        value = f"placed.{name}"
+        if feature.kind == "dense":
+            selected.append(value)
+            continue
+        assert feature.num_embeddings is not None
+        sql_type = "INTEGER" if feature.num_embeddings <= 2**31 else "BIGINT"
+        type_name = sql_type + "[]" * (feature.kind == "bag")
+        default = "[]" if feature.kind == "bag" else "0"
+        if owner.encoding == "vocabulary":
+            # One table may serve several features: each joins it under a name of its own.
+            table = quoted(f"ids of {feature.name}")
+            ids = (
+                _bag_table(feature.name) if feature.kind == "bag" else vocabulary_table(owner.name)
+            )
+            joins.append(f"LEFT JOIN {ids} {table} ON {table}.value = {value}")
+            value = f"{table}.id"
+        else:
+            value = _direct_ids(value, described, owner, columns[feature.name].is_integer)
+        selected.append(f"coalesce({value}, {default})::{type_name} AS {name}")
+    others = [quoted(task.label_column) for task in schema.tasks]
+    others += [quoted(name) for name in (schema.sample_weight, schema.group) if name]
+    selected += [f"placed.{name}" for name in others]
+    return (
+        f"SELECT {', '.join(selected)} FROM placed {' '.join(joins)} "
+        f"WHERE placed.{SPLIT_COLUMN} = {split}"
+    )
+
+
+def encode_bags(
+    connection: duckdb.DuckDBPyConnection, description: Description, feature: DescribedFeature
+) -> None:
+    """Create the table of a vocabulary bag's distinct lists (``value``) and their ids (``id``, a
+    list in the same order)."""
+    name = quoted(feature.name)
+    vocabulary = vocabulary_table(description.owner(feature).name)
+    connection.execute(
+        f"""
+        CREATE TABLE {_bag_table(feature.name)} AS
+        SELECT bag AS value, list(coalesce(id, 0) ORDER BY place) AS id
+        FROM (
+            SELECT bag, unnest(bag) AS value, generate_subscripts(bag, 1) AS place
+            FROM (SELECT DISTINCT {name} AS bag FROM placed)
+        ) LEFT JOIN {vocabulary} USING (value)
+        GROUP BY bag
+        """
+    )
+
+
+def _bag_table(feature: str) -> str:
+    return quoted(f"bags_{feature}")
+
+
+def _direct_ids(
+    value: str, feature: DescribedFeature, owner: DescribedFeature, is_integer: bool
+) -> str:
+    """Ids that need no vocabulary: one, or a list's."""
+    if feature.kind == "bag":
+        return f"[coalesce({_direct_id('v', owner, is_integer)}, 0) for v in {value}]"
+    return _direct_id(value, owner, is_integer)
+
+
+def _direct_id(value: str, owner: DescribedFeature, is_integer: bool) -> str:
+    assert owner.num_embeddings is not None
+    if owner.encoding == "identity":
+        return value
+    return hashed_id_sql(value, owner.num_embeddings, is_integer=is_integer)

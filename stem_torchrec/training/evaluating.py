@@ -1,0 +1,51 @@
+"""When a run evaluates, and how a split is predicted and measured on all ranks."""
+
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.evaluation import Joined, Predictions, evaluation
+from stem_torchrec.layers.losses import labelled
+from stem_torchrec.records import Record, has_evaluation
+from stem_torchrec.session import Session, has_split, open_split
+from stem_torchrec.training.position import Position
+
+
+def evaluate(session: Session, split: str, step: int) -> Record:
+    """Exact metrics of a split, every row once on any number of ranks. Collective.
+
+    Returns:
+        The eval record on every rank.
+    """
+    reader, tasks = open_split(session, split), session.schema.task_names
+    joined = predict(session, reader)
+    record = {"kind": "eval", "split": split, "step": step, "samples": reader.num_rows}
+    return session.ranks.on_first(lambda: record | evaluation(tasks, joined))
+
+
+def predict(session: Session, reader: ParquetReader) -> Joined | None:
+    """Predictions on the reader's rows on rank 0, None elsewhere. Collective."""
+    tasks = session.schema.task_names
+    predictions = Predictions(len(tasks), has_groups=session.schema.group is not None)
+    for batch, logits in session.pipeline.predict(reader.epoch(0)):
+        if batch.num_samples > 0:
+            predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
+    if session.pipeline.interruption is not None:
+        session.pipeline.interruption.rest()
+    return predictions.joined(session.ranks.gather_rows)
+
+
+def evaluation_due(session: Session, position: Position, total_steps: int) -> bool:
+    """Whether an evaluation of the valid split follows the step that was just done.
+
+    Every so many steps or at each epoch's end, and after the last step.
+    """
+    config, last = session.config, position.step == total_steps
+    every = config.eval.every
+    due = position.read.is_start if every is None else position.step % every == 0
+    return (due or last) and has_split(config.data.path, "valid")
+
+
+def owes_evaluation(session: Session, position: Position, total_steps: int) -> bool:
+    """Whether the run was stopped before the evaluation that follows its step. Collective."""
+    step, run_dir = position.step, session.config.run.dir
+    if step == 0 or not evaluation_due(session, position, total_steps):
+        return False
+    return not session.ranks.on_first(lambda: has_evaluation(run_dir, "valid", step))

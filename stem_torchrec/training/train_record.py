@@ -1,0 +1,62 @@
+"""The figures that a run records while it trains."""
+
+from collections.abc import Mapping
+
+from stem_torchrec.memory import peak_memory_bytes
+from stem_torchrec.metrics import TrainMetrics
+from stem_torchrec.records import Record
+from stem_torchrec.session import Session
+from stem_torchrec.throughput import Throughput
+from stem_torchrec.training.position import Position
+
+
+def train_metrics(session: Session) -> TrainMetrics:
+    """Losses and NE of this session's tasks, from the run's start."""
+    config, ranks = session.config, session.ranks
+    return TrainMetrics(
+        session.schema.task_names,
+        batch_size=config.train.batch_size,
+        window=config.train.ne_window,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+
+
+def train_record(
+    session: Session,
+    position: Position,
+    total_steps: int,
+    metrics: TrainMetrics,
+    throughput: Throughput,
+    rates: Mapping[str, float],
+) -> Record:
+    """What the train record of this step says; starts the next interval. Collective.
+
+    Args:
+        rates: learning rates of the step.
+    """
+    return {
+        "kind": "train",
+        "step": position.step,
+        "total_steps": total_steps,
+        "samples": position.samples,
+        "skipped": position.skipped,
+        "qps": throughput.lap(),
+        "qps_total": throughput.total(),
+        "peak_memory_bytes": peak_memory_bytes(session.ranks.device),
+        # The record that ends a run off the schedule leaves the mean loss to the one it resumes.
+        **metrics.compute(start_anew=position.step % session.config.train.log_every == 0),
+        "lr": dict(rates),
+        "balance": _balance_record(session),
+    }
+
+
+def _balance_record(session: Session) -> Record:
+    """The balancing of the last step, per task; empty where the tasks' gradients just add up."""
+    figures = session.fork.metrics() if session.fork is not None else {}
+    tasks = session.schema.task_names
+    return {
+        name: dict(zip(tasks, value.tolist(), strict=True)) if value.dim() else value.item()
+        for name, value in figures.items()
+    }
