@@ -1,0 +1,104 @@
+"""What a command ends with: tables of results."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.table import Table
+from rich.text import Text
+
+from stem_torchrec.console.terminal import figure, print_note, terminal
+from stem_torchrec.console.training import unlabelled_notes
+
+if TYPE_CHECKING:
+    from stem_torchrec.data.prepare.check import Checked
+
+METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
+_SHOWN_STATS = {
+    *("users", "items", "samples", "fields", "tasks", "positive_ratio", "positive_ratio_by_split"),
+    *("observed", "observed_by_split"),
+}
+
+
+class Cells(Protocol):
+    """A table as texts; ``best`` are (row, column) of the cells to stress."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    @property
+    def rows(self) -> Sequence[Sequence[str]]: ...
+
+    @property
+    def best(self) -> Collection[tuple[int, int]]: ...
+
+
+def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> None:
+    """The metrics of one split as a table, one row per task."""
+    title = f"{record['split']}, {record['samples']:,} samples, step {record['step']}"
+    table = Table("task", *METRICS, "labels", title=title)
+    for task in record["auc"]:
+        figures = [figure(record[name][task]) for name in METRICS]
+        table.add_row(task, *figures, f"{record['labels'][task]:,}")
+    mean = figure(record["auc_mean"])
+    table.add_row("mean", *(mean if name == "auc" else "" for name in METRICS), "", style="bold")
+    console = terminal()
+    console.print(table)
+    for note in unlabelled_notes(record):
+        print_note(f"note: {note}")
+    if qps is not None:
+        console.print(f"training: {qps:,.0f} samples/s (all ranks, after warm-up)")
+
+
+def print_stats(stats: Mapping[str, Any], folder: str) -> None:
+    """What ``prepare`` wrote: sizes, positive ratios, and what else the adapter says."""
+    samples: Mapping[str, int] = stats["samples"]
+    sizes = [name for name in ("users", "items") if name in stats]
+    table = Table(*sizes, *samples, "fields", "tasks", title=folder)
+    counts = [*(stats[name] for name in sizes), *samples.values(), stats["fields"]]
+    table.add_row(*(f"{count:,}" for count in counts), str(len(stats["tasks"])))
+    tasks = Table("task", "positive", *(f"in {split}" for split in samples), "labels")
+    for task in stats["tasks"]:
+        ratios = [stats["positive_ratio"], *stats["positive_ratio_by_split"].values()]
+        shares = ["-" if r[task] is None else f"{r[task]:.2%}" for r in ratios]
+        tasks.add_row(task, *shares, f"{stats['observed'][task]:,}")
+    console = terminal()
+    console.print(table)
+    console.print(tasks)
+    for name in stats:
+        if name not in _SHOWN_STATS and stats[name] != {}:
+            console.print(Text(f"{name}: {_text(stats[name])}"), soft_wrap=True)
+
+
+def print_check(checked: "Checked", folder: str) -> None:
+    """What a folder without faults holds, one row per split."""
+    tasks = checked.tasks
+    table = Table("split", "rows", "files", "row groups", *tasks)
+    for split in checked.splits:
+        counts = (f"{n:,}" for n in (split.rows, split.files, split.row_groups))
+        table.add_row(split.name, *counts, *(figure(split.positive_ratio(t)) for t in tasks))
+    console = terminal()
+    console.print(table)
+    console.print("tasks: positive ratio of the observed labels")
+    console.print(Text(f"{folder}: no faults"), soft_wrap=True)
+
+
+def print_report(title: str, table: Cells, files: Sequence[Path]) -> None:
+    """A report's main table, its best cells bold, and where the rest is."""
+    shown = Table(*table.columns, title=title)
+    for i, row in enumerate(table.rows):
+        shown.add_row(*(Text(c, "bold" if (i, j) in table.best else "") for j, c in enumerate(row)))
+    console = terminal()
+    console.print(shown)
+    for file in files:
+        console.print(Text(f"written: {file}"), soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
