@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class StoreUnreachable(UserError):
-    """An object store does not answer; nothing is known about what it holds."""
+    """An object store does not answer, or refuses to; nothing is known about what it holds."""
 
 
 class WorkKept(UserError):
@@ -18,7 +18,7 @@ class WorkKept(UserError):
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written; the message holds every rank's reason."""
+    """A checkpoint could not be written or read; the message holds every rank's reason."""
 
 
 class WorkerError(Exception):

@@ -1,7 +1,11 @@
 """The records of a run: one JSON object per line of ``metrics.jsonl``, and TensorBoard."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +19,13 @@ METRICS = "metrics.jsonl"
 Record = dict[str, Any]
 Listener = Callable[[Record], None]
 
+_log = logging.getLogger(__name__)
+
 
 class Recorder:
     """Appends records to ``metrics.jsonl`` and TensorBoard; on ranks but the first, nothing.
+
+    What a disk has no room for waits for the next record or checkpoint; TensorBoard leaves it out.
 
     Args:
         step: finished steps; TensorBoard hides what an earlier process has written of later ones.
@@ -27,29 +35,37 @@ class Recorder:
         self._growing = GrowingFolder(run_dir, [METRICS]) if active else None
         if self._growing is None:
             return
-        self._file = (self._growing.here / METRICS).open("a")
-        purge = step + 1 if step else None
-        self._board = SummaryWriter(str(self._growing.here / "tb"), purge_step=purge)
+        self._file = (self._growing.here / METRICS).open("ab", buffering=0)
+        self._waiting = b""
+        self._lock = Lock()  # checkpoints ask for an upload from their thread
+        self._board = Board(self._growing.here / "tb", step + 1 if step else None)
 
     def write(self, record: Mapping[str, Any]) -> None:
         if self._growing is None:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        prefix = record.get("split", record["kind"])
-        for name, value in _scalars(record):
-            self._board.add_scalar(f"{prefix}/{name}", value, record["step"])
+        try:
+            self._append((json.dumps(record) + "\n").encode())
+        except OSError as error:
+            _log.warning("records are not written yet: %s", error)
+        self._board.add(record.get("split", record["kind"]), _scalars(record), record["step"])
         self._growing.upload_now_and_then()
 
     def upload(self) -> None:
-        """Bring all records so far to where the run is, if that is a store.
+        """Bring all records so far to where the run is.
 
         Raises:
-            UserError: they cannot be written there.
+            OSError, UserError: they cannot be written there, on a disk or in a store.
         """
         if self._growing is not None:
+            self._append(b"")
             self._board.flush()
             self._growing.upload()
+
+    def _append(self, line: bytes) -> None:
+        with self._lock:
+            self._waiting += line
+            while self._waiting:  # a disk may have room for a part
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def __enter__(self) -> "Recorder":
         return self
@@ -60,10 +76,49 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._growing is not None:
+        if self._growing is None:
+            return
+        try:
+            self._append(b"")
+        except OSError:
+            if error is None:
+                raise
+        finally:
             self._file.close()
             self._board.close()
             self._growing.close(failed=error is not None)
+
+
+class Board:
+    """TensorBoard's files in a folder; goes on in another file where one could not be written."""
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def add(self, prefix: str, scalars: Iterable[tuple[str, float]], step: int) -> None:
+        with self._or_leave_out():
+            self._writer = self._writer or SummaryWriter(str(self._folder))
+            for name, value in scalars:
+                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    def flush(self) -> None:
+        with self._or_leave_out():
+            if self._writer is not None:
+                self._writer.flush()
+
+    def close(self) -> None:
+        with self._or_leave_out():
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextmanager
+    def _or_leave_out(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _log.warning("TensorBoard's records are left out: %s", error)
+            self._writer = None
 
 
 def has_evaluation(run_dir: Place, split: str, step: int) -> bool:

@@ -139,8 +139,9 @@ class StorePath:
     def open(self, mode: Literal["rb", "wb"], buffering: int = -1) -> Iterator[IO[bytes]]:
         """The file for reading at any place, or for writing from its start to its end.
 
-        A file that is written is whole or, after an error, goes. The store's errors in the block
-        are raised as ours. ``buffering`` is as in ``pathlib.Path``.
+        A file is written when the block ends. After an error in the block it goes; if the store
+        does not take it, the one that was there before stays (not with ``hdfs``). The store's
+        errors in the block are raised as ours. ``buffering`` is as in ``pathlib.Path``.
         """
         with readable_errors(self):
             if mode == "rb":
@@ -150,13 +151,13 @@ class StorePath:
             target = self.filesystem.open_output_stream(self.key)
             try:
                 yield target
-                target.close()
             except BaseException:
                 # Left alone, Arrow would complete the file with what it has.
                 with suppress(OSError):
                     target.close()
                     self.filesystem.delete_file(self.key)
                 raise
+            target.close()
 
     def read_bytes(self) -> bytes:
         with readable_errors(self), self.filesystem.open_input_stream(self.key) as stream:

@@ -26,6 +26,8 @@ _GCS_RETRY_S = 30.0
 _PASSING = (
     *("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "THROTTLING"),
     *("INTERNAL_FAILURE", "Retry policy exhausted", "HDFS connect failed"),
+    # All there is where an answer has no body, as to every question about one file or bucket.
+    *("HTTP status 429", "HTTP status 5"),
 )
 
 
@@ -100,7 +102,9 @@ def store_error(place: object, error: Exception) -> UserError:
         return StoreUnreachable(f"{place}: unreachable{tries} ({reason})")
     if "NO_SUCH_BUCKET" in reason:
         return UserError(f"{place}: the bucket does not exist")
-    return UserError(f"{place}: {reason}")
+    # Wrong or expired credentials, say. What is wrong with the request itself is an ArrowInvalid.
+    kind = StoreUnreachable if isinstance(error, OSError) else UserError
+    return kind(f"{place}: {reason}")
 
 
 def is_unreachable(error: Exception) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from stem_torchrec import checkpoint, growing_folder
 from stem_torchrec.checkpoint.folders import newest_valid, saved_steps
+from stem_torchrec.checkpoint.keep import remove_old
 from stem_torchrec.cli import main
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
@@ -164,6 +165,49 @@ def test_what_a_save_that_was_cut_off_leaves_goes(copied: StorePath, config: Pat
     names = {path.name for path in (copied / checkpoint.FOLDER).iterdir()}
     assert "step_4" not in names
     assert len(names) == 2
+
+
+def test_others_files_beside_the_checkpoints_stay(copied: StorePath) -> None:
+    folder = copied / checkpoint.FOLDER
+    others = [folder / "step_10", folder / "step_3.zip", folder / "step_by_step" / "notes.txt"]
+    for place in others:
+        place.write_bytes(b"mine")
+    (folder / "step_7" / "rank_0.pt").write_bytes(b"part")
+    remove_old(folder, LAST, keep=1, metric=None)
+    found = {file.path.removeprefix(f"{folder.path}/") for file in folder.files()}
+    assert {name for name in found if not name.startswith(f"step_{LAST}/")} == {
+        *("step_10", "step_3.zip", "step_by_step/notes.txt")
+    }
+
+
+def test_a_removal_that_is_cut_off(copied: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves what the next one takes for a leftover."""
+    folder = copied / checkpoint.FOLDER
+    with monkeypatch.context() as patch:
+        patch.setattr("stem_torchrec.checkpoint.folders.remove", remove_file)
+        remove_old(folder, LAST, keep=1, metric=None)
+    assert saved_steps(folder) == [LAST]
+    assert (folder / "step_6" / "rank_0.pt").exists()
+    remove_old(folder, LAST, keep=1, metric=None)
+    assert [path.name for path in folder.iterdir()] == [f"step_{LAST}"]
+
+
+def remove_file(place: StorePath) -> None:
+    if place.is_dir():
+        raise UserError(f"{place}: refused")
+    place.remove()
+
+
+def test_what_is_published_stays_when_another_rank_is_lost_then(
+    store: fs.FileSystem, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("stem_torchrec.checkpoint.save.remove_old", lose)
+    options = ["--run.dir", "s3://bucket/runs/peer", "--train.max_steps", "2"]
+    assert main(["train", "--config", str(config), *options]) == 0
+    assert saved_steps(at("s3://bucket/runs/peer") / checkpoint.FOLDER) == [2]
 
 
 def test_what_grows_is_uploaded_now_and_then(

@@ -37,7 +37,12 @@ class Files(FileSystemBase):
             return
         with path.open("wb") as stream:
             summed = Summed(stream)
-            yield summed
+            try:
+                yield summed
+            except RuntimeError:
+                if summed.error is None:
+                    raise
+                raise summed.error from None  # torch.save tells where it was instead
         self.written[path.name] = FileEntry(path.name, summed.size, summed.crc32)
 
     def concat_path(self, path: Any, suffix: str) -> Any:
@@ -76,12 +81,14 @@ class Summed:
 
     Attributes:
         size: bytes so far.
+        error: why the last ``write`` failed, if it did.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._sums: list[int] = []
         self.size = 0
+        self.error: OSError | None = None
 
     @property
     def crc32(self) -> tuple[int, ...]:
@@ -98,13 +105,18 @@ class Summed:
             self._sums[-1] = zlib.crc32(piece, self._sums[-1])
             self.size += len(piece)
             done += len(piece)
-        self._stream.write(view)
+        try:
+            self._stream.write(view)
+        except OSError as error:
+            self.error = error
+            raise
         return done
 
     def tell(self) -> int:
         return self.size
 
     def fileno(self) -> int:
+        self._stream.flush()  # torch syncs by this number, and what is buffered here has none
         return self._stream.fileno()
 
     def flush(self) -> None:

@@ -1,6 +1,7 @@
 """Which checkpoints a run has, and which of them can be trusted."""
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from stem_torchrec.checkpoint.manifest import (
     Damaged,
     Manifest,
     check_files,
+    check_sizes,
     read_manifest,
     sync_folder,
     write_manifest,
 )
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.place import Place, remove
 from stem_torchrec.store_path import StorePath
 
 FOLDER = "checkpoints"
@@ -49,8 +51,8 @@ def publish(aside: Place, final: Place, manifest: Manifest) -> None:
     Raises:
         Damaged: a file is missing or not of its size.
     """
+    check_sizes(aside, manifest.files)
     write_manifest(aside, manifest)
-    read_manifest(aside)
     if isinstance(aside, StorePath) or isinstance(final, StorePath):
         return
     if final.exists():
@@ -62,10 +64,28 @@ def publish(aside: Place, final: Place, manifest: Manifest) -> None:
 
 
 def is_leftover(path: Place) -> bool:
-    """Whether a folder beside the checkpoints is what a save that was cut off has left."""
+    """Whether a folder beside the checkpoints is what a save or removal that was cut off has left.
+
+    Raises:
+        UserError: the store does not say what is in it.
+    """
     if isinstance(path, StorePath):
-        return not (path / MANIFEST).is_file()
+        named = re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name)
+        return named is not None and path.is_dir() and not (path / MANIFEST).is_file()
     return path.name.endswith((PARTIAL, REPLACED))
+
+
+def discard(path: Place) -> None:
+    """Remove a checkpoint or a leftover, if it is there; what is cut off leaves a leftover.
+
+    Raises:
+        OSError, UserError: it cannot be removed, here or in a store.
+    """
+    if isinstance(path, StorePath):
+        remove(path / MANIFEST)
+    elif not is_leftover(path):
+        path = path.rename(path.with_name(path.name + PARTIAL))
+    remove(path)
 
 
 def saved_steps(folder: Place) -> list[int]:

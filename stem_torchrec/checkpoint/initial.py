@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharding_spec import ShardMetadata
-from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.folders import newest_valid
+from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.matching import Initial, Match, Source, matches
 from stem_torchrec.distributed.ranks import Ranks
@@ -82,13 +81,7 @@ def _read(
             targets[match.source] = torch.empty(source.shapes[match.source], dtype=value.dtype)
         else:
             targets[match.source] = _first_rows(value, match.rows)
-    planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
-    dcp.load(
-        {"model": targets},
-        storage_reader=Reader(folder),
-        planner=planner,
-        process_group=ranks.host_group,
-    )
+    read(folder, {"model": targets}, ranks)
     for name, match in part.items():
         if match.rows is None:
             _copy_weight(state[name], targets[match.source], match)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from stem_torchrec.checkpoint.folders import complete, folder_of, is_leftover
+from stem_torchrec.checkpoint.folders import complete, discard, folder_of, is_leftover
 from stem_torchrec.config import metric_direction
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, remove
+from stem_torchrec.place import Place
 
 
 def metric_value(record: Mapping[str, Any] | None, name: str | None) -> float | None:
@@ -42,4 +42,4 @@ def remove_old(folder: Place, step: int, *, keep: int, metric: str | None) -> No
     unwanted += [path for path in folder.glob("step_*") if is_leftover(path)]
     for path in unwanted:
         with suppress(OSError, UserError):  # left for the next time
-            remove(path)
+            discard(path)

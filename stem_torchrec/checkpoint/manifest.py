@@ -78,7 +78,7 @@ def read_manifest(folder: Place) -> Manifest:
         StoreUnreachable: the store does not answer.
     """
     try:
-        sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        sizes = _sizes(folder)
         if MANIFEST not in sizes:
             raise Damaged(f"no {MANIFEST}")
         text = (folder / MANIFEST).read_bytes().decode()
@@ -87,12 +87,18 @@ def read_manifest(folder: Place) -> Manifest:
     except (OSError, UserError, UnicodeDecodeError) as error:
         raise Damaged(f"{MANIFEST} cannot be read: {error}") from None
     manifest = _parsed(text)
-    for file in manifest.files:
-        if file.name not in sizes:
-            raise Damaged(f"{file.name} is missing")
-        if sizes[file.name] != file.size:
-            raise Damaged(f"{file.name} has {sizes[file.name]} bytes, written were {file.size}")
+    _compare_sizes(sizes, manifest.files)
     return manifest
+
+
+def check_sizes(folder: Place, files: Sequence[FileEntry]) -> None:
+    """Ask whether all files are there, in their sizes.
+
+    Raises:
+        Damaged: naming the first that is missing or has another size.
+        OSError, UserError: the disk or store does not tell.
+    """
+    _compare_sizes(_sizes(folder), files)
 
 
 def check_files(folder: Place, files: Sequence[FileEntry]) -> None:
@@ -132,6 +138,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sizes(folder: Place) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+
+
+def _compare_sizes(sizes: Mapping[str, int], files: Sequence[FileEntry]) -> None:
+    for file in files:
+        if file.name not in sizes:
+            raise Damaged(f"{file.name} is missing")
+        if sizes[file.name] != file.size:
+            raise Damaged(f"{file.name} has {sizes[file.name]} bytes, written were {file.size}")
 
 
 def _parsed(text: str) -> Manifest:

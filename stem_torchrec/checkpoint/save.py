@@ -10,8 +10,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from stem_torchrec.checkpoint.failures import message_of
 from stem_torchrec.checkpoint.files import Writer
-from stem_torchrec.checkpoint.folders import aside_of, folder_of, publish
+from stem_torchrec.checkpoint.folders import aside_of, discard, folder_of, is_leftover, publish
 from stem_torchrec.checkpoint.keep import remove_old
 from stem_torchrec.checkpoint.manifest import FileEntry, Manifest
 from stem_torchrec.checkpoint.own import own_file
@@ -19,7 +20,7 @@ from stem_torchrec.checkpoint.staging import HostCopy
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError
-from stem_torchrec.place import Place, remove
+from stem_torchrec.place import Place
 
 T = TypeVar("T")
 Failed = Callable[[int, str], None]
@@ -86,7 +87,7 @@ class Saver:
             return
         error = None
         try:
-            self._on_first(lambda: remove(writer.folder))
+            self._on_first(lambda: discard(writer.folder))
             written = dcp.async_save(
                 content.state,
                 storage_writer=writer,
@@ -94,7 +95,7 @@ class Saver:
                 async_stager=self._stager,
             )
         except (Exception, CheckpointException) as failure:
-            error = _message(failure)
+            error = message_of(failure)
         if error is not None:
             self._report(content.step, error)
             return
@@ -137,7 +138,7 @@ class Saver:
             if written is not None:
                 written.result()
             else:
-                self._on_first(lambda: remove(writer.folder))
+                self._on_first(lambda: discard(writer.folder))
                 dcp.save(content.state, storage_writer=writer, process_group=self._ranks.save_group)
             entries = self._on_all(lambda: self._own_entries(writer, content.own))
             files = tuple(entry for part in entries for entry in part)
@@ -148,8 +149,11 @@ class Saver:
         except (Exception, CheckpointException) as failure:
             if self._ranks.is_first:
                 with suppress(OSError, UserError):
-                    remove(writer.folder)  # the room may be what the next one needs
-            return _message(failure)
+                    # The room may be what the next one needs. Another rank may be lost when the
+                    # checkpoint is published: then it stays.
+                    if is_leftover(writer.folder):
+                        discard(writer.folder)
+            return message_of(failure)
         return None
 
     def _own_entries(self, writer: Writer, own: bytes) -> tuple[FileEntry, ...]:
@@ -174,7 +178,7 @@ class Saver:
         try:
             own = function(), None
         except Exception as failure:
-            own = None, f"rank {self._ranks.rank}: {_message(failure)}"
+            own = None, f"rank {self._ranks.rank}: {message_of(failure)}"
         outcomes: list[Any] = [own]
         if self._ranks.world_size > 1:
             outcomes = [None] * self._ranks.world_size
@@ -183,10 +187,3 @@ class Saver:
         if errors:
             raise CheckpointError("; ".join(errors))
         return [result for result, _ in outcomes]
-
-
-def _message(failure: BaseException) -> str:
-    if isinstance(failure, CheckpointException):
-        return "; ".join(f"rank {rank}: {_message(e)}" for rank, (e, _) in failure.failures.items())
-    name = "" if isinstance(failure, CheckpointError) else f"{type(failure).__name__}: "
-    return f"{name}{failure}"

@@ -1,9 +1,13 @@
 """No damaged checkpoint is ever loaded: every byte range flipped or cut off, every file missing."""
 
+import errno
 import io
 import logging
+import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ import torch.distributed.checkpoint as dcp
 
 from stem_torchrec.checkpoint import files as files_of_checkpoint
 from stem_torchrec.checkpoint import manifest as manifests
-from stem_torchrec.checkpoint.files import Writer
+from stem_torchrec.checkpoint.files import Files, Reader, Writer
 from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
+from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import (
     Damaged,
     Manifest,
@@ -22,7 +27,8 @@ from stem_torchrec.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from stem_torchrec.errors import UserError
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.errors import CheckpointError, StoreUnreachable, UserError
 
 FILES = ("__0_0.distcp", ".metadata", "rank_0.pt", "manifest.json")
 PARTS = 16
@@ -144,3 +150,56 @@ def test_a_manifest_tells_what_it_was_told(tmp_path: Path) -> None:
     written = Manifest({"step": 3, "plan": {"é": "row_wise"}}, writer.entries)
     write_manifest(tmp_path, written)
     assert read_manifest(tmp_path) == written
+
+
+def test_a_sync_takes_what_is_buffered_too(tmp_path: Path) -> None:
+    """``torch.distributed.checkpoint`` syncs a file by its number, without a flush."""
+    with Files().create_stream(tmp_path / "file", "wb") as stream:
+        stream.write(b"content")
+        assert os.fstat(stream.fileno()).st_size == 7
+
+
+class Full:
+    """A file on a disk with little room, which is named like one."""
+
+    name = "file"
+    room = 500
+
+    @contextmanager
+    def open(self, mode: str) -> Iterator[Any]:
+        yield self
+
+    def write(self, content: bytes) -> int:
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(content)
+
+
+def test_a_full_disk_is_what_a_failed_save_tells_of() -> None:
+    """Where ``torch.save`` would say that its position in the file is unexpected."""
+    with (
+        pytest.raises(OSError, match="No space left on device"),
+        Files().create_stream(Full(), "wb") as stream,
+    ):
+        torch.save(torch.zeros(300), stream)
+
+
+def test_a_file_that_cannot_be_read_once_all_are_compared(
+    two: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load ends with one line and the right exit code."""
+    folder = two / FOLDER / "step_2"
+    state = {"table": torch.zeros(300, 4)}
+    read(folder, state, alone)
+    for error, expected in (
+        (StoreUnreachable("s3://b: unreachable"), pytest.raises(StoreUnreachable, match=r"^s3:")),
+        (OSError("torn"), pytest.raises(CheckpointError, match=r"step_2: rank 0: OSError: torn$")),
+    ):
+
+        def refuse(self: object, stream: object, info: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Reader, "_slice_file", refuse)
+        with expected:
+            read(folder, state, alone)

@@ -50,6 +50,21 @@ def test_what_is_new_stays_even_below_others(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"step_3", "step_5", "step_8"}
 
 
+def test_a_removal_that_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        write(tmp_path, step, None)
+    with monkeypatch.context() as patch:
+        patch.setattr("stem_torchrec.place.shutil.rmtree", refuse)
+        remove_old(tmp_path, 2, keep=1, metric=None)
+    assert saved_steps(tmp_path) == [2]
+    remove_old(tmp_path, 2, keep=1, metric=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_2"]
+
+
+def refuse(path: Path) -> None:
+    raise OSError(path)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
