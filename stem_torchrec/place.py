@@ -10,12 +10,15 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from pydantic import GetPydanticSchema
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.store_path import StorePath
 
 STORES = ("s3", "gs", "hdfs")
+
+WRONG_PLACE = "place"
+"""Type of a config's error whose message names what was found, but for a password in it."""
 
 Place = Path | StorePath
 
@@ -83,7 +86,7 @@ def _validated(value: Any) -> Place:
     try:
         return place_of(value)
     except UserError as error:
-        raise ValueError(str(error)) from None
+        raise PydanticCustomError(WRONG_PLACE, "{reason}", {"reason": str(error)}) from None
 
 
 _SCHEMA = core_schema.no_info_plain_validator_function(

@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.place import WRONG_PLACE, Place
 from stem_torchrec.store_path import StorePath
 
 
@@ -230,4 +230,6 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return f"{full}: required"
     # A location goes on into lists and alternatives; the key a person knows is its start.
     key = next((name for name in names if full == name or full.startswith(name + ".")), full)
+    if error["type"] == WRONG_PLACE:
+        return f"{key}: {error['msg']}"
     return f"{key or 'config'}: {error['msg']}, found {error['input']!r}"

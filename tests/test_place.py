@@ -73,8 +73,13 @@ def test_urls_that_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as found:
         place_of(text)
     assert "secret" not in str(found.value)
-    with pytest.raises(UserError, match=r"data\.path: "):
-        validate({"run": {"dir": "x"}, "data": {"path": text}})
+    for key in ("run.dir", "data.path"):
+        content = {"run": {"dir": "x"}, "data": {"path": "y"}}
+        section, _, name = key.partition(".")
+        content[section][name] = text
+        with pytest.raises(UserError) as of_config:
+            validate(content)
+        assert str(of_config.value) == f"{key}: {found.value}"
 
 
 def test_a_config_takes_a_url_and_writes_it_back(tmp_path: Path) -> None:
