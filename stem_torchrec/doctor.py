@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,9 +157,11 @@ def _store(run_dir: StorePath) -> str:
         probe.write_bytes(content)
         speed = PROBE_MIB / (time.perf_counter() - start)
         whole = probe.read_bytes() == content
-        probe.remove()
     except UserError as error:
         raise Problem(f"{error}; see the store's credentials, or choose another run.dir") from None
+    finally:
+        with suppress(UserError):
+            probe.remove()
     if not whole:
         raise Problem(f"{run_dir}: what was written came back changed; choose another run.dir")
     return f"{run_dir}, {speed:.0f} MiB/s written"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.errors import StoreUnreachable, UserError, WorkerError
 
 
 def error_of(rank: int, failure: ProcessFailure) -> Exception:
@@ -19,7 +19,13 @@ def error_of(rank: int, failure: ProcessFailure) -> Exception:
         trace = message.get("extraInfo", {}).get("py_callstack", "")
         message = message.get("message", "")
     kind, _, text = str(message).partition(": ")
-    if kind == UserError.__name__:
-        return UserError(text)
+    for known in (UserError, StoreUnreachable):
+        if kind == known.__name__:
+            return known(text)
     ended = f"exit code {failure.exitcode}"
     return WorkerError(f"{trace}\nrank {rank} failed ({ended}): {message}".lstrip())
+
+
+def comes_again(error: Exception) -> bool:
+    """Whether workers that are started again would only make the same error."""
+    return isinstance(error, UserError) and not isinstance(error, StoreUnreachable)

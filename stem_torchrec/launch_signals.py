@@ -21,8 +21,7 @@ from torch.distributed.launcher import api
 
 from stem_torchrec.distributed.interruption import SAME_S
 from stem_torchrec.early_signals import SIGNALS
-from stem_torchrec.errors import UserError
-from stem_torchrec.failures import error_of
+from stem_torchrec.failures import comes_again, error_of
 
 LEFT_TO_TORCH = "SIGHUP,SIGQUIT"
 """For ``LaunchConfig.signals_to_handle`` and torchrun's ``--signals-to-handle``."""
@@ -77,8 +76,8 @@ def passing_on_signals() -> Iterator[PassedOn]:
         def _monitor_workers(self, *arguments: Any, **options: Any) -> Any:
             result = super()._monitor_workers(*arguments, **options)
             errors = [error_of(rank, failure) for rank, failure in result.failures.items()]
-            if any(isinstance(error, UserError) for error in errors):
-                self._remaining_restarts = 0  # it would only be made again
+            if any(comes_again(error) for error in errors):
+                self._remaining_restarts = 0
             return result
 
     # Workers inherit the mask: Ctrl-C, which a terminal sends to them too, would end those that

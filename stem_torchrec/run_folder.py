@@ -54,6 +54,8 @@ def check_run(config: Config, existing: Existing) -> None:
 
 def require_run(option: str, run_dir: Place) -> None:
     """Raise UserError if the folder holds no run."""
+    if isinstance(run_dir, StorePath):
+        run_dir.require_bucket()
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{option}: {str(run_dir)!r} holds no run (no config.yaml)")
 

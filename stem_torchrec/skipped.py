@@ -1,6 +1,7 @@
 """Steps that were left out because a loss or a gradient was not finite."""
 
 import io
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from stem_torchrec.distributed.pipeline import Skipped
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
+
+_log = logging.getLogger(__name__)
 
 
 class SkippedSteps:
@@ -41,7 +44,10 @@ class SkippedSteps:
         self.total += 1
         if self._in_a_row < self._limit:
             return
-        save_bad_batch(self._run_dir, self._ranks.rank, self._tasks, skipped, step)
+        try:
+            save_bad_batch(self._run_dir, self._ranks.rank, self._tasks, skipped, step)
+        except (OSError, UserError) as error:
+            _log.warning("the last batch is not saved: %s", error)
         self._ranks.barrier()  # no rank ends the job while another still writes
         raise UserError(
             f"train.max_skipped_steps: {self._in_a_row} steps in a row, the last of them {step}, "
