@@ -55,10 +55,11 @@ class GrowingFolder:
         with self._lock:
             self._next_s = monotonic() + EVERY_S
             for file in sorted(path for path in self.here.rglob("*") if path.is_file()):
+                if self._uploaded.get(file) == file.stat().st_size:
+                    continue
                 content = file.read_bytes()
-                if self._uploaded.get(file) != len(content):
-                    (self._store / relative(file, self.here).as_posix()).write_bytes(content)
-                    self._uploaded[file] = len(content)
+                (self._store / relative(file, self.here).as_posix()).write_bytes(content)
+                self._uploaded[file] = len(content)
 
     def upload_now_and_then(self) -> None:
         """``upload`` if the last one is a while ago; what fails is tried again the next time."""
