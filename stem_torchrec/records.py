@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,13 @@ class Board:
         except OSError as error:
             _log.warning("TensorBoard's records are left out: %s", error)
             self._writer = None
+
+
+def defined(figures: Any) -> Any:
+    """Figures, nested by name, with None for NaN and infinity: JSON has neither."""
+    if isinstance(figures, Mapping):
+        return {name: defined(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def has_evaluation(run_dir: Place, split: str, step: int) -> bool:
