@@ -8,8 +8,9 @@ from stem_torchrec.balancing.install import check_balance
 from stem_torchrec.balancing.rules import SETTINGS, settings_of
 from stem_torchrec.config import Config, Section
 from stem_torchrec.data.manifest import check_split
+from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
 from stem_torchrec.distributed.parallel import sharder_for
-from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
+from stem_torchrec.distributed.plan import make_plan
 from stem_torchrec.distributed.ranks import device_type
 from stem_torchrec.errors import UserError
 from stem_torchrec.models import MODELS
@@ -27,7 +28,9 @@ def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
     schema = selected_schema(config)
     with torch.device("meta"):
         recommender = Recommender(config, schema)
-    check_patterns(config.distributed, table_names(recommender))
+    tables = table_rows(recommender)
+    check_patterns(config.distributed, tables)
+    choices(config.distributed, tables, World(1, 1, device_type(config.distributed)))
     check_balance(config, recommender.model, len(schema.tasks))
     check_best(config, schema)
     if splits is None:

@@ -19,7 +19,7 @@ def add_plan(commands: Commands) -> None:
 
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.checks import plan_offline
-    from stem_torchrec.distributed.plan import World
+    from stem_torchrec.distributed.constraints import World
     from stem_torchrec.notices import hide_dependency_notices
 
     hide_dependency_notices()
