@@ -59,8 +59,10 @@ def sharding_of(folder, rows, world, sharding="row_wise"):
 
 @pytest.mark.parametrize(
     ("rows", "ranks", "divided"),
-    [(1, 1, True), (1, 2, False), (2, 2, True), (3, 4, False), (4, 4, True), (5, 4, False)]
-    + [(6, 4, False), (7, 4, True), (1000, 64, False), (1009, 64, True)],
+    [
+        *((1, 1, True), (1, 2, False), (2, 2, True), (3, 4, False), (4, 4, True), (5, 4, False)),
+        *((6, 4, False), (7, 4, True), (1000, 64, False), (1009, 64, True)),
+    ],
 )
 def test_row_shards_leave_no_rank_without_a_row(tmp_path, rows, ranks, divided):
     expected = "row_wise" if divided else "table_wise"
