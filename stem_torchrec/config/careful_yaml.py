@@ -7,7 +7,6 @@ within lists until Python's stack is full, and lets 700 bytes of aliases stand f
 from typing import Any
 
 import yaml
-from yaml.error import Mark
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode
 
@@ -61,13 +60,13 @@ class _CarefulLoader(yaml.SafeLoader):
             self._sizes[anchor] = self._values - before
         return node
 
-    def _size_of(self, anchor: str, mark: Mark) -> int:
+    def _size_of(self, anchor: str, mark: Any) -> int:
         size = self._sizes.get(anchor, 0)
         if size is None:
             raise RefusedYaml(f"{_line(mark)}: alias {_short(anchor)} stands for what it is in")
         return size
 
-    def _count(self, values: int, mark: Mark) -> None:
+    def _count(self, values: int, mark: Any) -> None:
         self._values += values
         if self._values > MAX_VALUES:
             raise RefusedYaml(
@@ -104,7 +103,7 @@ class _CarefulLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
 
-def _line(mark: Mark) -> str:
+def _line(mark: Any) -> str:
     return f"line {mark.line + 1}"
 
 
