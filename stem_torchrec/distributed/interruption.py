@@ -8,10 +8,8 @@ import faulthandler
 import os
 import select
 import signal
-import sys
 import tempfile
 import time
-from contextlib import suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,7 +19,7 @@ import torch.distributed as dist
 
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.early_signals import SIGNALS
-from stem_torchrec.errors import WorkerError
+from stem_torchrec.ending import end_process
 
 STDERR = 2
 OTHERS_S = 3.0
@@ -160,15 +158,7 @@ class Interruption:
         if stacks:
             os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
             time.sleep(OTHERS_S)
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-            get_error_handler().record_exception(WorkerError(message))
-        elif not stacks:
-            print(f"error: {message}", file=sys.__stderr__, flush=True)
-        with suppress(Exception):
-            sys.stdout.flush()
-        os._exit(code)
+        end_process(message, code, said=stacks)
 
 
 def _stacks() -> str:

@@ -1,0 +1,88 @@
+"""Who writes a folder: a process of a job, named so that others can tell whether it still lives."""
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What a lock says of who holds it.
+
+    Attributes:
+        process: number and start of the process, as ``process_name`` has them.
+        since: when it took the lock, UTC.
+        job: what the lives of one job have in common; null where nothing starts it again.
+        launcher: the process that starts the job's workers again, as ``process``; or null.
+    """
+
+    host: str
+    process: str
+    since: str
+    job: str | None = None
+    launcher: str | None = None
+
+    @classmethod
+    def this(cls, job: str | None = None, launcher: int | None = None) -> "Holder":
+        """This process, on behalf of a job whose launcher has that number."""
+        return cls(
+            socket.gethostname(),
+            process_name(os.getpid()),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            job,
+            None if launcher is None else process_name(launcher),
+        )
+
+    @classmethod
+    def read(cls, text: str) -> "Holder | None":
+        """What ``text`` has written, in the first line; None for anything else."""
+        try:
+            content = json.loads(text.partition("\n")[0])
+            names = {name: content.get(name) for name in cls.__dataclass_fields__}
+            return cls(**names) if all(names[n] for n in ("host", "process", "since")) else None
+        except (ValueError, AttributeError):
+            return None
+
+    def text(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+    def __str__(self) -> str:
+        number = self.process.split()[0]
+        job = f", job {self.job}" if self.job else ""
+        return f"process {number} on {self.host} since {self.since}{job}"
+
+    def same_job(self, other: "Holder") -> bool:
+        return self.job is not None and self.job == other.job
+
+    def state(self) -> Literal["lives", "dead", "elsewhere"]:
+        """Whether its process, or the launcher that would start it again, is there.
+
+        Only this machine's can be told; one of another host is ``elsewhere``.
+        """
+        if self.host != socket.gethostname():
+            return "elsewhere"
+        lives = _is_there(self.process) or self.may_come_again()
+        return "lives" if lives else "dead"
+
+    def may_come_again(self) -> bool:
+        """Whether a launcher of this machine is there that starts its job's workers again."""
+        here = self.host == socket.gethostname()
+        return here and self.launcher is not None and _is_there(self.launcher)
+
+
+def process_name(number: int) -> str:
+    """Number and start of a process, in ticks since the machine's: numbers are used again."""
+    try:
+        stat = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return str(number)
+    return f"{number} {stat[19]}"
+
+
+def _is_there(name: str) -> bool:
+    number, _, start = name.partition(" ")
+    return number.isdigit() and bool(start) and process_name(int(number)) == name
