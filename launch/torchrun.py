@@ -17,6 +17,7 @@ from torch.distributed.run import parse_args, run
 from stem_torchrec.errors import UserError
 from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
+from stem_torchrec.parent_watch import ends_its_children
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     # The failed rank is reported below; the launcher's own log would only repeat it.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:
-        with passing_on_signals() as passed_on:
+        with passing_on_signals() as passed_on, ends_its_children():
             run(options)
     except ChildFailedError as error:
         if passed_on.before_the_first_step(error):

@@ -5,8 +5,9 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
+
+from stem_torchrec.processes import is_there, process_name
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,10 @@ class Holder:
         """
         if self.host != socket.gethostname():
             return "elsewhere"
-        lives = _is_there(self.process) or self.may_come_again()
+        lives = is_there(self.process) or self.may_come_again()
         return "lives" if lives else "dead"
 
     def may_come_again(self) -> bool:
         """Whether a launcher of this machine is there that starts its job's workers again."""
         here = self.host == socket.gethostname()
-        return here and self.launcher is not None and _is_there(self.launcher)
-
-
-def process_name(number: int) -> str:
-    """Number and start of a process, in ticks since the machine's: numbers are used again."""
-    try:
-        stat = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return str(number)
-    return f"{number} {stat[19]}"
-
-
-def _is_there(name: str) -> bool:
-    number, _, start = name.partition(" ")
-    return number.isdigit() and bool(start) and process_name(int(number)) == name
+        return here and self.launcher is not None and is_there(self.launcher)

@@ -14,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
+from stem_torchrec.parent_watch import ends_its_children
 
 
 def under_torchrun() -> bool:
@@ -55,7 +56,7 @@ def run_workers(
             signals_to_handle=LEFT_TO_TORCH,
         )
         try:
-            with passing_on_signals() as passed_on:
+            with passing_on_signals() as passed_on, ends_its_children():
                 results = elastic_launch(launch, worker)(*arguments)
         except ChildFailedError as failure:
             if passed_on.before_the_first_step(failure):

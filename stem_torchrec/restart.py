@@ -6,8 +6,9 @@ import socket
 
 from stem_torchrec import checkpoint
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.holder import Holder, process_name
+from stem_torchrec.holder import Holder
 from stem_torchrec.place import Place, remove
+from stem_torchrec.processes import process_name
 from stem_torchrec.run_folder import JOB, Existing, replace_text
 
 

@@ -19,6 +19,7 @@ from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
 from stem_torchrec.analysis.compare.results import last_test, read_records
 from stem_torchrec.errors import UserError
+from stem_torchrec.parent_watch import ends_its_children
 from stem_torchrec.settings import dump_config
 
 Action = Literal["keep", "resume", "overwrite"]
@@ -111,7 +112,7 @@ def run_all(
         finished.append(outcome)
         ended(outcome)
 
-    with _sigterm_as_exit():
+    with _sigterm_as_exit(), ends_its_children():
         try:
             while waiting or processes:
                 while waiting and len(processes) < ranks.parallel:

@@ -283,7 +283,7 @@ def test_a_folder_is_prepared_by_one_process_at_a_time(
     command = csv_command(tmp_path, "out")
     with building(tmp_path / "sets" / "out"):
         assert main(command) == 2
-        assert "out' is being prepared by another process" in capsys.readouterr().err
+        assert "out' is being written by process" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
 
 
