@@ -1,8 +1,8 @@
 """torchrun that ends with the failed rank's message, not with a traceback of the launcher.
 
 Usage: torchrun.py ARGUMENT ... (as torchrun's). Exit code 2 after a mistake of the user, 1 after
-any other failure. SIGTERM and SIGINT go to the ranks; the exit code is 0 where they have left in
-time.
+any other failure. SIGTERM, SIGINT and SIGHUP go to the ranks; the exit code is 0 where they have
+left in time.
 """
 
 import logging

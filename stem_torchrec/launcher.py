@@ -28,8 +28,8 @@ def run_workers(
 
     Under torchrun this process is one of its ranks and returns its own result. One worker runs in
     this process, unless it may be started again. When a worker fails the others are ended, and all
-    are started again up to ``max_restarts`` times, but for a UserError. SIGTERM and SIGINT are
-    passed on to workers; the result is None where they came before the workers had begun.
+    are started again up to ``max_restarts`` times, but for a UserError. SIGTERM, SIGINT and SIGHUP
+    are passed on to workers; the result is None where they came before the workers had begun.
 
     Raises:
         UserError: a worker raised it; same message.

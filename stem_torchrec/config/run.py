@@ -14,7 +14,7 @@ class RunConfig(Section):
     grace_s: int = Field(
         60,
         ge=1,
-        description="seconds from SIGTERM or SIGINT in which a run saves a checkpoint and ends",
+        description="seconds from a stop signal in which a run saves a checkpoint and ends",
     )
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.early_signals import SIGNALS
+from stem_torchrec.early_signals import SIGNALS, stop_signals
 from stem_torchrec.ending import end_process
 
 STDERR = 2
@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 
 class Interruption:
-    """While it is entered, SIGTERM and SIGINT do not end the process; they ask for a stop.
+    """While it is entered, SIGTERM, SIGINT and SIGHUP do not end the process; they ask for a stop.
 
     All ranks stop at the same point, where ``agreed`` or ``check`` says so. The process ends at
     once, with an exit code other than 0, where it has not left ``grace_s`` after the signal, at a
@@ -59,7 +59,7 @@ class Interruption:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         if current_thread() is main_thread():
             self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._handlers = {name: signal.signal(name, _noted) for name in SIGNALS}
+            self._handlers = {name: signal.signal(name, _noted) for name in stop_signals()}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have blocked it
         self._thread = Thread(target=self._watch, name="stem_torchrec-interruption", daemon=True)
         self._thread.start()
