@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import usable
 from stem_torchrec.holder import Holder
 from stem_torchrec.lease import Refusal, leased
 from stem_torchrec.place import Place
@@ -65,7 +66,7 @@ def locked(
 
     file = None
     if isinstance(folder, Path):
-        with _writing(name, shown or folder):
+        with usable(name, shown or folder):
             file = _take(folder, holder, mode, refusal)
     if file is None or isinstance(folder, StorePath):
         with leased(folder / LOCK, holder, refusal):
@@ -99,16 +100,6 @@ def refuse_locked(name: str, folder: Place, holder: Holder) -> None:
         held = found.may_come_again() or _is_held(folder)
     if held:
         raise Locked(name, folder, found)
-
-
-@contextmanager
-def _writing(name: str, folder: Place) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        raise UserError(f"{name}: {str(folder)!r} cannot be written: {error.strerror}") from None
 
 
 def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[str] | None:

@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import usable
 from stem_torchrec.place import WRONG_PLACE, Place
 from stem_torchrec.store_path import StorePath
 
@@ -101,10 +102,11 @@ def load_file(model: type[Model], path: Path, option: str) -> Model:
 
 
 def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{option}: no file {str(path)!r}")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        with usable(option, path):
+            if not path.is_file():
+                raise UserError(f"{option}: no file {str(path)!r}")
+            content = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):

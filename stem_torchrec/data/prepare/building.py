@@ -18,6 +18,7 @@ from typing import Any
 from stem_torchrec.data.prepare.occupied import refuse_occupied
 from stem_torchrec.data.prepare.stages import Watcher
 from stem_torchrec.errors import UserError, WorkKept
+from stem_torchrec.folder_choice import refuse_unsafe, usable
 from stem_torchrec.folder_lock import LOCK, locked
 from stem_torchrec.holder import Holder
 
@@ -80,13 +81,15 @@ def building(
             that no adapter wrote, or its parent cannot be written, or a living process is building
             it.
     """
-    out, folder = out.expanduser().resolve(), building_folder(out)
-    refuse_occupied(out, overwrite=overwrite)
+    with usable("output folder", out):
+        out, folder = out.expanduser().resolve(), building_folder(out)
+        refuse_unsafe("output folder", out)
+        refuse_occupied(out, overwrite=overwrite)
     with locked("output folder", folder, Holder.this(), mode=0o700, shown=out):
         try:
             _put_back(folder / _REPLACED, out)
             refuse_occupied(out, overwrite=overwrite)  # another process may have finished it
-            with _writing(out):
+            with usable("output folder", out):
                 made = _open(folder, request or {}, fresh=fresh)
             yield made
             if out.exists():  # it goes only when its successor is there
@@ -99,14 +102,6 @@ def building(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"output folder {str(out)!r} cannot be written: {error.strerror}") from None
 
 
 def _open(folder: Path, request: Request, *, fresh: bool) -> Building:
