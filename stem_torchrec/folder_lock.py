@@ -87,11 +87,7 @@ def refuse_locked(name: str, folder: Place, holder: Holder) -> None:
 
     A lease of another host may be a dead one's: that is told where it is taken.
     """
-    try:
-        text = (folder / LOCK).read_text()
-    except (OSError, UserError):
-        return
-    found = Holder.read(text)
+    found = holder_of(folder)
     if found is None or found.same_job(holder):
         return
     if isinstance(folder, StorePath):
@@ -112,7 +108,7 @@ def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[str] 
         except FileNotFoundError:  # its holder has ended meanwhile, and removed it
             continue
         except BlockingIOError:
-            found = _holder(folder)
+            found = holder_of(folder)
             same = found is not None and found.same_job(holder)
             if time.monotonic() - start > (SAME_JOB_S if same else _PASSING_S):
                 raise refusal(found) from None
@@ -122,7 +118,7 @@ def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[str] 
             if error.errno in _NO_LOCKS:
                 return None
             raise
-        found = _holder(folder)
+        found = holder_of(folder)
         if found is not None and not found.same_job(holder) and found.may_come_again():
             file.close()
             raise refusal(found)
@@ -156,8 +152,9 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _holder(folder: Path) -> Holder | None:
-    with suppress(OSError):
+def holder_of(folder: Place) -> Holder | None:
+    """Who has taken the folder's lock last, as far as it says so."""
+    with suppress(OSError, UserError):
         return Holder.read((folder / LOCK).read_text(errors="replace"))
     return None
 

@@ -21,6 +21,7 @@ from stem_torchrec.run_folder import (
     create_run,
     write_init,
 )
+from stem_torchrec.shared_folder import check_shared
 from stem_torchrec.session import Session, build, has_split, open_split
 from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
@@ -64,6 +65,7 @@ def train(
     """
     with ExitStack() as claim:
         existing = ranks.on_first(lambda: _claim(claim, config, existing))
+        check_shared("run.dir", config.run.dir, ranks)
         return _train(config, ranks, existing, listener, initial)
 
 
