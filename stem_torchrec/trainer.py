@@ -21,8 +21,8 @@ from stem_torchrec.run_folder import (
     create_run,
     write_init,
 )
-from stem_torchrec.shared_folder import check_shared
 from stem_torchrec.session import Session, build, has_split, open_split
+from stem_torchrec.shared_folder import check_shared
 from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation

@@ -38,10 +38,19 @@ time.sleep(60)
 """
 
 
-def started(*words: object) -> "tuple[subprocess.Popen[str], int]":
+TORCHRUN = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env={**os.environ, "RANK": "3",
+    "TORCHELASTIC_RUN_ID": "none"})
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def started(code: str, *words: object) -> "tuple[subprocess.Popen[str], int]":
     """A parent and the number of its child, which watches it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, CHILD, *map(str, words)],
+        [sys.executable, "-c", code, CHILD, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,16 +61,19 @@ def started(*words: object) -> "tuple[subprocess.Popen[str], int]":
     return process, int(lines[0])
 
 
-@pytest.mark.parametrize("how", ["saves", "ends"])
-def test_a_killed_parent_takes_its_child_along(tmp_path: Path, how: str) -> None:
-    process, child = started(how, tmp_path / "saved")
+@pytest.mark.parametrize(
+    ("code", "how"), [(PARENT, "saves"), (PARENT, "ends"), (TORCHRUN, "saves")]
+)
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path, code: str, how: str) -> None:
+    process, child = started(code, how, tmp_path / "saved")
     name = process_name(child)
     assert is_there(name)
     process.kill()
     _, errors = process.communicate(timeout=50)  # until the child, too, has closed its output
     while is_there(name):
         time.sleep(0.01)
-    assert f"error: the process that started this one ({process.pid}) has gone" in errors
+    rank = "rank 3: " if code == TORCHRUN else ""
+    assert f"error: {rank}the process that started this one ({process.pid}) has gone" in errors
     assert errors.count("\n") == 1
     assert (tmp_path / "saved").exists() == (how == "saves")
 

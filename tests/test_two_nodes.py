@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,12 @@ MOTO = ["-m", "moto.server", "-H", ADDRESSES["a"], "-p", "5000"]
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    try:
-        making = two_nodes()
-        made = making.__enter__()
-    except (subprocess.CalledProcessError, FileNotFoundError) as error:
-        pytest.skip(f"network namespaces cannot be made: {error}")
-    yield made
-    making.__exit__(None, None, None)
+    with ExitStack() as open_nodes:
+        try:
+            made = open_nodes.enter_context(two_nodes())
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            pytest.skip(f"network namespaces cannot be made: {error}")
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_a_lost_node_comes_back(
 ) -> None:
     with both(nodes, tmp_path, data, restarts=2) as (a, b):
         wait_for_lines(tmp_path / "run" / "metrics.jsonl", 9, a, b)
-        b.kill()
+        nodes.lose("b")
         words = [tmp_path / "config.yaml", *OPTIONS]
         again = Launched(nodes, "b", b.log, words, environment={"MAX_RESTARTS": "2"})
         try:

@@ -44,6 +44,15 @@ class Nodes:
         """What goes before a command that runs on a node."""
         return ["ip", "netns", "exec", self.namespace(node)]
 
+    def lose(self, node: str) -> None:
+        """Kill all that runs there at once, as a loss of power would."""
+        found = subprocess.run(
+            ["ip", "netns", "pids", self.namespace(node)], check=True, capture_output=True
+        )
+        for number in found.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+
     def link(self, state: str) -> None:
         """``up`` or ``down``."""
         _ip("-n", self.namespace("b"), "link", "set", "st_b", state)
@@ -93,7 +102,7 @@ class Launched:
             )
 
     def kill(self) -> None:
-        """All of it at once, as a node that loses its power."""
+        """The launcher; its ranks end with it."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
