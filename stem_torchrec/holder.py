@@ -3,11 +3,30 @@
 import json
 import os
 import socket
+import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 from stem_torchrec.processes import is_there, process_name
+
+JOB_NAME = "STEM_TORCHREC_JOB"
+"""Environment variable with a name that all nodes of a job have, and no other job has."""
+
+
+class _Store(Protocol):
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
+
+
+def share_job_name(store: _Store | None, run_id: str) -> None:
+    """Have the workers that this launcher starts know their job's name.
+
+    The first of its launchers chooses it. A node that is lost and comes back has another launcher,
+    but meets the others at the same store.
+    """
+    if store is not None:
+        key = f"stem_torchrec.job.{run_id}"
+        os.environ[JOB_NAME] = store.compare_set(key, "", uuid.uuid4().hex).decode()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.distributed.launcher import api
 from stem_torchrec.distributed.interruption import SAME_S
 from stem_torchrec.early_signals import SIGNALS, stop_signals
 from stem_torchrec.failures import comes_again, error_of
+from stem_torchrec.holder import share_job_name
 
 LEFT_TO_TORCH = "SIGQUIT"
 """For ``LaunchConfig.signals_to_handle`` and torchrun's ``--signals-to-handle``."""
@@ -68,6 +69,8 @@ def passing_on_signals() -> Iterator[PassedOn]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             passed_on.agents.append(self)
+            handler = self._worker_group.spec.rdzv_handler
+            share_job_name(getattr(handler, "_store", None), handler.get_run_id())
 
         def _start_workers(self, *arguments: Any, **options: Any) -> Any:
             started = super()._start_workers(*arguments, **options)

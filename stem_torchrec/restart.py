@@ -6,7 +6,7 @@ import socket
 
 from stem_torchrec import checkpoint
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.holder import Holder
+from stem_torchrec.holder import JOB_NAME, Holder
 from stem_torchrec.place import Place, remove
 from stem_torchrec.processes import process_name
 from stem_torchrec.run_folder import JOB, Existing, replace_text
@@ -29,10 +29,13 @@ def existing_after_restart(run_dir: Place, existing: Existing) -> Existing:
 def this_job() -> dict[str, str] | None:
     """What tells a job from every other, where its launcher starts workers again; else None.
 
-    The launcher's process on rank 0's node lives as long as the job.
+    That is the name which its launchers share. Plain torchrun has none: there the launcher's
+    process on rank 0's node stands for it.
     """
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
         return None
+    if name := os.environ.get(JOB_NAME):
+        return {"run_id": os.environ["TORCHELASTIC_RUN_ID"], "name": name}
     return {
         "run_id": os.environ["TORCHELASTIC_RUN_ID"],
         "host": socket.gethostname(),
