@@ -164,15 +164,17 @@ def _validated(content: object, where: str) -> Schema:
         return Schema.model_validate(content)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(part) for part in e['loc']) or 'schema'}: {e['msg']}{_found(e)}"
+            f"{'.'.join(str(part) for part in e['loc']) or 'schema'}: {_told(e)}"
             for e in error.errors()
         ]
         raise UserError(f"{where}: " + "; ".join(lines)) from None
 
 
-def _found(error: Mapping[str, Any]) -> str:
-    """What is there, where the message alone does not tell."""
-    return "" if isinstance(error["input"], Mapping) else f", found {shown(error['input'])}"
+def _told(error: Mapping[str, Any]) -> str:
+    """What is wrong, and what is there where the message alone does not tell."""
+    message = error["msg"].removeprefix("Value error, ")
+    found = error["input"]
+    return message if isinstance(found, Mapping) else f"{message}, found {shown(found)}"
 
 
 def _refuse_unknown(key: str, names: Sequence[str], known: dict) -> None:

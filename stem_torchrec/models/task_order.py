@@ -2,6 +2,7 @@
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.errors import UserError
+from stem_torchrec.hints import did_you_mean
 from stem_torchrec.schema import Schema
 
 
@@ -47,7 +48,10 @@ def full_order(config: ModelConfig, schema: Schema) -> list[int]:
 def _indices(order: tuple[str, ...], schema: Schema) -> list[int]:
     known = schema.task_names
     if unknown := [name for name in order if name not in known]:
-        raise UserError(f"model.task_order: unknown task {unknown[0]!r}; allowed: {known}")
+        raise UserError(
+            f"model.task_order: unknown task {unknown[0]!r}{did_you_mean(unknown[0], known)}; "
+            f"allowed: {', '.join(known)}"
+        )
     if doubled := [name for name in order if order.count(name) > 1]:
         raise UserError(f"model.task_order: {doubled[0]!r} is named twice")
     return [known.index(name) for name in order]
