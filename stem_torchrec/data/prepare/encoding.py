@@ -12,7 +12,6 @@ from stem_torchrec.data.prepare.describe import (
     Description,
 )
 from stem_torchrec.data.prepare.placing import SPLIT_COLUMN
-from stem_torchrec.data.prepare.row_columns import Column
 from stem_torchrec.data.prepare.row_hash import hashed_id_sql
 from stem_torchrec.data.prepare.vocabulary import create_vocabulary, vocabulary_table
 from stem_torchrec.data.prepare.working_database import fetch_one, quoted
@@ -28,6 +27,12 @@ def table_rows(
         return owner.num_embeddings
     counted = _values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
     return create_vocabulary(connection, owner.name, counted, min_count=description.min_count)
+
+
+def integer_columns(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Columns of ``rows`` that hold integers, or lists of them."""
+    found = connection.execute("DESCRIBE rows").fetchall()
+    return {name for name, type_name, *_ in found if type_name.removesuffix("[]") == "BIGINT"}
 
 
 def table_owners(description: Description) -> list[DescribedFeature]:
@@ -58,11 +63,10 @@ def count_collisions(
     connection: duckdb.DuckDBPyConnection,
     description: Description,
     owner: DescribedFeature,
-    columns: Mapping[str, Column],
 ) -> dict[str, int]:
     """Of a hashed table: distinct values, distinct ids, and the difference."""
     assert owner.num_embeddings is not None
-    is_integer = columns[owner.name].is_integer
+    is_integer = owner.name in integer_columns(connection)
     hashed = hashed_id_sql("value", owner.num_embeddings, is_integer=is_integer)
     values, ids = fetch_one(
         connection,
@@ -91,9 +95,10 @@ def prepared_schema(description: Description, rows: Mapping[str, int]) -> Schema
 
 
 def encoded_rows(
-    description: Description, columns: Mapping[str, Column], schema: Schema, split: int
+    connection: duckdb.DuckDBPyConnection, description: Description, schema: Schema, split: int
 ) -> str:
     """Query of a split's rows, columns in the order of ``arrow_schema``, without an order."""
+    integers = integer_columns(connection)
     selected, joins = [], []
     for feature, described in zip(schema.features, description.features, strict=True):
         name, owner = quoted(feature.name), description.owner(described)
@@ -114,7 +119,7 @@ def encoded_rows(
             joins.append(f"LEFT JOIN {ids} {table} ON {table}.value = {value}")
             value = f"{table}.id"
         else:
-            value = _direct_ids(value, described, owner, columns[feature.name].is_integer)
+            value = _direct_ids(value, described, owner, feature.name in integers)
         selected.append(f"coalesce({value}, {default})::{type_name} AS {name}")
     others = [quoted(task.label_column) for task in schema.tasks]
     others += [quoted(name) for name in (schema.sample_weight, schema.group) if name]

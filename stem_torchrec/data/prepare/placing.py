@@ -3,6 +3,7 @@
 import duckdb
 
 from stem_torchrec.data.prepare.describe import Description, Moment, RandomSplit, TimeSplit
+from stem_torchrec.data.prepare.expressions import TIME_TYPES
 from stem_torchrec.data.prepare.row_columns import PART_COLUMN, TIME_COLUMN, Column, time_sql
 from stem_torchrec.data.prepare.row_hash import row_key_sql
 from stem_torchrec.data.prepare.working_database import fetch_one, literal
@@ -87,8 +88,12 @@ def _time_part(connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Co
 
 
 def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str) -> int:
-    """A bound of the description as the number that ``_time`` holds."""
-    sql = time_sql(f"{literal(str(value))}::{type_name}", type_name)
+    """A bound of the description as the number that ``_time`` holds; without a zone it is UTC."""
+    if type_name in TIME_TYPES:  # by way of a zone, for a cast to others drops an offset
+        sql = f"({literal(str(value))}::TIMESTAMPTZ)::TIMESTAMP"
+        sql = time_sql(f"({sql})::TIMESTAMP_NS" * (type_name == "TIMESTAMP_NS") or sql, type_name)
+    else:
+        sql = time_sql(f"{literal(str(value))}::{type_name}", type_name)
     try:
         return int(fetch_one(connection, f"SELECT {sql}")[0])
     except duckdb.ConversionException:

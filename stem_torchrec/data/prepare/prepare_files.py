@@ -20,7 +20,6 @@ from stem_torchrec.data.prepare.encoding import (
     table_owners,
     table_rows,
 )
-from stem_torchrec.data.prepare.expressions import text_columns
 from stem_torchrec.data.prepare.placing import order_sql, place_rows
 from stem_torchrec.data.prepare.prepared import (
     ROW_GROUP_ROWS,
@@ -98,7 +97,6 @@ def prepare_files(
                 database.connection,
                 sources,
                 description.format,
-                text_columns=text_columns(description),
                 skip_bad_rows=options.on_bad_row == "skip",
             )
             columns = row_columns(database.connection, raw, description)
@@ -150,7 +148,7 @@ class _Work:
             *(
                 Stage(
                     f"collisions of {owner.name}",
-                    partial(count_collisions, connection, description, owner, self.columns),
+                    partial(count_collisions, connection, description, owner),
                 )
                 for owner in self._hashed
             ),
@@ -198,7 +196,9 @@ class _Work:
         verify_compressed(self.raw.paths, self.options.num_threads)
 
     def _read(self) -> dict[str, int]:
-        return read_rows(self.database.connection, self.raw, self.columns)
+        connection = self.database.connection
+        of_all_rows = partial(row_columns, connection, self.raw, self.description, of_all_rows=True)
+        return read_rows(connection, self.raw, self.columns, of_all_rows)
 
     def _split(self) -> dict[str, int]:
         seed = self.options.shuffle_seed
@@ -215,11 +215,12 @@ class _Work:
     def _write(self, split: str) -> None:
         if not self._results["split"][split]:
             return
-        query = encoded_rows(self.description, self.columns, self.schema, SPLITS.index(split))
+        connection = self.database.connection
+        query = encoded_rows(connection, self.description, self.schema, SPLITS.index(split))
         ordered = self.description.ordered and split == "train"
         # One file: DuckDB keeps the order of several only where one thread writes them.
         copy_to(
-            self.database.connection,
+            connection,
             f"{query} {order_sql(ordered=ordered)}",
             self.folder / split / "part-00000.parquet",
             row_group_rows=self.options.row_group_rows,
