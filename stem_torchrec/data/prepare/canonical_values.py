@@ -108,7 +108,8 @@ def no_id_sql(value: str, type_name: str) -> str | None:
     """SQL that is true for a float that is no id, as ``canonical``; None if there is none."""
     if type_name not in _EXACT:
         return None
-    return f"coalesce({value} = trunc({value}) AND abs({value}) > {_EXACT[type_name]}, false)"
+    is_lost = f"{value} = trunc({value}) AND abs({value}) > {_EXACT[type_name]}"
+    return f"coalesce(NOT isnan({value}) AND {is_lost}, false)"  # to SQL NaN is above all numbers
 
 
 def common_form(forms: Sequence[Form]) -> str:

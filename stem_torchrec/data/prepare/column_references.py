@@ -41,8 +41,8 @@ def _named(node: Any, columns: Collection[str]) -> frozenset[str]:
     for part in _nodes(node):
         if part.get("class") in _UNNAMED:
             return frozenset(columns)
-        for name in part.get("column_names", []):  # a.b may be a field of a
-            found |= {by_name[name.lower()]} if name.lower() in by_name else set()
+        names = [name.lower() for name in part.get("column_names", [])]  # a.b: a field of a
+        found |= set([by_name[name] for name in names if name in by_name][:1])
     return frozenset(found)
 
 

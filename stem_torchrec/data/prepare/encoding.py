@@ -15,7 +15,7 @@ from stem_torchrec.data.prepare.placing import SPLIT_COLUMN
 from stem_torchrec.data.prepare.row_hash import hashed_id_sql
 from stem_torchrec.data.prepare.vocabulary import create_vocabulary, vocabulary_table
 from stem_torchrec.data.prepare.working_database import fetch_one, quoted
-from stem_torchrec.schema import Feature, Schema, Task
+from stem_torchrec.schema import SPLITS, Feature, Schema, Task
 
 
 def table_rows(
@@ -74,6 +74,31 @@ def count_collisions(
         f"FROM ({_values(description, owner)}) WHERE value IS NOT NULL)",
     )
     return {"values": values, "ids": ids, "collisions": values - ids}
+
+
+def count_unseen(
+    connection: duckdb.DuckDBPyConnection, description: Description
+) -> dict[str, dict[str, int]]:
+    """Rows of valid and of test whose value has no id, as it is rare in train or not there, by
+    feature; of features of one value with a vocabulary."""
+    names = [
+        feature.name
+        for feature in description.features
+        if feature.kind == "id" and description.owner(feature).encoding == "vocabulary"
+    ]
+    if not names:
+        return {}
+    counted = [
+        f"count(*) FILTER ({quoted(name)} IS NOT NULL AND {quoted(name)} NOT IN "
+        f"(SELECT value FROM {vocabulary_table(description.owner(feature).name)}))"
+        for name in names
+        for feature in [description.feature(name)]
+    ]
+    rows = connection.execute(
+        f"SELECT {SPLIT_COLUMN}, {', '.join(counted)} FROM placed WHERE {SPLIT_COLUMN} > 0 "
+        "GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    return {SPLITS[split]: dict(zip(names, found, strict=True)) for split, *found in rows}
 
 
 def prepared_schema(description: Description, rows: Mapping[str, int]) -> Schema:

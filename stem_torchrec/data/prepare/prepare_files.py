@@ -13,6 +13,7 @@ from stem_torchrec.data.prepare.describe import DescribedFeature, Description
 from stem_torchrec.data.prepare.disk_need import needed_bytes
 from stem_torchrec.data.prepare.encoding import (
     count_collisions,
+    count_unseen,
     count_values,
     encode_bags,
     encoded_rows,
@@ -37,6 +38,8 @@ from stem_torchrec.data.prepare.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.prepare.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.data.prepare.working_database import Resources, WorkingDatabase, working_database
 from stem_torchrec.schema import SPLITS, Schema
+
+_UNSEEN = "count unseen ids"
 
 
 class PrepareOptions(Resources):
@@ -80,7 +83,8 @@ def prepare_files(
 
     Returns:
         The statistics (see ``compute_stats``), with ``raw_rows``, ``skipped`` (bad rows by reason)
-        and ``hash`` (values, ids and collisions of each hashed table).
+        and ``hash`` (values, ids and collisions of each hashed table); of a split by time with
+        ``cuts`` (its bounds) and ``unseen`` (see ``count_unseen``).
 
     Raises:
         UserError: files, columns, values or expressions are wrong, ``out`` is occupied, the disk
@@ -152,6 +156,7 @@ class _Work:
                 )
                 for owner in self._hashed
             ),
+            *([Stage(_UNSEEN, self._count_unseen)] if self.description.split.by == "time" else []),
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
         ]
 
@@ -168,12 +173,17 @@ class _Work:
         results = self._results
         skipped = results[self._reading]
         counts = {
-            "raw_rows": sum(results["split"].values()) + sum(skipped.values()),
+            "raw_rows": sum(results["split"][name] for name in SPLITS) + sum(skipped.values()),
             "skipped": skipped,
             **{key: results[f"count {key}"] for key in self._counted},
         }
         hashed = {owner.name: results[f"collisions of {owner.name}"] for owner in self._hashed}
-        return counts | ({"hash": hashed} if hashed else {})
+        return (
+            counts
+            | ({"hash": hashed} if hashed else {})
+            | ({"cuts": results["split"]["cuts"]} if "cuts" in results["split"] else {})
+            | ({"unseen": results[_UNSEEN]} if results.get(_UNSEEN) else {})
+        )
 
     @property
     def _results(self) -> dict[str, Any]:
@@ -211,6 +221,9 @@ class _Work:
         if owner.encoding == "vocabulary":
             write_vocabulary(connection, owner.name, self.folder / VOCABULARY_FOLDER)
         return rows
+
+    def _count_unseen(self) -> dict[str, dict[str, int]]:
+        return count_unseen(self.database.connection, self.description)
 
     def _write(self, split: str) -> None:
         if not self._results["split"][split]:

@@ -275,7 +275,8 @@ def _split(
         )
     elif isinstance(split, ColumnSplit):
         value = bind_value(connection, raw, "split", split.column, split.expression)
-        text = without_zero_fraction_sql(Values.of(value).forms[-1].value(value.sql))
+        text = f"({Values.of(value).forms[-1].value(value.sql)})::VARCHAR"
+        text = without_zero_fraction_sql(text)
         cases = [
             f"WHEN {text} IN ({', '.join(map(literal, texts))}) THEN {number}"
             for number, name in enumerate(SPLITS)

@@ -2,7 +2,7 @@ import hashlib
 
 import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_torchrec.data.prepare.row_hash import (
@@ -39,6 +39,7 @@ def test_hashed_ids_stay_what_they_are() -> None:
     assert hashed_id("01", 1001) == expected
 
 
+@settings(deadline=None)
 @given(value=INTEGERS | st.text(st.characters(exclude_characters="\0", codec="utf-8")))
 def test_python_and_duckdb_agree(connection, value: int | str) -> None:
     is_integer = isinstance(value, int)
@@ -57,6 +58,7 @@ def test_missing_is_zero(connection) -> None:
     assert connection.execute(query).fetchone() == (0,)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**70), stream=st.integers(0, 9))
 def test_row_keys_are_distinct_and_the_same_in_duckdb(connection, seed: int, stream: int) -> None:
     query = f"SELECT {row_key_sql(stream, seed)} FROM range(100) AS t(rowid) ORDER BY rowid"
