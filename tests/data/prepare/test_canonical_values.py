@@ -34,6 +34,10 @@ split: {by: random, shares: [1, 0, 0]}
 shuffle: false
 min_count: 1
 """
+# An expression sees typed values; a column's own are taken as they are written.
+OF_TEXTS = DESCRIPTION.replace(
+    'expression: "[value, NULL, value]"', 'column: value, separator: "|"'
+)
 slow_machine = settings(
     max_examples=4,
     deadline=None,
@@ -77,7 +81,7 @@ def test_integers_of_any_type_and_format(tmp_path: Path, values: list[int | None
     assert set(expected["vocabulary"]) == {v for v in values if v is not None}
     floats = [None if v is None else float(v) for v in values]
     assert prepared(write_csv(tmp_path / "raw.csv", floats), out) == expected
-    types = [pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.decimal128(9, 2), pa.string()]
+    types = [pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.decimal128(21, 2), pa.string()]
     arrays = [pa.array(values, pa.int64()).cast(t) for t in types]
     texts = pa.array([None if v is None else str(v) for v in values])
     arrays += [texts, texts.dictionary_encode()]
@@ -110,7 +114,7 @@ def is_number(text: str) -> bool:
 @given(texts=st.lists(st.sampled_from(TRICKY), min_size=2, max_size=8, unique=True))
 def test_texts_of_delimited_files_neither_merge_nor_split(tmp_path: Path, texts: list[str]) -> None:
     rows = texts * 2
-    found = prepared(write_csv(tmp_path / "raw.csv", rows), tmp_path / "out")
+    found = prepared(write_csv(tmp_path / "raw.csv", rows), tmp_path / "out", OF_TEXTS)
     read = [without_zero_fraction(t) for t in rows] if all(map(is_number, texts)) else rows
     values = [canonical(text) for text in read]
     is_integer = all(isinstance(value, int) for value in values)
@@ -120,7 +124,7 @@ def test_texts_of_delimited_files_neither_merge_nor_split(tmp_path: Path, texts:
     assert len(set(found["group"])) == len(set(values))
     # The same texts in Parquet are texts as they are.
     path = write_parquet(tmp_path / "raw.parquet", pa.array(rows))
-    found = prepared(path, tmp_path / "out")
+    found = prepared(path, tmp_path / "out", OF_TEXTS)
     assert found["hashed"] == [hashed_id(text, 1_000_003) for text in rows]
     assert len(set(found["group"])) == len(found["vocabulary"]) == len(texts)
 
@@ -136,12 +140,8 @@ def test_one_late_value_decides_for_the_whole_column(
     source = write_text(
         tmp_path / "raw.csv", rows if on_bad_row == "skip" else rows[:-2] + rows[-1:]
     )
-    # An expression sees typed values; a column's own are taken as they are written.
-    split_text = DESCRIPTION.replace(
-        'expression: "[value, NULL, value]"', 'column: value, separator: "|"'
-    )
     options = PrepareOptions.model_validate({"on_bad_row": on_bad_row})
-    stats = prepare_files([source], describe(split_text), tmp_path / "out", options=options)
+    stats = prepare_files([source], describe(OF_TEXTS), tmp_path / "out", options=options)
     # Ten rows each, in the order of texts, then the late one.
     expected = {text: k + 1 for k, text in enumerate(["10", "7", "8", "9", late])}
     assert vocabulary(tmp_path / "out", "value") == expected
