@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stem_torchrec.data.prepare.canonical_values import without_zero_fraction
-from stem_torchrec.schema import SPLITS
+from stem_torchrec.frozen import Frozen
+from stem_torchrec.schema import MAX_EMBEDDINGS, SPLITS
 
 GROUP_COLUMN = "group"
 WEIGHT_COLUMN = "sample_weight"
+MAX_SEED = (1 << 63) - 1
+MAX_COUNT = 10**15
 
 # What the engine calls the number of a row; in a table that has such a column it is that column.
 RESERVED_NAMES = ("rowid",)
@@ -23,8 +26,8 @@ Moment = int | date | datetime | str
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Described(Frozen):
+    """Base of all parts of a description."""
 
 
 class RawFormat(_Described):
@@ -81,7 +84,10 @@ class DescribedFeature(_Value):
         "vocabulary", description="how values become ids"
     )
     num_embeddings: int | None = Field(
-        None, ge=2, description="rows of the table; for hash and identity"
+        None,
+        ge=2,
+        le=MAX_EMBEDDINGS,
+        description="rows of the table; for hash and identity",
     )
     table: str | None = Field(None, description="feature whose table and encoding this one shares")
 
@@ -108,7 +114,7 @@ class RandomSplit(_Described):
     shares: tuple[Share, Share, Share] = Field(
         (0.8, 0.1, 0.1), description="of train, valid and test; their sum is 1"
     )
-    seed: int = Field(0, ge=0, description="seed of the split")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the split")
 
     @model_validator(mode="after")
     def _shares_fill_the_whole(self) -> "RandomSplit":
@@ -184,7 +190,10 @@ class Description(_Described):
         (), description="features that may read columns of which labels are made"
     )
     min_count: int = Field(
-        10, ge=1, description="rows of train a value needs for an id of its own (vocabulary)"
+        10,
+        ge=1,
+        le=MAX_COUNT,
+        description="rows of train a value needs for an id of its own (vocabulary)",
     )
     shuffle: bool | None = Field(
         None, description="train in random order; null: unless split by time, then ordered by it"
