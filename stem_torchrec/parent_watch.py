@@ -39,8 +39,8 @@ def end_with_parent() -> None:
     """From now on this process ends with the one that it works for, if it works for one.
 
     That is the launcher that says so, or torchrun. A process that handles SIGTERM gets it, and so
-    may save first (in ``run.grace_s``); others end at once, and so do the ranks of a node that other nodes
-    can bring back.
+    may save first (in ``run.grace_s``); others end at once, and so do the ranks of a node that
+    other nodes can bring back.
     """
     parent = os.environ.get(PARENT)
     if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
