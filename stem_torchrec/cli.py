@@ -18,6 +18,7 @@ from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.parent_watch import end_with_parent
+from stem_torchrec.versions import version_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)

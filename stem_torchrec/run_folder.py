@@ -12,7 +12,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.place import Place, remove
-from stem_torchrec.records import METRICS
+from stem_torchrec.records import METRICS, parse_record, record_lines
 from stem_torchrec.settings import dump_config, load_config
 from stem_torchrec.store_path import StorePath
 
@@ -121,18 +121,19 @@ def continue_run(config: Config, plan_report: str, step: int) -> None:
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
     replace_text(run_dir / "plan.txt", plan_report)
-    records = run_dir / METRICS
-    if records.exists():
-        lines = records.read_text(errors="replace").splitlines(keepends=True)
-        replace_text(records, "".join(line for line in lines if _stays(line, step)))
+    cut_records(run_dir, step)
+
+
+def cut_records(run_dir: Place, step: int) -> None:
+    """Leave the records up to ``step`` but for those of the test split; damaged lines go too."""
+    lines = record_lines(run_dir)
+    if (run_dir / METRICS).exists():
+        replace_text(run_dir / METRICS, "".join(line for line in lines if _stays(line, step)))
 
 
 def _stays(line: str, step: int) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    return record["step"] <= step and record.get("split") != "test"
+    record = parse_record(line)
+    return record is not None and record["step"] <= step and record.get("split") != "test"
 
 
 def replace_text(path: Place, text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stem_torchrec.commands.options import Commands, local_place, place
+from stem_torchrec.commands.options import Commands, HelpFormatter, local_place, place
 from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import check_writable, make_folder
 
@@ -57,7 +57,12 @@ def add_analyze(commands: Commands) -> None:
 
     text = "what each task's gate reads: mean weight per group of experts"
     command = analyses.add_parser(
-        "gates", help=text, description=text, epilog=_MORE, allow_abbrev=False
+        "gates",
+        help=text,
+        description=text,
+        epilog=_MORE,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     _add_runs(command, "runs of models with gates; seeds of one model are put together")
     command.set_defaults(run=gates)
@@ -124,7 +129,12 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.ArgumentParser:
     command = analyses.add_parser(
-        name, help=text, description=text, epilog=_MORE, allow_abbrev=False
+        name,
+        help=text,
+        description=text,
+        epilog=_MORE,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     command.add_argument(
         "--single",
@@ -142,7 +152,9 @@ def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.Argument
 def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
     """The options of every analysis."""
     command.add_argument("--runs", type=place, nargs="+", required=True, metavar="RUN", help=text)
-    command.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    command.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="rows to look at"
+    )
     command.add_argument(
         "--out", type=local_place, required=True, metavar="DIR", help="report's folder"
     )

@@ -13,7 +13,6 @@ from stem_torchrec.analysis.compare.results import (
     count_parameters,
     figures_of,
     last_test,
-    read_records,
     summarize,
 )
 from stem_torchrec.analysis.compare.runs import (
@@ -31,6 +30,7 @@ from stem_torchrec.folder_lock import locked
 from stem_torchrec.holder import Holder
 from stem_torchrec.launcher import default_num_workers, under_torchrun
 from stem_torchrec.place import Place
+from stem_torchrec.records import read_records
 
 
 class Comparison(NamedTuple):

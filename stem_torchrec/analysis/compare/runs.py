@@ -17,10 +17,12 @@ import yaml
 
 from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
-from stem_torchrec.analysis.compare.results import last_test, read_records
+from stem_torchrec.analysis.compare.results import last_test
+from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.early_signals import stop_signals
 from stem_torchrec.errors import UserError
 from stem_torchrec.parent_watch import ends_its_children
+from stem_torchrec.records import read_records
 from stem_torchrec.settings import dump_config
 
 Action = Literal["keep", "resume", "overwrite"]
@@ -74,11 +76,11 @@ def difference_of(run: PlannedRun, nproc: int) -> str | None:
     Versions and the place of the folder do not count.
     """
     try:
-        content = yaml.safe_load((run.dir / "config.yaml").read_text())
-    except yaml.YAMLError:
+        content = careful_load((run.dir / "config.yaml").read_bytes().decode())
+    except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     found = dict(_flat(content if isinstance(content, dict) else {}))
-    wanted = dict(_flat(yaml.safe_load(dump_config(run.config, {}))))
+    wanted = dict(_flat(careful_load(dump_config(run.config, {}))))
     start = _start_file(run)
     if start.is_file():
         found["--nproc"] = json.loads(start.read_text())["nproc"]
