@@ -16,6 +16,7 @@ from stem_torchrec.commands.evaluate import add_evaluate
 from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
+from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.environment import environment_failure
 from stem_torchrec.errors import CheckpointError, UserError, WorkerError
 
@@ -23,8 +24,18 @@ from stem_torchrec.errors import CheckpointError, UserError, WorkerError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else.
 
-    Where the machine fails, or a checkpoint cannot be written, the 1 comes with one line.
+    Where the machine fails, or a checkpoint cannot be written, the 1 comes with one line; so it
+    does where stdout has not taken all results.
     """
+    with lenient_streams() as output:
+        code = _run(arguments)
+        if (lost := output.lost()) is not None:
+            print(f"error: {lost}", file=sys.stderr)
+            code = code or 1
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     try:
         refuse_check_of_source(options)

@@ -8,6 +8,7 @@ from stem_torchrec.checkpoint import Initial
 from stem_torchrec.checks import doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
+from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.distributed.interruption import show_stacks_on_request
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
 from stem_torchrec.environment import environment_failures
@@ -29,6 +30,7 @@ from stem_torchrec.trainer import Outcome, train
 T = TypeVar("T")
 
 
+@lenient_streams()
 @environment_failures()
 def train_worker(
     config: Config, existing: Existing, initial: Initial | None = None
@@ -46,6 +48,7 @@ def train_worker(
     return outcome if ranks.is_first else None
 
 
+@lenient_streams()
 @environment_failures()
 def evaluate_worker(config: Config, split: str) -> Record | None:
     """Evaluate a split; the eval record on rank 0, None elsewhere."""
@@ -71,6 +74,7 @@ def gates_worker(config: Config, split: str) -> dict[str, MeanGates]:
     return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split))
 
 
+@lenient_streams()
 @environment_failures()
 def _alone(config: Config, function: Callable[[Ranks], T]) -> T:
     """``function`` in a job of one rank, which is ended after it."""

@@ -153,11 +153,11 @@ def state_of(session: Session) -> State:
     Asserts that the ranks' pieces cover each table and that replicas are equal bit for bit.
     """
     pieces = [
-        (shard.table, shard.first_row, shard.first_column, shard.values.clone())
+        (shard.table, shard.first_row, shard.first_column, shard.values.clone().cpu())
         for shard in local_shards(session.model)
     ]
     dense = {
-        name: value.detach().clone()
+        name: value.detach().clone().cpu()
         for name, value in session.model.state_dict().items()
         if ".embedding_bags." not in name
     }

@@ -158,14 +158,16 @@ class Interruption:
         """End the process from here: its main thread may never return."""
         message = f"rank {self._ranks.rank}: {reason}"
         if stacks:
-            os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
+            with suppress(OSError):  # its reader may have gone
+                os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
             time.sleep(OTHERS_S)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
             get_error_handler().record_exception(WorkerError(message))
         elif not stacks:
-            print(f"error: {message}", file=sys.__stderr__, flush=True)
+            with suppress(OSError):
+                os.write(STDERR, f"error: {message}\n".encode())
         with suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
