@@ -5,6 +5,7 @@ The commands are in ``commands/``; they and ``console.py`` are all that prints f
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +48,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except WorkerError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         told = error if isinstance(error, CheckpointError) else environment_failure(error)
         if not _left_to_torchrun(told or error) and told is not None:

@@ -13,6 +13,10 @@ class StoreUnreachable(UserError):
     """An object store does not answer, or refuses to; nothing is known about what it holds."""
 
 
+class SplitRefused(UserError):
+    """A split cannot be evaluated: its files are gone or damaged. All ranks raise it."""
+
+
 class WorkKept(UserError):
     """The machine did not suffice; what is finished of a long work stays to be gone on with."""
 

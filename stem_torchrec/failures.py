@@ -9,12 +9,13 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from stem_torchrec.errors import (
     CheckpointError,
     EnvironmentFailure,
+    SplitRefused,
     StoreUnreachable,
     UserError,
     WorkerError,
 )
 
-_TOLD = (UserError, StoreUnreachable, EnvironmentFailure, CheckpointError)
+_TOLD = (UserError, StoreUnreachable, SplitRefused, EnvironmentFailure, CheckpointError)
 
 
 def error_of(rank: int, failure: ProcessFailure) -> Exception:

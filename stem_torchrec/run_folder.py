@@ -21,7 +21,10 @@ MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
-OWN_FILES = ("config.yaml", "plan.txt", "init.json", METRICS, "checkpoints", "tb", JOB)
+OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*"}
+"""What is a run's in its folders, which may be links to another disk."""
+
+OWN_FILES = ("config.yaml", "plan.txt", "init.json", METRICS, *OWN_FOLDERS, JOB)
 
 
 def check_run_dir(run_dir: Place, existing: Existing) -> None:
@@ -48,8 +51,24 @@ def check_run_dir(run_dir: Place, existing: Existing) -> None:
 def check_run(config: Config, existing: Existing) -> None:
     """As ``check_run_dir``; also refuse to resume a run with another model."""
     check_run_dir(config.run.dir, existing)
+    check_links(config.run.dir)
     if existing == "resume":
         check_resumed(config)
+
+
+def check_links(run_dir: Place) -> None:
+    """Refuse links of a run's folder that lead nowhere or to no folder, before anything is removed.
+
+    Raises:
+        UserError: ``run.dir``, ``checkpoints`` or ``tb`` is such a link.
+    """
+    if isinstance(run_dir, StorePath):
+        return
+    for path in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
+        if path.is_symlink() and not path.is_dir():
+            raise UserError(
+                f"run.dir: {str(path)!r} is a link to {str(path.readlink())!r}, expected a folder"
+            )
 
 
 def require_run(option: str, run_dir: Place) -> None:
@@ -65,8 +84,18 @@ def clear_run(run_dir: Place, existing: Existing) -> None:
     if existing == "overwrite":
         left = run_dir.glob("bad_batch_rank*.pt") if run_dir.is_dir() else ()
         for path in (*(run_dir / name for name in OWN_FILES if name != JOB), *left):
-            remove(path)
+            _clear(path)
     run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _clear(path: Place) -> None:
+    """Remove what is the run's; a link to a folder stays, and others' files behind it."""
+    pattern = OWN_FOLDERS.get(path.name)
+    if isinstance(path, StorePath) or pattern is None or not (path.is_symlink() and path.is_dir()):
+        remove(path)
+        return
+    for entry in list(path.glob(pattern)):
+        remove(entry)
 
 
 def create_run(config: Config, plan_report: str) -> None:

@@ -12,8 +12,6 @@ from stem_torchrec.analysis.compare.results import (
     Row,
     count_parameters,
     figures_of,
-    last_test,
-    read_records,
     summarize,
 )
 from stem_torchrec.analysis.compare.runs import (
@@ -28,6 +26,7 @@ from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
 from stem_torchrec.launcher import default_num_workers, under_torchrun
 from stem_torchrec.place import Place
+from stem_torchrec.records import last_test, read_records
 
 
 class Comparison(NamedTuple):

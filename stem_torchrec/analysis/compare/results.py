@@ -1,11 +1,9 @@
 """From the records of finished runs to figures per combination, over seeds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -13,9 +11,9 @@ from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
 from stem_torchrec.recommender import Recommender
+from stem_torchrec.records import Record, last_test
 from stem_torchrec.session import selected_schema
 
-Record = dict[str, Any]
 Figures = dict[str, float]
 """Figures of a run by name, such as ``auc_mean`` or ``ne/click``; undefined ones are left out."""
 
@@ -48,24 +46,6 @@ class Row:
     figures: Mapping[str, Spread]
     parameters: Parameters
     reference: Combination | None
-
-
-def read_records(run_dir: Path) -> list[Record]:
-    """The run's records; a line that an interruption has cut off is none."""
-    file = run_dir / "metrics.jsonl"
-    records = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def last_test(records: Sequence[Record]) -> Record | None:
-    """The newest evaluation of the test split."""
-    found = [r for r in records if r["kind"] == "eval" and r["split"] == "test"]
-    return found[-1] if found else None
 
 
 def figures_of(records: Sequence[Record]) -> Figures:
