@@ -169,6 +169,7 @@ def _fit(
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
+        session.optimizers.set_applied_steps(position.step - position.skipped)
         if session.fork is not None:
             session.fork.begin(position.step)
         interruption.beat()
@@ -216,9 +217,21 @@ def _evaluate_and_save(
     last = position.step == total_steps
     ends = stop or last or refused is not None
     if ends or save_due(session.config.checkpoint, position.step, last, evaluated):
-        saver.save(content(session, position, metrics, evaluated), last=ends)
+        _save(session, position, metrics, saver, evaluated, ends=ends)
     if refused is not None:
         saver.wait()
         raise refused
     if stop:
         raise Stopped
+
+
+def _save(
+    session: Session,
+    position: Position,
+    metrics: TrainMetrics,
+    saver: checkpoint.Saver,
+    evaluated: Record | None,
+    *,
+    ends: bool,
+) -> None:
+    saver.save(content(session, position, metrics, evaluated), last=ends)

@@ -189,12 +189,17 @@ def gather(value: Any, ranks: Ranks) -> list[Any]:
     return values
 
 
-def run_steps(session: Session, batches: Iterable[Batch]) -> Tensor:
-    """One train step per batch; the global loss per step and task, (steps, T). Collective."""
+def run_steps(session: Session, batches: Iterable[Batch], done: int = 0) -> Tensor:
+    """One train step per batch; the global loss per step and task, (steps, T). Collective.
+
+    Args:
+        done: steps that the session has taken before.
+    """
     stream, losses = iter(batches), []
     session.model.train()
     while True:
         session.optimizers.set_learning_rates(1.0)
+        session.optimizers.set_applied_steps(done + len(losses))
         try:
             local = session.pipeline.step(stream).losses
         except StopIteration:
