@@ -61,3 +61,14 @@ def test_the_command_line_ends_with_one_line(
     monkeypatch.setattr("stem_torchrec.commands.plan.load_config", fails)
     assert cli.main(["plan", "--config", "c.yaml", "--world-size", "2"]) == 1
     assert capsys.readouterr().err == line
+
+
+def test_ctrl_c_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stem_torchrec.commands.plan.load_config", interrupted)
+    assert cli.main(["plan", "--config", "c.yaml"]) == 130
+    assert capsys.readouterr().err == "stopped by SIGINT\n"

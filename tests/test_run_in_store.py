@@ -243,7 +243,7 @@ def test_a_run_goes_on_without_its_store(
         with caplog.at_level(logging.WARNING):
             outcome = train(load_config(config, options), rank, existing="refuse", listener=listen)
     steps = [record["step"] for record in seen if record["kind"] == "checkpoint"]
-    assert steps in ([16], [14, 16])
+    assert steps in ([16, 16], [14, 16, 16])  # the last is tried twice
     assert [record["step"] for record in seen if record["kind"] == "train"] == [5, 10, 15, 16]
     assert "checkpoint of step 16 failed: rank 0: " in caplog.text
     assert outcome.test == seen[-1]

@@ -57,6 +57,8 @@ class Saver:
 
     Attributes:
         failure: why the newest save that has ended failed, or None.
+        published: step of the newest checkpoint that is there under its name, on rank 0; what
+            fails after that (another rank is lost) leaves it.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Saver:
         self._pending: tuple[int, Future[str | None]] | None = None
         self._last: Content | None = None
         self.failure: str | None = None
+        self.published: int | None = None
 
     def save(self, content: Content, *, last: bool = False) -> None:
         """Write ``folder/step_N``, or begin to. Collective.
@@ -190,6 +193,7 @@ class Saver:
             self._before()
         step = manifest.about["step"]
         publish(aside, folder_of(self._folder, step), manifest)
+        self.published = step
         with suppress(UserError):  # a store that does not answer now is asked again next time
             remove_old(self._folder, step, keep=self._config.keep, metric=self._config.keep_best)
 

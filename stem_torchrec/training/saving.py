@@ -53,10 +53,13 @@ def keep_last(session: Session, position: Position, saver: checkpoint.Saver) -> 
     Returns:
         Why nobody can go on from there, and what is kept instead; None if all is well.
     """
+    run_dir, step, ranks = session.config.run.dir, position.step, session.ranks
     saver.wait()
-    saver.try_again()
-    run_dir, step = session.config.run.dir, position.step
-    return session.ranks.on_first(lambda: _missing(run_dir, step, saver.failure))
+    if saver.failure is not None and ranks.on_first(lambda: saver.published != step):
+        saver.try_again()
+    return ranks.on_first(
+        lambda: _missing(run_dir, step, None if saver.published == step else saver.failure)
+    )
 
 
 def best_kept(session: Session) -> int | None:
@@ -94,9 +97,7 @@ def _missing(run_dir: Place, step: int, failure: str | None) -> str | None:
     else:
         reason = f"{run_dir / 'config.yaml'} is no longer there, without which nothing reads a run"
     older = [number for number in saved if number < step]
-    if described and step in saved:
-        kept = f"what was saved of step {step} before is kept"
-    elif described and older:
+    if described and older:
         kept = f"the newest that is kept is of step {older[-1]}, from which --resume goes on"
     else:
         kept = "nothing of what was trained is kept, on a disk or in memory"

@@ -125,6 +125,7 @@ def test_the_shards_of_all_ranks_agree(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of FBGEMM and torch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
