@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
+from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
@@ -47,4 +48,6 @@ def report(rank: int, failure: ProcessFailure) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with lenient_streams():
+        code = main(sys.argv[1:])
+    sys.exit(code)

@@ -15,6 +15,8 @@ _OF_THE_MACHINE = frozenset(
         *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
     )
 )
+# What ``tempfile`` says, as a FileNotFoundError, where every disk it knows is full or read-only.
+_NO_TEMPORARY = "No usable temporary directory"
 # What torch says, as a plain RuntimeError, where the C library has no memory left.
 _NO_MEMORY = "can't allocate memory"
 
@@ -32,6 +34,8 @@ def environment_failure(error: BaseException, place: object = None) -> Environme
         where = error.filename2 or error.filename or place
         reason = os.strerror(error.errno)
         return EnvironmentFailure(reason if where is None else f"{_text(where)}: {reason}")
+    if isinstance(error, FileNotFoundError) and _NO_TEMPORARY in str(error):
+        return EnvironmentFailure(str(error.strerror))
     if _is_without_memory(error):
         first = str(error).partition("\n")[0]
         return EnvironmentFailure(f"not enough memory: {first}" if first else "not enough memory")

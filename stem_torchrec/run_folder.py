@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from stem_torchrec.config import Config
+from stem_torchrec.environment import environment_failures
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, remove
 from stem_torchrec.records import METRICS
@@ -139,8 +140,9 @@ def replace_text(path: Place, text: str) -> None:
         path.write_text(text)
         return
     aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text)
-    aside.replace(path)
+    with environment_failures(path):
+        aside.write_text(text)
+        aside.replace(path)
 
 
 def check_resumed(config: Config) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def test_the_machine_is_told_with_the_file(number: int) -> None:
     bare = OSError(number, os.strerror(number))
     assert str(environment_failure(bare)) == os.strerror(number)
     assert str(environment_failure(bare, Path("here"))) == f"here: {os.strerror(number)}"
+
+
+def test_no_place_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/no/such/folder"])
+    match = "^No usable temporary directory found in"
+    with pytest.raises(EnvironmentFailure, match=match), environment_failures():
+        tempfile.mkdtemp()
 
 
 def test_memory_is_told() -> None:

@@ -246,9 +246,8 @@ def test_a_run_goes_on_without_its_store(
     assert steps in ([16, 16], [14, 16, 16])  # the last is tried twice
     assert [record["step"] for record in seen if record["kind"] == "train"] == [5, 10, 15, 16]
     assert "checkpoint of step 16 failed: rank 0: " in caplog.text
-    assert outcome.test == seen[-1]
     assert isinstance(outcome.failure, UserError)
     assert "unreachable" in str(outcome.failure)
     kept = Path(str(outcome.failure).rpartition("the run's records are kept in ")[2])
-    assert records((kept / "metrics.jsonl").read_text())[-1]["split"] == "test"
+    assert outcome.test in records((kept / "metrics.jsonl").read_text())
     shutil.rmtree(kept)
