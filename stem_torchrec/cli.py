@@ -20,6 +20,8 @@ from stem_torchrec.commands.train import add_train
 from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.environment import environment_failure
 from stem_torchrec.errors import CheckpointError, UserError, WorkerError
+from stem_torchrec.parent_watch import end_with_parent
+from stem_torchrec.versions import version_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options, rest = _parser().parse_known_args(arguments)
+    end_with_parent()
     try:
         refuse_check_of_source(options)
         code = options.run(options, rest)
@@ -63,6 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)
@@ -80,5 +84,8 @@ def _left_to_torchrun(error: Exception) -> bool:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    get_error_handler().record_exception(error)
+    try:
+        get_error_handler().record_exception(error)
+    except OSError:  # of the disk for temporary files
+        return False
     return True

@@ -64,7 +64,7 @@ def test_a_failure_stays_as_it_is() -> None:
 def test_the_command_line_ends_with_one_line(
     error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("stem_torchrec.commands.plan.load_config", fails)
@@ -75,7 +75,7 @@ def test_the_command_line_ends_with_one_line(
 def test_ctrl_c_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stem_torchrec.commands.plan.load_config", interrupted)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stem_torchrec.records import METRICS, Recorder
+from stem_torchrec.records import METRICS, Recorder, defined
 
 
 @contextmanager
@@ -71,3 +71,8 @@ def test_what_a_disk_never_takes_is_said(tmp_path: Path) -> None:
     assert (
         str(recorder.failure) == f"{tmp_path / METRICS}: File too large: the last records are lost"
     )
+
+
+def test_what_json_does_not_have_is_none() -> None:
+    figures = {"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}, "e": 3, "f": None}
+    assert defined(figures) == {"a": None, "b": {"c": None, "d": 1.5}, "e": 3, "f": None}

@@ -6,7 +6,7 @@ import pytest
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import remove
-from stem_torchrec.run_folder import check_links, clear_run
+from stem_torchrec.run_folder import check_links, check_run_dir, clear_run
 
 
 @pytest.fixture
@@ -25,11 +25,14 @@ def linked(tmp_path: Path) -> Path:
 
 def test_overwriting_keeps_links_and_clears_what_is_ours_behind_them(linked: Path) -> None:
     check_links(linked)
+    with pytest.raises(UserError, match="already holds a run"):
+        check_run_dir(linked, "refuse")
     clear_run(linked, "overwrite")
     assert sorted(path.name for path in linked.iterdir()) == ["checkpoints", "tb"]
     for name in ("checkpoints", "tb"):
         assert (linked / name).is_symlink()
         assert [path.name for path in (linked / name).iterdir()] == ["other"]
+    check_run_dir(linked, "refuse")  # links may be made before a run, too
 
 
 def test_a_run_folder_that_is_a_link_itself(linked: Path, tmp_path: Path) -> None:

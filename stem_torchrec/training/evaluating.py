@@ -4,7 +4,7 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import SplitRefused, UserError
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
-from stem_torchrec.records import Record, has_evaluation
+from stem_torchrec.records import Record, defined, has_evaluation
 from stem_torchrec.session import Session, open_split
 from stem_torchrec.training.position import Position
 
@@ -29,7 +29,7 @@ def evaluate(session: Session, split: str, step: int, epoch: int | None = None) 
     joined = predict(session, reader)
     record = {"kind": "eval", "split": split, "step": step, "epoch": epoch}
     record |= {"samples": reader.num_rows}
-    return session.ranks.on_first(lambda: record | evaluation(tasks, joined))
+    return session.ranks.on_first(lambda: record | defined(evaluation(tasks, joined)))
 
 
 def predict(session: Session, reader: ParquetReader) -> Joined | None:

@@ -52,12 +52,18 @@ def figures_of(records: Sequence[Record]) -> Figures:
     """The figures of a finished run; speed and memory are those of its last train record."""
     test = last_test(records)
     assert test is not None, "only finished runs have figures"
-    found = {f"{name}/{task}": v for name in PER_TASK for task, v in test[name].items()}
-    found["auc_mean"] = test["auc_mean"]
+    by_task = {name: test.get(name) for name in PER_TASK}
+    found = {
+        f"{name}/{task}": value
+        for name, values in by_task.items()
+        if isinstance(values, Mapping)
+        for task, value in values.items()
+    }
+    found["auc_mean"] = test.get("auc_mean")
     for name, key in (("qps", "qps_total"), ("peak_memory_bytes", "peak_memory_bytes")):
         known = [r[key] for r in records if r["kind"] == "train" and r.get(key) is not None]
         found[name] = known[-1] if known else None
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if type(value) in (int, float)}
 
 
 def count_parameters(config: Config) -> Parameters:
