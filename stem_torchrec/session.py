@@ -21,7 +21,12 @@ from stem_torchrec.schema import Schema, load_schema
 
 @dataclass(frozen=True)
 class Session:
-    """A sharded model with what trains it, on this rank."""
+    """A sharded model with what trains it, on this rank.
+
+    Attributes:
+        splits: those of the data as the session begins. One that is gone later is an error, not
+            an evaluation less.
+    """
 
     config: Config
     schema: Schema
@@ -31,6 +36,7 @@ class Session:
     pipeline: Pipeline
     fork: BalancedFork | None
     plan_report: str
+    splits: frozenset[str]
 
     @property
     def table_sharding(self) -> dict[str, str]:
@@ -65,7 +71,8 @@ def build(config: Config, ranks: Ranks) -> Session:
     model = shard(config, step, planned, ranks)
     optimizers = Optimizers(config, model)
     pipeline = Pipeline(model, optimizers, ranks, undo=fork.undo if fork is not None else None)
-    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
+    splits = ranks.on_first(lambda: _splits(config.data.path))
+    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report, splits)
 
 
 def open_split(
@@ -103,6 +110,10 @@ def open_split(
         negatives=negatives,
         manifest=manifest,
     )
+
+
+def _splits(path: Place) -> frozenset[str]:
+    return frozenset(split for split in ("train", "valid", "test") if has_split(path, split))
 
 
 def has_split(path: Place, split: str) -> bool:

@@ -18,6 +18,7 @@ from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined
+from stem_torchrec.finished_run import unfinished
 from stem_torchrec.place import Place
 from stem_torchrec.run_folder import require_run
 from stem_torchrec.schema import Schema
@@ -60,8 +61,8 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
     """The runs in some folders.
 
     Raises:
-        UserError: a folder holds no run or no checkpoint, or is given twice; an override changes
-            more than where and how runs are read.
+        UserError: a folder holds no run or no checkpoint, or not that of its last step, or is
+            given twice; an override changes more than where and how runs are read.
     """
     for override in overrides:
         if override.startswith("--") and not override[2:].startswith(OVERRIDES):
@@ -76,6 +77,8 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
             raise UserError(f"{option}: {str(folder)!r} is given twice")
         config = load_config(folder / "config.yaml", ["--run.dir", str(folder), *overrides])
         checkpoint.newest(folder)
+        if (missing := unfinished(folder)) is not None:
+            raise UserError(f"{option}: {folder}: {missing}; go on with it: train --resume")
         runs.append(Run(folder, config, selected_schema(config)))
     return runs
 

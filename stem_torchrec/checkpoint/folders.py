@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def publish(aside: Place, final: Place, manifest: Manifest) -> None:
         return
     if final.exists():
         old = final.with_name(final.name + REPLACED)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         final.rename(old)
     aside.rename(final)
     sync_folder(final.parent)
@@ -100,6 +99,12 @@ def complete(folder: Place) -> Iterator[tuple[int, Place, Manifest]]:
             yield step, path, read_manifest(path)
         except Damaged:
             continue
+
+
+def epoch_of(path: Place) -> int | None:
+    """The epoch that a checkpoint's last step belongs to; None where it does not say so."""
+    epoch = read_manifest(path).about.get("epoch")
+    return epoch if isinstance(epoch, int) else None
 
 
 def has_published(run_dir: Place) -> bool:

@@ -81,6 +81,6 @@ def read(folder: Place, state: dict[str, Any], ranks: Ranks) -> None:
         dcp.load(state, storage_reader=Reader(folder), planner=planner, process_group=group)
     except CheckpointException as failure:
         for error, _ in failure.failures.values():
-            if isinstance(error, UserError):
-                raise error from None
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise error from None  # the latter is Ctrl-C, which is nobody's failure
         raise CheckpointError(f"{folder}: {message_of(failure)}") from failure

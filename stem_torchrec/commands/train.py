@@ -104,9 +104,16 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
             print_note(NOTE)
         return
     if outcome.stopped is not None:
-        print_note(f"stopped by a signal after step {outcome.stopped}; --resume goes on from there")
+        goes_on = "" if outcome.failure else "; --resume goes on from there"
+        print_note(f"stopped by a signal after step {outcome.stopped}{goes_on}")
     elif outcome.test is not None:
         print_evaluation(outcome.test, outcome.qps)
+        if outcome.best not in (None, outcome.test["step"]):
+            print_note(
+                f"tested are the last weights; checkpoint.keep_best keeps step {outcome.best} too"
+            )
+    if outcome.failure is not None:
+        raise outcome.failure
 
 
 def _initial(options: argparse.Namespace) -> "Initial | None":

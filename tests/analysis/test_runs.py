@@ -1,5 +1,6 @@
 """Reading finished runs: order of rows, tables, groups, what must fit together."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,15 @@ def test_the_same_run_twice(runs: dict[str, Run], finished: Path) -> None:
     refused(error, "--runs", runs["both"].path, "a/copy", "run.seed 0")
     with pytest.raises(UserError, match=r"--runs: .*is given twice"):
         read_runs("--runs", [finished / "both", finished / "data" / ".." / "both"])
+
+
+def test_a_run_without_its_last_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    """An older one has other weights than the run's figures tell of."""
+    shutil.copytree(finished / "both", tmp_path / "run")
+    (last,) = (tmp_path / "run" / "checkpoints").iterdir()
+    last.rename(last.with_name("step_1"))
+    with pytest.raises(UserError, match=r"--runs: .*run: no checkpoint of step .*of step 1"):
+        read_runs("--runs", [tmp_path / "run"])
 
 
 def test_single_runs_are_matched_by_task_and_seed(runs: dict[str, Run]) -> None:
