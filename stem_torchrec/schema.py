@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import usable
 from stem_torchrec.frozen import Frozen
 from stem_torchrec.hints import did_you_mean, shown
 from stem_torchrec.place import Place
@@ -138,15 +139,19 @@ def load_schema(folder: Place) -> Schema:
     Raises:
         UserError: the folder or the file is missing, or its content is not a schema.
     """
-    if not folder.is_dir():
-        if isinstance(folder, StorePath):
-            folder.require_bucket()
-        raise UserError(f"data.path: {str(folder)!r} is not a folder; expected a prepared data set")
     path = folder / SCHEMA_FILE
-    if not path.is_file():
-        raise UserError(f"data.path: {str(path)!r} is missing; a prepared folder has one")
+    with usable("data.path", folder):
+        if not folder.is_dir():
+            if isinstance(folder, StorePath):
+                folder.require_bucket()
+            raise UserError(
+                f"data.path: {str(folder)!r} is not a folder; expected a prepared data set"
+            )
+        if not path.is_file():
+            raise UserError(f"data.path: {str(path)!r} is missing; a prepared folder has one")
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_each_once)
+        content = json.loads(text, object_pairs_hook=_each_once)
     except RecursionError:
         raise UserError(f"{path}: not valid JSON (nested too deep)") from None
     except ValueError as error:

@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import RefusedYaml, careful_load
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import usable
 from stem_torchrec.hints import did_you_mean, shown, unknown_key
 from stem_torchrec.place import WRONG_PLACE, Place
 from stem_torchrec.store_path import StorePath
@@ -111,10 +112,11 @@ def load_file(model: type[Model], path: Path, option: str) -> Model:
 
 
 def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{option}: no file {str(path)!r}")
     try:
-        content = careful_load(path.read_bytes().decode())
+        with usable(option, path):
+            if not path.is_file():
+                raise UserError(f"{option}: no file {str(path)!r}")
+            content = careful_load(path.read_bytes().decode())
     except RefusedYaml as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stem_torchrec.commands.options import Commands, HelpFormatter, local_place, place
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import check_writable, make_folder
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
@@ -179,8 +180,7 @@ def _read(
 def _check_place(options: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("analyze: runs in one process; start it without torchrun")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out: {str(options.out)!r} is a file, expected a folder")
+    check_writable("--out", options.out)
 
 
 def _task_pair(text: str) -> tuple[str, str]:
@@ -201,6 +201,7 @@ def _check_seeds(singles: Sequence["Run"], runs: Sequence["Run"], tasks: Sequenc
 def _finish(report: "Report", out: Path, name: str, table: "Table") -> None:
     from stem_torchrec.console import print_report
 
+    make_folder("--out", out)
     written = report.write(out, name)
     print_report(report.title, table, written)
 

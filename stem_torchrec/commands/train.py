@@ -76,6 +76,8 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.checks import check_data, check_settings
     from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
+    from stem_torchrec.folder_lock import refuse_locked
+    from stem_torchrec.holder import Holder
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import Existing, check_run
     from stem_torchrec.workers import train_worker
@@ -92,6 +94,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         check_devices(config.distributed, num_workers)
         schema = check_settings(config, num_workers)
         check_run(config, existing)
+        refuse_locked("run.dir", config.run.dir, Holder.this())
         check_data(config, schema)
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts

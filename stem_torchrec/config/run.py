@@ -15,7 +15,7 @@ class RunConfig(Section):
         60,
         ge=1,
         le=MAX_SECONDS,
-        description="seconds from SIGTERM or SIGINT in which a run saves a checkpoint and ends",
+        description="seconds from a stop signal in which a run saves a checkpoint and ends",
     )
 
 

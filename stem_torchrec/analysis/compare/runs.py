@@ -19,7 +19,9 @@ from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
 from stem_torchrec.analysis.compare.results import last_test
 from stem_torchrec.config.careful_yaml import careful_load
+from stem_torchrec.early_signals import stop_signals
 from stem_torchrec.errors import UserError
+from stem_torchrec.parent_watch import ends_its_children
 from stem_torchrec.records import read_records
 from stem_torchrec.settings import dump_config
 
@@ -104,7 +106,7 @@ def run_all(
 ) -> list[Finished]:
     """Train what is not there yet, ``ranks.parallel`` at a time; the others go on when one fails.
 
-    Whatever ends this function early, Ctrl-C and SIGTERM too, ends the processes it started.
+    Whatever ends this function early, a signal too, ends the processes it started.
     """
     waiting, finished = list(runs), []
     processes: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
@@ -113,7 +115,7 @@ def run_all(
         finished.append(outcome)
         ended(outcome)
 
-    with _sigterm_as_exit():
+    with _signals_as_exit(), ends_its_children():
         try:
             while waiting or processes:
                 while waiting and len(processes) < ranks.parallel:
@@ -185,12 +187,16 @@ def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
+def _signals_as_exit() -> Iterator[None]:
+    """SIGTERM and SIGHUP; Python does so with Ctrl-C."""
+
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    handled = set(stop_signals()) - {signal.SIGINT}
+    before = {name: signal.signal(name, leave) for name in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
