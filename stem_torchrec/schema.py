@@ -151,12 +151,20 @@ def load_schema(folder: Place) -> Schema:
             raise UserError(f"data.path: {str(path)!r} is missing; a prepared folder has one")
         text = path.read_bytes()
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_each_once)
     except RecursionError:
         raise UserError(f"{path}: not valid JSON (nested too deep)") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     return _validated(content, str(path))
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return content
 
 
 def _validated(content: object, where: str) -> Schema:
