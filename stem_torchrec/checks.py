@@ -15,16 +15,21 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
+from stem_torchrec.run_schema import fitted_schema
 from stem_torchrec.schema import Schema
 from stem_torchrec.session import has_split, selected_schema
 
 
-def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
+def check_inputs(
+    config: Config, splits: Sequence[str] | None = None, *, of_run: bool = False
+) -> None:
     """Raise the UserErrors that config and data can tell before any rank starts.
 
-    ``splits`` are the splits a command needs; null: train, and the others where they are.
+    Args:
+        splits: those a command needs; if None train, and the others where they are.
+        of_run: the run in ``run.dir`` is read or gone on with, which has a schema of its own.
     """
-    schema = selected_schema(config)
+    schema = fitted_schema(config).schema if of_run else selected_schema(config)
     with torch.device("meta"):
         recommender = Recommender(config, schema)
     check_patterns(config.distributed, table_names(recommender))

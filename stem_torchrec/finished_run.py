@@ -14,6 +14,7 @@ from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.layers.gates import Gates
 from stem_torchrec.records import Record
+from stem_torchrec.run_schema import schema_of_run
 from stem_torchrec.schema import Feature
 from stem_torchrec.session import Session, build, open_split
 from stem_torchrec.training.evaluating import evaluate, predict
@@ -39,7 +40,7 @@ class MeanGates(NamedTuple):
 def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
     """A session with a run's newest checkpoint on these ranks, and its step. Collective."""
     folder = checkpoint.newest_valid(config.run.dir, ranks)
-    session = build(config, ranks)
+    session = build(config, ranks, schema_of_run(config, ranks))
     return session, checkpoint.load(folder, session.model, None, ranks)["step"]
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, remove
 from stem_torchrec.records import METRICS
+from stem_torchrec.schema import SCHEMA_FILE, Schema
 from stem_torchrec.settings import dump_config, load_config
 from stem_torchrec.store_path import StorePath
 
@@ -21,7 +22,7 @@ MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
-OWN_FILES = ("config.yaml", "plan.txt", "init.json", METRICS, "checkpoints", "tb", JOB)
+OWN_FILES = (SCHEMA_FILE, "config.yaml", "plan.txt", "init.json", METRICS, "checkpoints", "tb", JOB)
 
 
 def check_run_dir(run_dir: Place, existing: Existing) -> None:
@@ -47,7 +48,11 @@ def check_run_dir(run_dir: Place, existing: Existing) -> None:
 
 def check_run(config: Config, existing: Existing) -> None:
     """As ``check_run_dir``; also refuse to resume a run with another model."""
-    check_run_dir(config.run.dir, existing)
+    run_dir, data = config.run.dir, config.data.path
+    is_data = (run_dir / SCHEMA_FILE).is_file() and not (run_dir / "config.yaml").is_file()
+    if is_data or run_dir.resolve() == data.resolve():  # a run has a schema.json of its own
+        raise UserError(f"run.dir: {str(run_dir)!r} holds a prepared data set; choose another")
+    check_run_dir(run_dir, existing)
     if existing == "resume":
         check_resumed(config)
 
@@ -69,10 +74,11 @@ def clear_run(run_dir: Place, existing: Existing) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def create_run(config: Config, plan_report: str) -> None:
-    """Write the resolved config and the plan."""
+def create_run(config: Config, schema: Schema, plan_report: str) -> None:
+    """Write the resolved config, the schema of what is trained, and the plan."""
     run_dir = config.run.dir
     (run_dir / "config.yaml").write_text(dump_config(config, installed_versions()))
+    schema.save(run_dir)
     (run_dir / "plan.txt").write_text(plan_report)
 
 
@@ -81,14 +87,15 @@ def write_init(run_dir: Place, report: Mapping[str, Any]) -> None:
     (run_dir / "init.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def continue_run(config: Config, plan_report: str, step: int) -> None:
-    """Bring the folder of a run to where it goes on, after ``step``: config, plan, records.
+def continue_run(config: Config, schema: Schema, plan_report: str, step: int) -> None:
+    """Bring the folder of a run to where it goes on, after ``step``: config, schema, plan, records.
 
     Records of later steps, and those of the test split, come anew; a line that the run's end has
     cut off goes with them.
     """
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    schema.save(run_dir)
     replace_text(run_dir / "plan.txt", plan_report)
     records = run_dir / METRICS
     if records.exists():
@@ -136,15 +143,14 @@ def check_resumed(config: Config) -> None:
                     )
 
 
-def about_run(
-    config: Config, tasks: Sequence[str], table_sharding: Mapping[str, str]
-) -> dict[str, Any]:
+def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run."""
     content = config.model_dump(mode="json", exclude={"run": {"dir"}, "versions": True})
     return {
         "versions": installed_versions(),
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        "tasks": list(tasks),
+        "tasks": list(schema.task_names),
+        "schema": schema.content(),
         "plan": dict(table_sharding),
     }
 

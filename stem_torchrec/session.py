@@ -48,9 +48,13 @@ def selected_schema(config: Config) -> Schema:
     return schema.select(features=config.data.features, tasks=config.tasks.names)
 
 
-def build(config: Config, ranks: Ranks) -> Session:
-    """Model, plan, sharding, optimizers, pipeline. Collective."""
-    schema = selected_schema(config)
+def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session:
+    """Model, plan, sharding, optimizers, pipeline. Collective.
+
+    Args:
+        schema: features and tasks in their order; those that the config selects if None.
+    """
+    schema = schema or selected_schema(config)
     torch.manual_seed(config.run.seed)
     step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
     fork = install(

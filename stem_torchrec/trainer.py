@@ -19,6 +19,7 @@ from stem_torchrec.run_folder import (
     create_run,
     write_init,
 )
+from stem_torchrec.run_schema import schema_of_run
 from stem_torchrec.session import Session, build, has_split, open_split
 from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
@@ -59,7 +60,8 @@ def train(
     """
     existing = ranks.on_first(lambda: existing_after_restart(config.run.dir, existing))
     ranks.on_first(lambda: check_run(config, existing))
-    session = build(config, ranks)
+    schema = schema_of_run(config, ranks) if existing == "resume" else None
+    session = build(config, ranks, schema)
     reader = open_split(session, "train", for_training=True)
     metrics = train_metrics(session)
     if existing == "resume":
@@ -103,7 +105,7 @@ def _begin(
         report = checkpoint.load_initial(session.model, session.schema, initial, ranks)
     ranks.on_first(lambda: clear_run(config.run.dir, existing))
     ranks.on_first(lambda: mark(config.run.dir))
-    ranks.on_first(lambda: create_run(config, session.plan_report))
+    ranks.on_first(lambda: create_run(config, session.schema, session.plan_report))
     if report is not None and ranks.is_first:
         write_init(config.run.dir, report)
         listener({"kind": "init", **report})
@@ -115,7 +117,7 @@ def _go_on(session: Session, reader: ParquetReader, metrics: TrainMetrics) -> Po
     folder = checkpoint.newest_valid(config.run.dir, ranks)
     saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
     position = Position(reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"])
-    ranks.on_first(lambda: continue_run(config, session.plan_report, position.step))
+    ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, position.step))
     checkpoint.load_own(folder, metrics, session.fork, ranks)
     return position
 

@@ -9,6 +9,7 @@ from stem_torchrec.checkpoint.folders import (
     FOLDER,
     has_published,
     newest,
+    newest_about,
     newest_valid,
     saved_steps,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "load_own",
     "metric_value",
     "newest",
+    "newest_about",
     "newest_valid",
     "own_state",
     "saved_steps",

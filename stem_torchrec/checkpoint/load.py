@@ -24,6 +24,7 @@ POSITION = (
     "batch_size",
     "intervals",
     "order",
+    "files",
 )
 """What a position holds: numbers, lists and text, the same on every rank."""
 

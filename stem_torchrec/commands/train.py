@@ -90,7 +90,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
         check_run(config, existing)
-        check_inputs(config)
+        check_inputs(config, of_run=existing == "resume")
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
     )

@@ -7,6 +7,9 @@ v modulo 2^64, a text by the first 8 bytes, big-endian, of the SHA-256 of its UT
 import hashlib
 from collections.abc import Callable
 
+HASH_FUNCTION = "splitmix64-or-sha256"
+"""Its name in ``schema.json``: another function, or other values for it, need another name."""
+
 _MASK = 2**64 - 1
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
