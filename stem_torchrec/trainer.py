@@ -117,8 +117,8 @@ def _go_on(session: Session, reader: ParquetReader, metrics: TrainMetrics) -> Po
     folder = checkpoint.newest_valid(config.run.dir, ranks)
     saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
     position = Position(reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"])
-    ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, position.step))
     checkpoint.load_own(folder, metrics, session.fork, ranks)
+    ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, position.step))
     return position
 
 
