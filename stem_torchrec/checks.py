@@ -15,9 +15,9 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
-from stem_torchrec.run_schema import fitted_schema
+from stem_torchrec.run_schema import fitted_schema, selected_schema
 from stem_torchrec.schema import Schema
-from stem_torchrec.session import has_split, selected_schema
+from stem_torchrec.session import has_split
 
 
 def check_inputs(

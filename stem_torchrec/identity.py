@@ -1,6 +1,6 @@
 """Whether the features and tasks of a data folder mean what they meant for a run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stem_torchrec.data.vocabulary_identity import identity_of, vocabulary_file
@@ -119,6 +119,24 @@ def compare_tasks(pairs: Iterable[tuple[Task, Task]], there: str, folder: Place)
                 f"{folder}: task {now.name!r}: its label column is {now.label_column!r}, {there} "
                 f"has {then.label_column!r}"
             )
+
+
+def renamed(schema: Schema, names: Mapping[str, str]) -> Schema:
+    """A run's schema as ``names`` (there -> here) calls its features and tasks."""
+
+    def here(name: str) -> str:
+        return names.get(name, name)
+
+    features = tuple(
+        feature.model_copy(
+            update={"name": here(feature.name), "table": here(feature.table_name)}
+            if feature.kind != "dense"
+            else {"name": here(feature.name)}
+        )
+        for feature in schema.features
+    )
+    tasks = tuple(Task(name=here(task.name), column=task.label_column) for task in schema.tasks)
+    return schema.model_copy(update={"features": features, "tasks": tasks})
 
 
 def unknown_ids(compared: Compared, folder: Place) -> list[str]:

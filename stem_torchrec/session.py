@@ -16,7 +16,8 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.optim import Optimizers
 from stem_torchrec.place import Place
 from stem_torchrec.recommender import Recommender, TrainStep
-from stem_torchrec.schema import Schema, load_schema
+from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,6 @@ class Session:
             for module in self.model.plan.plan.values()
             for table, sharding in module.items()
         }
-
-
-def selected_schema(config: Config) -> Schema:
-    """The data's schema with the config's features and tasks only."""
-    schema = load_schema(config.data.path)
-    return schema.select(features=config.data.features, tasks=config.tasks.names)
 
 
 def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session:

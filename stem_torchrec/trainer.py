@@ -19,7 +19,7 @@ from stem_torchrec.run_folder import (
     create_run,
     write_init,
 )
-from stem_torchrec.run_schema import schema_of_run
+from stem_torchrec.run_schema import schema_of_new, schema_of_run
 from stem_torchrec.session import Session, build, has_split, open_split
 from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
@@ -60,7 +60,10 @@ def train(
     """
     existing = ranks.on_first(lambda: existing_after_restart(config.run.dir, existing))
     ranks.on_first(lambda: check_run(config, existing))
-    schema = schema_of_run(config, ranks) if existing == "resume" else None
+    if existing == "resume":
+        schema = schema_of_run(config, ranks)
+    else:
+        schema = schema_of_new(config, initial, ranks)
     session = build(config, ranks, schema)
     reader = open_split(session, "train", for_training=True)
     metrics = train_metrics(session)
@@ -102,7 +105,7 @@ def _begin(
     """Take the first weights from another run if asked, and make the run's folder. Collective."""
     config, ranks, report = session.config, session.ranks, None
     if initial is not None:
-        report = checkpoint.load_initial(session.model, session.schema, initial, ranks)
+        report = checkpoint.load_initial(session.model, config, session.schema, initial, ranks)
     ranks.on_first(lambda: clear_run(config.run.dir, existing))
     ranks.on_first(lambda: mark(config.run.dir))
     ranks.on_first(lambda: create_run(config, session.schema, session.plan_report))

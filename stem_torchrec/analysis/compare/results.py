@@ -13,7 +13,7 @@ from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
 from stem_torchrec.recommender import Recommender
-from stem_torchrec.session import selected_schema
+from stem_torchrec.run_schema import selected_schema
 
 Record = dict[str, Any]
 Figures = dict[str, float]
