@@ -39,18 +39,19 @@ def fitted_schema(config: Config) -> Fitted:
     """
     data, there = load_schema(config.data.path), str(config.run.dir)
     about = checkpoint.newest_about(config.run.dir)
-    saved = schema_from(about["schema"], there) if "schema" in about else None
-    notes: list[str] = []
-    if saved is None:  # written by a version that did not keep it
-        saved = data.select(features=config.data.features, tasks=about["tasks"])
-        notes.append(
+    if "schema" in about:
+        found = fitted(schema_from(about["schema"], there), there, data, config.data.path)
+    else:
+        note = (
             f"{there}: its checkpoints hold no schema (an earlier version wrote them); that of "
             f"{config.data.path} is taken, and whether features and ids are the same is not known"
         )
-    notes += _check_asked("data.features", config.data.features, _names(saved), there)
-    notes += _check_asked("tasks.names", config.tasks.names, saved.task_names, there)
-    found = fitted(saved, there, data, config.data.path)
-    return Fitted(found.schema, notes + found.notes)
+        selected = data.select(features=config.data.features, tasks=about["tasks"])
+        found = Fitted(selected, [note])
+    schema = found.schema
+    asked = _check_asked("data.features", config.data.features, _names(schema), there)
+    asked += _check_asked("tasks.names", config.tasks.names, schema.task_names, there)
+    return Fitted(schema, found.notes + asked)
 
 
 def initial_schema(config: Config, initial: Initial) -> Fitted:
