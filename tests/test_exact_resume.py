@@ -1,22 +1,18 @@
 """A run that is stopped and resumed is the run that was not, bit for bit."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from stem_torchrec import checkpoint
-from stem_torchrec.checkpoint.files import Reader
-from stem_torchrec.checkpoint.index import read_index
 from stem_torchrec.config import Config
 from stem_torchrec.run_folder import Existing
 from stem_torchrec.settings import load_config
 from stem_torchrec.trainer import train
+from tests.checkpoint.saved_runs import whole_state
 from tests.distributed.processes import Processes
 from tests.prepared import small_config, small_data
 
@@ -68,17 +64,8 @@ def records(run_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
 def saved(run_dir: Path) -> dict[str, Any]:
     """Everything in the newest checkpoint, flat."""
     folder = checkpoint.newest(run_dir)
-    content: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        _load_state_dict(
-            content,
-            storage_reader=Reader(folder, read_index(folder)),
-            planner=_EmptyStateDictLoadPlanner(),
-            no_dist=True,
-        )
     own = [torch.load(path) for path in sorted(folder.glob("rank_*.pt"))]
-    return flat({"common": content, "own": own})
+    return flat({"common": whole_state(folder), "own": own})
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

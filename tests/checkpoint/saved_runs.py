@@ -4,13 +4,18 @@ import io
 import json
 import pickle
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from stem_torchrec.checkpoint.files import Reader
+from stem_torchrec.checkpoint.index import read_index
 from stem_torchrec.checkpoint.manifest import (
     BLOCK_BYTES,
     FileEntry,
@@ -43,6 +48,20 @@ def go_on(ranks: Any, run_dir: Path, *options: str) -> None:
     """Resume the run up to its sixth step."""
     config = config_of_run(run_dir, "--train.max_steps", "6", *options)
     train(config, ranks, existing="resume", listener=lambda record: None)
+
+
+def whole_state(folder: Path) -> dict[str, Any]:
+    """Everything in a checkpoint but what each rank keeps for itself, nested as it was saved."""
+    state: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        _load_state_dict(
+            state,
+            storage_reader=Reader(folder, read_index(folder)),
+            planner=_EmptyStateDictLoadPlanner(),
+            no_dist=True,
+        )
+    return state
 
 
 def last(run_dir: Path) -> Path:
