@@ -168,7 +168,7 @@ def _parsed(text: str, folder: Place) -> Manifest:
                 f"{folder}: a checkpoint of format {number}; this version reads 1 to {FORMAT}"
             )
         files = tuple(FileEntry(f["name"], f["size"], tuple(f["crc32"])) for f in content["files"])
-        manifest = Manifest(content["about"], files, number)
+        manifest = Manifest(dict(content["about"]), files, number)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Damaged(f"{MANIFEST} is damaged") from None
     if as_written != text or not isinstance(checksum, int):
