@@ -24,7 +24,6 @@ from stem_torchrec.data.prepare.encoding import (
 from stem_torchrec.data.prepare.placing import order_sql, place_rows
 from stem_torchrec.data.prepare.prepared import (
     ROW_GROUP_ROWS,
-    VOCABULARY_FOLDER,
     folders_of_splits,
     write_metadata,
 )
@@ -37,6 +36,7 @@ from stem_torchrec.data.prepare.row_columns import Column, row_columns
 from stem_torchrec.data.prepare.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.prepare.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.data.prepare.working_database import Resources, WorkingDatabase, working_database
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.schema import SPLITS, Schema
 
 _UNSEEN = "count unseen ids"
