@@ -7,6 +7,7 @@ import duckdb
 
 from stem_torchrec.data.prepare.describe import Description
 from stem_torchrec.data.prepare.raw_files import RawFiles
+from stem_torchrec.data.prepare.sql_text import SqlText
 from stem_torchrec.data.prepare.working_database import quoted
 from stem_torchrec.errors import UserError
 
@@ -37,21 +38,21 @@ def bind(connection: duckdb.DuckDBPyConnection, raw: RawFiles, key: str, text: s
     """Check an expression of the user against the raw columns.
 
     Raises:
-        UserError: it is no single expression over one row, or names a column that is not there.
+        UserError: it is no single expression over one row, calls what is no function of the row's
+            values (see ``sql_text``), or names a column that is not there.
     """
     if text in raw.columns:  # whatever SQL would make of the word
         return bind_column(raw, key, text)
+    with SqlText() as parser:
+        parser.require_expression(key, text, raw.columns)
     sql = f"({text}\n)"  # the line break ends a comment
     source = f"(SELECT * FROM {raw.relation()})"
     try:
         # WHERE refuses what needs more than one row: aggregates and window functions.
         connection.execute(f"EXPLAIN SELECT 1 FROM {source} WHERE {sql} IS NOT NULL")
-        # Without the parentheses, so that the text cannot close them.
-        found = connection.execute(f"DESCRIBE SELECT {text}\nFROM {source}").fetchall()
+        found = connection.execute(f"DESCRIBE SELECT {sql} FROM {source}").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
         raise UserError(f"{key}: {_reason(str(error), raw)}") from None
-    if len(found) != 1:
-        raise UserError(f"{key}: {text!r} is not one expression")
     return Expression(key, sql, found[0][1])
 
 

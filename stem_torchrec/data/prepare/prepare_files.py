@@ -88,12 +88,14 @@ def prepare_files(
             is full.
     """
     options, watcher = options or PrepareOptions(), watcher or Unseen()
-    request = request_of(find_files(sources), options, description=description)
+    files = find_files(sources)
+    request = request_of(files, options, description=description)
     with (
         building(out, overwrite=overwrite, request=request, fresh=fresh) as made,
         folders_of_splits(made.prepared),
     ):
         with working_database(made.work, options) as database:
+            database.lock(files, [made.prepared])
             raw = open_raw_files(
                 database.connection,
                 sources,

@@ -11,6 +11,7 @@ import duckdb
 from stem_torchrec.data.prepare.describe import RawFormat
 from stem_torchrec.data.prepare.raw_errors import readable_errors
 from stem_torchrec.data.prepare.raw_headers import column_names, find_files
+from stem_torchrec.data.prepare.sql_text import SqlText
 from stem_torchrec.data.prepare.working_database import fetch_one, literal, quoted
 from stem_torchrec.errors import UserError
 
@@ -126,7 +127,7 @@ def open_raw_files(
             )
     columns = dict.fromkeys(names, "VARCHAR")
     detected = _detect_types(connection, RawFiles(paths, raw_format, columns))
-    columns |= detected | dict.fromkeys(text_columns, "VARCHAR") | raw_format.types
+    columns |= detected | dict.fromkeys(text_columns, "VARCHAR") | _given_types(raw_format)
     columns = {name: columns[name] for name in names}
     found = frozenset(names) - frozenset(raw_format.types)
     return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
@@ -136,6 +137,16 @@ def used_columns(raw: RawFiles, expressions: Collection[str]) -> set[str]:
     """Columns that expressions may use: those whose names occur in them."""
     text = "\n".join(expressions).lower()
     return {name for name in raw.columns if name.lower() in text}
+
+
+def _given_types(raw_format: RawFormat) -> dict[str, str]:
+    if not raw_format.types:
+        return {}
+    with SqlText() as parser:
+        return {
+            column: parser.type_name(f"format.types.{column}", text)
+            for column, text in raw_format.types.items()
+        }
 
 
 def _open_parquet(

@@ -1,9 +1,10 @@
 """The DuckDB file in which an adapter works, with bounded memory, and what its errors mean."""
 
+import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,17 @@ class WorkingDatabase:
     log: StageLog
     needed_bytes: int | None = None
 
+    def lock(self, files: Iterable[Path], folders: Iterable[Path]) -> None:
+        """From now on SQL reaches these files and what lies in these folders, no other file and no
+        network, and cannot undo that."""
+        # DuckDB asks for a path as it is written in SQL first, then for what it stands for.
+        paths = [text for file in files for text in (str(file), glob.escape(str(file)))]
+        inside = [str(folder) for folder in folders]
+        self.connection.execute(f"SET allowed_paths = [{', '.join(map(literal, paths))}]")
+        self.connection.execute(f"SET allowed_directories = [{', '.join(map(literal, inside))}]")
+        self.connection.execute("SET enable_external_access = false")
+        self.connection.execute("SET lock_configuration = true")
+
     def expect_bytes(self, needed: int, watcher: Watcher) -> None:
         """State the disk space that is needed, and say so if there may be too little."""
         self.needed_bytes = needed
@@ -98,6 +110,8 @@ def _connected(folder: Path, resources: Resources) -> duckdb.DuckDBPyConnection:
         "memory_limit": f"{resources.limit_bytes}B",
         "threads": resources.num_threads,
         "temp_directory": str(overflow),
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
     }
     shutil.rmtree(overflow, ignore_errors=True)  # a killed process's
     try:
