@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import stem_torchrec
 from stem_torchrec.commands.analyze import add_analyze
@@ -17,6 +18,7 @@ from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
 from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.redaction import without_passwords
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of the commands, too: argparse echoes what it does not understand."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser = _Parser("stem-torchrec", description=stem_torchrec.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)

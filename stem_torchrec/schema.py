@@ -1,7 +1,7 @@
 """What a prepared folder holds: its features, tasks and optional columns (``schema.json``)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,10 @@ from stem_torchrec.store_path import StorePath
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
+SHARED = "shared"
+"""The owner of the tables that all tasks share."""
+
+_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
 class _Frozen(BaseModel):
@@ -26,12 +30,14 @@ class Feature(_Frozen):
     float. Ids lie in ``[0, num_embeddings)``; 0 stands for rare, unseen and missing values.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="column name")
+    name: str = Field(pattern=_NAME, description="column name")
     kind: Literal["id", "bag", "dense"]
     side: Literal["user", "item", "context"] = "context"
     num_embeddings: int | None = Field(None, ge=1, description="rows of the feature's table")
     pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
-    table: str | None = Field(None, description="feature whose table this one shares")
+    table: str | None = Field(
+        None, pattern=_NAME, description="feature whose table this one shares"
+    )
     encoding: Literal["vocabulary", "identity", "hash", "bucket"] = "identity"
 
     @property
@@ -111,7 +117,7 @@ class Schema(_Frozen):
         ):
             if doubled := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{what} names occur twice: {sorted(doubled)}")
-        if "shared" in self.task_names:
+        if SHARED in self.task_names:
             raise ValueError("a task may not be named 'shared': that owner holds the shared tables")
         if not self.sparse:
             raise ValueError("at least one id or bag feature is needed")
@@ -125,6 +131,7 @@ class Schema(_Frozen):
                 pooling.setdefault(table, feature.pooling) != feature.pooling
             ):
                 raise ValueError(f"bags that share table {table!r} differ in pooling")
+        _refuse_equal_tables((SHARED, *self.task_names), rows)
         return self
 
     def save(self, folder: Path) -> None:
@@ -148,7 +155,25 @@ def load_schema(folder: Place) -> Schema:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-    return _validated(content, str(path))
+    schema = _validated(content, str(path))
+    _require_tables(schema, str(path))
+    return schema
+
+
+def _require_tables(schema: Schema, where: str) -> None:
+    """Refuse a shared table that is nobody's. Only of a whole schema: of a selection the feature
+    that gives the table its name may be left out.
+
+    Raises:
+        UserError: names the feature, the table and the tables that there are.
+    """
+    owners = [feature.name for feature in schema.sparse if feature.table in (None, feature.name)]
+    for feature in schema.sparse:
+        if feature.table_name not in owners:
+            raise UserError(
+                f"{where}: feature {feature.name!r}: table {feature.table!r} is not that of an id "
+                f"or bag feature; allowed: {', '.join(owners)}"
+            )
 
 
 def _validated(content: object, where: str) -> Schema:
@@ -160,6 +185,19 @@ def _validated(content: object, where: str) -> Schema:
             for e in error.errors()
         ]
         raise UserError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _refuse_equal_tables(owners: Iterable[str], tables: Iterable[str]) -> None:
+    """Raise ValueError if two owners' tables would have one name."""
+    of_name: dict[str, str] = {}
+    for owner in owners:
+        for table in tables:
+            name, what = f"{owner}__{table}", f"of {owner!r} for {table!r}"
+            if (other := of_name.setdefault(name, what)) != what:
+                raise ValueError(
+                    f"two tables have the name {name!r}: the one {other} and the one {what}; "
+                    "give a task or a feature another name"
+                )
 
 
 def _refuse_unknown(key: str, names: Sequence[str], known: dict) -> None:

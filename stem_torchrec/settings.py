@@ -106,10 +106,18 @@ def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {_yaml_reason(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections such as '{example}:', found {content!r}")
     return content
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong and where, without the line itself: a part of a URL may show its password."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    return f"{getattr(error, 'problem', None)}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tuple[str, Any]]:

@@ -100,7 +100,7 @@ class _SplitCheck:
 
     def _read_file(self, file: Place) -> None:
         try:
-            opened = open_parquet_file(file)
+            opened = open_parquet_file(file, verify=True)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(file, error) from None
         with opened:

@@ -61,7 +61,7 @@ def _check_vocabulary(file: Place, feature: Feature) -> None:
 
 def _vocabulary_ids(file: Place) -> Iterator[NDArray[np.integer]]:
     try:
-        with open_parquet_file(file) as opened:
+        with open_parquet_file(file, verify=True) as opened:
             found = opened.schema_arrow
             if not {"value", "id"} <= set(found.names):
                 has = ", ".join(found.names)

@@ -17,6 +17,7 @@ from stem_torchrec.data.prepare.encoding import (
     encode_bags,
     encoded_rows,
     prepared_schema,
+    require_schema,
     table_owners,
     table_rows,
 )
@@ -88,6 +89,7 @@ def prepare_files(
             is full.
     """
     options, watcher = options or PrepareOptions(), watcher or Unseen()
+    require_schema(description)
     files = find_files(sources)
     request = request_of(files, options, description=description)
     with (

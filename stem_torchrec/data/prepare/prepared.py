@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from stem_torchrec.data.prepare.building import building
+from stem_torchrec.data.prepare.working_database import quoted
 from stem_torchrec.schema import SPLITS, Feature, Schema
 
 STATS_FILE = "stats.json"
@@ -60,8 +61,11 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 
 
 def open_parquet(path: Path, columns: pa.Schema) -> Any:
-    """A ``ParquetWriter`` with the settings of every prepared file."""
-    return pq.ParquetWriter(path, columns, compression=COMPRESSION, write_statistics=True)
+    """A ``ParquetWriter`` with the settings of every prepared file: a flipped bit is told from a
+    value by the checksum of its page."""
+    return pq.ParquetWriter(
+        path, columns, compression=COMPRESSION, write_statistics=True, write_page_checksum=True
+    )
 
 
 def write_metadata(
@@ -144,7 +148,7 @@ def _count(rows: ds.Dataset, labels: Mapping[str, str]) -> dict[str, list[int]]:
     """Per task [observed labels, positive ones]; ``rows`` holds [number of rows]."""
     expressions = ["count(*)"]
     for column in labels.values():
-        expressions += [f'count("{column}")', f'sum("{column}")']
+        expressions += [f"count({quoted(column)})", f"sum({quoted(column)})"]
     rows_found, *pairs = _query(rows, expressions)
     return {"rows": [rows_found]} | {
         name: pairs[2 * k : 2 * k + 2] for k, name in enumerate(labels)
@@ -155,7 +159,7 @@ def _distinct(rows: ds.Dataset, columns: Mapping[str, str | None]) -> dict[str, 
     named = {key: column for key, column in columns.items() if column is not None}
     if not named:
         return {}
-    expressions = [f'count(DISTINCT "{column}")' for column in named.values()]
+    expressions = [f"count(DISTINCT {quoted(column)})" for column in named.values()]
     return dict(zip(named, _query(rows, expressions), strict=True))
 
 

@@ -32,10 +32,10 @@ class SqlText:
     """Checks texts; holds a connection that reaches nothing, until it is closed."""
 
     def __init__(self) -> None:
-        config = {
-            "enable_external_access": "false",
-            "autoload_known_extensions": "false",
-            "autoinstall_known_extensions": "false",
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "enable_external_access": False,
+            "autoload_known_extensions": False,
+            "autoinstall_known_extensions": False,
         }
         self._connection = duckdb.connect(":memory:", config=config)
         self._connection.execute("SET lock_configuration = true")

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.auc import auc
 from stem_torchrec.data.prepare.prepared import (
-    COMPRESSION,
     arrow_schema,
     open_parquet,
     prepared_folder,
@@ -131,4 +129,5 @@ def _bag_column(bag: Bag, rows: NDArray[np.int64]) -> pa.Array:
 def _write_conflicts(folder: Path, world: World) -> None:
     user_ids = np.arange(1, len(world.conflict) + 1, dtype=np.int32)
     table = pa.table({"user_id": user_ids, "conflict": world.conflict})
-    pq.write_table(table, folder / TRUTH_FOLDER / "users.parquet", compression=COMPRESSION)
+    with open_parquet(folder / TRUTH_FOLDER / "users.parquet", table.schema) as file:
+        file.write_table(table)

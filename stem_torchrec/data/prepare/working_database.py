@@ -144,11 +144,12 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
 def _readable(
     error: Exception, folder: Path, resources: Resources, needed_bytes: int | None
 ) -> BaseException:
-    if isinstance(error, duckdb.InterruptException) or "Query interrupted" in str(error):
+    # What comes by way of Arrow is an OSError with DuckDB's text.
+    if re.search("Query interrupted|INTERRUPT Error", str(error)):
         return KeyboardInterrupt()
     if re.search(r"No space left|File too large|max_temp_directory_size|quota", str(error), re.I):
         return UserError(_disk_full(folder, needed_bytes))
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
         limit_gib = resources.limit_bytes / _GIB
         return WorkKept(
             f"memory_gib: not enough; DuckDB had {limit_gib:.1f} GiB of it. Give more, or fewer "
