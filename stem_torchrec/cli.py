@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser: argparse.ArgumentParser = _Parser("stem-torchrec", description=stem_torchrec.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)

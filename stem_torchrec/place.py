@@ -53,8 +53,8 @@ def place_of(text: str | Place) -> Place:
         return text
     if without_passwords(text) != text:
         raise UserError(
-            f"{text!r}: credentials are read from the environment, not from URLs, which are written "
-            "to logs"
+            f"{text!r}: credentials are read from the environment, not from URLs, which are "
+            "written to logs"
         )
     scheme, marker, _ = text.partition("://")
     if not marker or "/" in scheme:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.types as types
 from numpy.typing import NDArray
 
+from stem_torchrec.data.dense_scale import STATS_FILE
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
-from stem_torchrec.data.prepare.prepared import STATS_FILE, VOCABULARY_FOLDER
+from stem_torchrec.data.prepare.prepared import VOCABULARY_FOLDER
 from stem_torchrec.data.prepare.split_counts import SplitCounts
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.place import Place

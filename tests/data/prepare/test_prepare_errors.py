@@ -169,6 +169,20 @@ DESCRIPTION_ERRORS: list[tuple[Callable[[dict[str, Any]], None], str]] = [
         "raw.csv: no column 'hour' in the header",
     ),
     (change(labels={"User": "label"}), "columns: 'user' occurs twice"),
+    (change(labels={"my label": "label"}), "labels: task 'my label': String should match pattern"),
+    (change(labels={"shared": "label"}), "description: a task may not be named 'shared'"),
+    (
+        change(features=[{"name": "price", "kind": "dense"}]),
+        "description: at least one id or bag feature is needed",
+    ),
+    (
+        change(
+            features=[{"name": "x__y", "column": "user"}, {"name": "y", "column": "slot"}],
+            labels={"buy": "label", "buy__x": "label"},
+        ),
+        "description: two tables have the name 'buy__x__y'",
+    ),
+    (change(format={"types": {"user": "BIGINT) + (1"}}), "format.types.user: 'BIGINT) + (1' is no"),
 ]
 
 
