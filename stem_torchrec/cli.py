@@ -17,12 +17,16 @@ from stem_torchrec.commands.evaluate import add_evaluate
 from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
-from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.environment import environment_failure
+from stem_torchrec.errors import CheckpointError, UserError, WorkerError
 from stem_torchrec.redaction import without_passwords
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else."""
+    """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else.
+
+    Where the machine fails, or a checkpoint cannot be written, the 1 comes with one line.
+    """
     options, rest = _parser().parse_known_args(arguments)
     try:
         refuse_check_of_source(options)
@@ -35,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except Exception as error:
-        _left_to_torchrun(error)
-        raise
+        told = error if isinstance(error, CheckpointError) else environment_failure(error)
+        if not _left_to_torchrun(told or error) and told is not None:
+            print(f"error: {told}", file=sys.stderr)
+        if told is None:
+            raise
+        return 1
     return code or 0
 
 

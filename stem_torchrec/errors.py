@@ -26,6 +26,14 @@ class WorkKept(UserError):
     """The machine did not suffice; what is finished of a long work stays to be gone on with."""
 
 
+class EnvironmentFailure(_Told):
+    """The machine fails or does not suffice: a full disk, missing permissions, no memory.
+
+    The command line prints the message, one line, and exits with code 1. ``environment.py`` makes
+    it of what Python and its libraries raise.
+    """
+
+
 class CheckpointError(_Told):
     """A checkpoint could not be written or read; the message holds every rank's reason."""
 
