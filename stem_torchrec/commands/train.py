@@ -72,8 +72,10 @@ def _add_initial(command: argparse.ArgumentParser) -> None:
 
 @leaving_at_signals()
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_evaluation, print_note, print_start
+
+    print_start("importing torch and TorchRec")
     from stem_torchrec.checks import check_inputs
-    from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import Existing, check_run
@@ -90,7 +92,9 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
         check_run(config, existing)
+        print_start("reading the data's footers, planning the tables")
         check_inputs(config)
+        print_start(f"starting {num_workers} ranks")
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
     )

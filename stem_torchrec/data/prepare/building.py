@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from stem_torchrec.data.prepare.occupied import refuse_occupied
 from stem_torchrec.data.prepare.stages import Watcher
-from stem_torchrec.errors import UserError, WorkKept
+from stem_torchrec.errors import EnvironmentFailure, UserError, WorkKept
 
 _LOCK, _REQUEST, _WORK, _PREPARED, _REPLACED = ".lock", "request", "work", "prepared", "replaced"
 
@@ -68,9 +68,9 @@ def building(
 ) -> Iterator[Building]:
     """A folder to build in, whose ``prepared`` is renamed to ``out`` when the block has ended well.
 
-    It lies beside ``out``, so the rename is atomic. After a UserError it is removed, after anything
-    else unless ``Building.keep`` was called; ``out`` is as it was. What was kept of the same
-    ``request`` is found in it again, other remains are removed.
+    It lies beside ``out``, so the rename is atomic. After a UserError or a full disk it is removed,
+    after anything else unless ``Building.keep`` was called; ``out`` is as it was. What was kept of
+    the same ``request`` is found in it again, other remains are removed.
 
     Args:
         fresh: go on with nothing.
@@ -96,7 +96,8 @@ def building(
             made.prepared.rename(out)
         except BaseException as error:
             _put_back(folder / _REPLACED, out)
-            useless = isinstance(error, UserError) and not isinstance(error, WorkKept)
+            kept = isinstance(error, WorkKept)
+            useless = isinstance(error, UserError | EnvironmentFailure) and not kept
             if useless or not (folder / _REQUEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -17,7 +17,6 @@ from stem_torchrec.data.prepare.working_database import quoted
 from stem_torchrec.schema import SPLITS, Feature, Schema
 
 VOCABULARY_FOLDER = "vocab"
-ROW_GROUP_ROWS = 131_072
 COMPRESSION = "snappy"
 
 _INT32_ROWS = 2**31

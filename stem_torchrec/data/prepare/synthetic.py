@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stem_torchrec.auc import auc
+from stem_torchrec.data.prepare.disk_full import disk_full_named
 from stem_torchrec.data.prepare.prepared import (
     arrow_schema,
     open_parquet,
@@ -43,9 +44,13 @@ def prepare_synthetic(
 
     Raises:
         UserError: ``out`` is occupied (see ``prepared_folder``).
+        EnvironmentFailure: the disk is full.
     """
     schema = config.schema_of_data()
-    with prepared_folder(out, overwrite=overwrite) as folder:
+    with (
+        prepared_folder(out, overwrite=overwrite) as folder,
+        disk_full_named(folder.parent, _needed_bytes(config)),
+    ):
         (folder / TRUTH_FOLDER).mkdir()
         world = build_world(config)
         for split in SPLITS:
@@ -62,6 +67,13 @@ def prepare_synthetic(
             item_column="item_id",
             extra={"bayes_auc": bayes_auc},
         )
+
+
+def _needed_bytes(config: SyntheticConfig) -> int:
+    """Disk space for rows and truth, as if nothing were compressed."""
+    numbers = config.num_id_features + config.num_dense + config.num_bags * config.bag_length
+    per_row = 4 * numbers + (1 + 4) * config.num_tasks
+    return per_row * (config.train_rows + config.valid_rows + config.test_rows)
 
 
 def _write_split(
