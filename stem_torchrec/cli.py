@@ -19,7 +19,9 @@ from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
 from stem_torchrec.environment import environment_failure
 from stem_torchrec.errors import CheckpointError, UserError, WorkerError
+from stem_torchrec.parent_watch import end_with_parent
 from stem_torchrec.redaction import without_passwords
+from stem_torchrec.versions import version_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Where the machine fails, or a checkpoint cannot be written, the 1 comes with one line.
     """
     options, rest = _parser().parse_known_args(arguments)
+    end_with_parent()
     try:
         refuse_check_of_source(options)
         code = options.run(options, rest)
@@ -57,6 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)

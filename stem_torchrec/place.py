@@ -47,7 +47,7 @@ def place_of(text: str | Place) -> Place:
     """A path, or a URL: ``s3://BUCKET/KEY``, ``gs://``, ``hdfs://HOST:PORT/PATH``, ``file://``.
 
     Raises:
-        UserError: a URL of another kind, without a bucket, or with a password in it.
+        UserError: a URL of another kind, without a bucket, or with a password in it; or nothing.
     """
     if not isinstance(text, str):
         return text
@@ -56,6 +56,7 @@ def place_of(text: str | Place) -> Place:
             f"{text!r}: credentials are read from the environment, not from URLs, which are "
             "written to logs"
         )
+    _refuse_no_path(text)
     scheme, marker, _ = text.partition("://")
     if not marker or "/" in scheme:
         return Path(text)
@@ -74,11 +75,18 @@ def local_path(text: str) -> Path:
     """A path, where a URL cannot be used.
 
     Raises:
-        UserError: it is a URL.
+        UserError: it is a URL, or nothing.
     """
+    _refuse_no_path(text)
     if "://" in text:
         raise UserError(f"{text!r} is a URL; expected a folder on this machine")
     return Path(text)
+
+
+def _refuse_no_path(text: str) -> None:
+    """An empty path would be the current folder, which nobody means by it."""
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{text!r} is no path")
 
 
 def _validated(value: Any) -> Place:

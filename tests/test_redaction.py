@@ -7,6 +7,7 @@ import pytest
 
 from stem_torchrec.cli import main
 from stem_torchrec.errors import CheckpointError, UserError, WorkerError
+from stem_torchrec.hints import shown, unknown_key
 from stem_torchrec.redaction import without_passwords
 
 SECRET = "hunter2hunter2"
@@ -30,6 +31,13 @@ def test_passwords_are_left_out(text: str, shown: str) -> None:
     for error in (UserError(text), WorkerError(text), CheckpointError(text)):
         assert str(error) == shown
         assert str(pickle.loads(pickle.dumps(error))) == shown
+
+
+def test_nor_where_a_long_text_is_cut() -> None:
+    url = f"s3://KEY:{SECRET * 20}@bucket/x"
+    assert shown(url) == "'s3://...@bucket/x'"
+    assert SECRET not in shown({"a": [url]})
+    assert SECRET not in unknown_key(url, [], ["run.dir"])
 
 
 @pytest.mark.parametrize(

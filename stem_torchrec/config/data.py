@@ -18,7 +18,7 @@ class DataConfig(Section):
     )
     shuffle: bool = Field(True, description="seeded shuffle of row groups and rows each epoch")
     shuffle_row_groups: int = Field(
-        4, ge=1, description="row groups whose rows are shuffled together"
+        4, ge=1, le=1_000_000, description="row groups whose rows are shuffled together"
     )
     days: str | None = Field(
         None,
@@ -35,7 +35,9 @@ class DataConfig(Section):
     verify_checksums: bool = Field(
         True, description="refuse damaged pages of files that have checksums, as prepared ones have"
     )
-    prefetch_batches: int = Field(2, ge=1, description="batches prepared in the background")
+    prefetch_batches: int = Field(
+        2, ge=1, le=100_000, description="batches prepared in the background"
+    )
 
     @field_validator("days", mode="before")
     @classmethod
