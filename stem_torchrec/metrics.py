@@ -14,7 +14,7 @@ from torchrec.metrics.metrics_config import RecComputeMode, RecTaskInfo
 from torchrec.metrics.ne import NEMetric
 from torchrec.metrics.rec_metric import RecMetric, RecMetricComputation
 
-from stem_torchrec.recommender import StepOutput
+from stem_torchrec.distributed.dense_step import DenseOutput
 
 
 class TrainMetrics:
@@ -61,7 +61,7 @@ class TrainMetrics:
         self._sums = torch.zeros(3, len(tasks), device=device)
         self._loss_steps = 0
 
-    def update(self, output: StepOutput) -> None:
+    def update(self, output: DenseOutput) -> None:
         predictions = self._by_task(output.logits.sigmoid())
         labels, weights = (self._by_task(part) for part in output.target)
         for metric in self._metrics:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
@@ -10,25 +11,32 @@ from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
-from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
-from stem_torchrec.distributed.pipeline import Pipeline
+from stem_torchrec.distributed.dense_step import DenseStep
+from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.distributed.step import TrainStep
 from stem_torchrec.optim import Optimizers
 from stem_torchrec.place import Place
-from stem_torchrec.recommender import Recommender, TrainStep
+from stem_torchrec.recommender import Recommender
 from stem_torchrec.schema import Schema, load_schema
 
 
 @dataclass(frozen=True)
 class Session:
-    """A sharded model with what trains it, on this rank."""
+    """A sharded model with what trains it, on this rank.
+
+    Attributes:
+        model: holds the state, by the names that checkpoints know.
+        recommender: its one part, to be called.
+    """
 
     config: Config
     schema: Schema
     ranks: Ranks
     model: DistributedModelParallel
+    recommender: Recommender
     optimizers: Optimizers
-    pipeline: Pipeline
+    step: TrainStep
     fork: BalancedFork | None
     plan_report: str
 
@@ -49,23 +57,30 @@ def selected_schema(config: Config) -> Schema:
 
 
 def build(config: Config, ranks: Ranks) -> Session:
-    """Model, plan, sharding, optimizers, pipeline. Collective."""
+    """Model, plan, sharding, optimizers, step. Collective."""
     schema = selected_schema(config)
     torch.manual_seed(config.run.seed)
-    step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
+    recommender = Recommender(config, schema, ranks.world_size)
+    dense_step = DenseStep(recommender.model, ranks.rank_mean)
     fork = install(
         config,
         schema,
-        step,
+        recommender.model,
+        dense_step,
         world_size=ranks.world_size,
         rank_mean=ranks.rank_mean,
-        group=ranks.loss_group,
+        group=ranks.dense_group,
     )
-    planned = plan_on_first_rank(config, step, ranks)
-    model = shard(config, step, planned, ranks)
+    replicate(recommender.model, ranks)
+    named = nn.ModuleDict({"recommender": recommender})
+    planned = plan_on_first_rank(config, named, ranks)
+    model = shard(config, named, planned, ranks)
     optimizers = Optimizers(config, model)
-    pipeline = Pipeline(model, optimizers, ranks, undo=fork.undo if fork is not None else None)
-    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
+    undo = fork.undo if fork is not None else None
+    step = TrainStep(recommender, dense_step, optimizers, ranks, undo)
+    return Session(
+        config, schema, ranks, model, recommender, optimizers, step, fork, planned.report
+    )
 
 
 def open_split(

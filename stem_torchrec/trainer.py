@@ -71,7 +71,6 @@ def train(
     interruption = Interruption(
         ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
     )
-    session.pipeline.interruption = interruption
     recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
     with interruption, recorder:
 
@@ -83,9 +82,9 @@ def train(
         saver = saver_of(session, publish, recorder)
         qps, test, stopped = None, None, None
         try:
-            qps = _fit(session, reader, position, metrics, saver, publish)
+            qps = _fit(session, reader, position, metrics, saver, publish, interruption)
             if has_split(config.data.path, "test"):
-                test = evaluate(session, "test", position.step)
+                test = evaluate(session, "test", position.step, interruption)
                 publish(test)
         except Stopped:
             stopped = position.step
@@ -127,6 +126,7 @@ def _fit(
     metrics: TrainMetrics,
     saver: checkpoint.Saver,
     publish: Listener,
+    interruption: Interruption,
 ) -> float | None:
     """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
 
@@ -136,32 +136,31 @@ def _fit(
     Raises:
         Stopped: a signal has ended it, with a checkpoint.
     """
-    config, interruption = session.config, session.pipeline.interruption
-    assert interruption is not None
+    config = session.config
     total_steps = total_train_steps(config, reader, position)
     batches = batches_from(position, reader, total_steps)
     throughput = Throughput(session.ranks.device, config.train.qps_warmup_steps)
     skipped = SkippedSteps(config, session.schema.task_names, session.ranks, position.skipped)
     if owes_evaluation(session, position, total_steps):
-        publish(evaluate(session, "valid", position.step))
-    session.model.train()
+        publish(evaluate(session, "valid", position.step, interruption))
+    session.recommender.train()
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
         if session.fork is not None:
             session.fork.begin(position.step)
         interruption.beat()
-        output = session.pipeline.step(batches)
-        skipped.count(session.pipeline.skipped, position.step + 1)
-        if session.pipeline.skipped is None:
-            metrics.update(output)
+        output = session.step(batches)
+        skipped.count(output, position.step + 1)
+        if not output.skipped:
+            metrics.update(output.dense)
         throughput.count(position.advance(reader))
         position.skipped = skipped.total
 
         if position.step % config.train.log_every == 0 or position.step == total_steps:
             publish(train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
-        _evaluate_and_save(session, position, total_steps, metrics, saver, publish)
+        _evaluate_and_save(session, position, total_steps, metrics, saver, publish, interruption)
         throughput.resume()
     return throughput.total()
 
@@ -173,18 +172,17 @@ def _evaluate_and_save(
     metrics: TrainMetrics,
     saver: checkpoint.Saver,
     publish: Listener,
+    interruption: Interruption,
 ) -> None:
     """What is due between two steps, and the end if a signal asks for it. Collective.
 
     Raises:
         Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
     """
-    interruption = session.pipeline.interruption
-    assert interruption is not None
     stop, evaluated = interruption.agreed(), None
     try:
         if not stop and evaluation_due(session, position, total_steps):
-            evaluated = evaluate(session, "valid", position.step)
+            evaluated = evaluate(session, "valid", position.step, interruption)
             publish(evaluated)
     except Stopped:
         stop = True

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from stem_torchrec.distributed.dense_step import DenseOutput
 from stem_torchrec.layers.losses import labelled, task_losses
 from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.recommender import StepOutput
 
 TASKS = ("click", "like")
 BATCH = 16
@@ -22,7 +22,7 @@ def outputs(num_steps, *, weighted=True, null_share=0.3):
         weights = torch.rand(BATCH, generator=generator) + 0.1 if weighted else None
         target = labelled(labels, weights)
         losses = task_losses(logits, target, target.weights.sum(0))
-        result.append(StepOutput(losses, logits, target))
+        result.append(DenseOutput(losses, logits, target))
     return result
 
 
