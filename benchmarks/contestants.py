@@ -116,7 +116,7 @@ def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
     def step() -> None:
         factor = learning_rate_factor(config.optim, next(steps), total_steps=1_000_000)
         session.optimizers.set_learning_rates(factor)
-        metrics.update(session.pipeline.step(batches))
+        metrics.update(session.step(batches).dense)
 
     sharding = Counter(
         f"{table.sharding_type}, {table.compute_kernel}"

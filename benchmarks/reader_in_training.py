@@ -96,13 +96,13 @@ def waiting(folder: Path, num_steps: int, prefetch: int) -> dict[str, Any]:
     session = build(config, start_ranks(config.distributed))
     reader = open_split(session, "train")
     batches = Timed(batch for epoch in count() for batch in reader.epoch(epoch))
-    session.model.train()
+    session.recommender.train()
 
     def run(steps: int) -> tuple[float, float]:
         start, waited = perf_counter(), batches.seconds
         for _ in range(steps):
             session.optimizers.set_learning_rates(1.0)
-            session.pipeline.step(batches)
+            session.step(batches)
         return perf_counter() - start, batches.seconds - waited
 
     run(WARM_UP_STEPS)

@@ -24,7 +24,7 @@ def sum_of_ranks(device: str) -> None:
     hide_dependency_notices()
     ranks = start_ranks(DistributedConfig(device=device, timeout_s=TIMEOUT_S))  # type: ignore[arg-type]
     expected = ranks.world_size * (ranks.world_size - 1) / 2
-    for group, where in ((ranks.loss_group, ranks.device), (ranks.host_group, "cpu")):
+    for group, where in ((ranks.dense_group, ranks.device), (ranks.host_group, "cpu")):
         total = torch.tensor([float(ranks.rank)], device=where)
         torch.distributed.all_reduce(total, group=group)
         if total.item() != expected:

@@ -12,7 +12,6 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stem_torchrec.config import EmbeddingConfig
-from stem_torchrec.layers.cut import Cut
 from stem_torchrec.layers.pooled_gradient import PooledGradient
 from stem_torchrec.schema import SHARED, Feature, Schema
 
@@ -49,11 +48,10 @@ class OwnerEmbeddings(nn.Module):
             [f.name for f in schema.sparse if f.kind == "bag" and f.pooling == "mean"],
         )
         self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
-        self.cut = Cut()
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
-        return self.cut(self.adjust_gradient(self.by_owner(self.tables(sparse), sparse)))
+        return self.adjust_gradient(self.by_owner(self.tables(sparse), sparse))
 
 
 class ByOwner(nn.Module):

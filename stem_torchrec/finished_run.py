@@ -89,7 +89,7 @@ def tables_of_run(config: Config, ranks: Ranks, features: Sequence[Feature]) -> 
     """
     assert ranks.world_size == 1, "one rank has to hold the tables"
     session, _ = load_run(config, ranks)
-    owners = session.model.module.recommender.model.owners
+    owners = session.recommender.model.owners
     names = {
         owner: {f.name: f"{owner}__{f.table_name}" for f in features if f.name in of_owner}
         for owner, of_owner in owners.items()
@@ -108,7 +108,7 @@ def mean_gates_of_run(config: Config, ranks: Ranks, split: str) -> dict[str, Mea
     """
     assert ranks.world_size == 1, "on more ranks padding would count"
     session, _ = load_run(config, ranks)
-    model = session.model.module.recommender.model
+    model = session.recommender.model
     gates = {name: part for name, part in model.named_modules() if isinstance(part, Gates)}
     sums: dict[str, Tensor] = {}
 
@@ -118,7 +118,7 @@ def mean_gates_of_run(config: Config, ranks: Ranks, split: str) -> dict[str, Mea
 
     hooks = [part.register_forward_hook(add) for part in gates.values()]
     reader = open_split(session, split)
-    for _ in session.pipeline.predict(reader.epoch(0)):
+    for _ in session.step.predict(reader.epoch(0)):
         pass
     for hook in hooks:
         hook.remove()

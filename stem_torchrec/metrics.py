@@ -20,7 +20,7 @@ from torchrec.metrics.rec_metric import (
     RecMetricComputation,
 )
 
-from stem_torchrec.recommender import StepOutput
+from stem_torchrec.distributed.dense_step import DenseOutput
 
 # A window's sums are what was added less what has left it: of nothing, rounding may remain.
 _ROUNDING = 1e-12
@@ -105,7 +105,7 @@ class TrainMetrics:
         # Per task: weighted losses of this rank's labels since the last figures, and the weights.
         self._sums = torch.zeros(2, len(tasks), dtype=torch.double, device=device)
 
-    def update(self, output: StepOutput) -> None:
+    def update(self, output: DenseOutput) -> None:
         predictions = self._by_task(output.logits.sigmoid())
         labels, weights = (self._by_task(part) for part in output.target)
         for metric in self._metrics:

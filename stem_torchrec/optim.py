@@ -57,7 +57,7 @@ class Optimizers:
     Attributes:
         fused: steps inside the tables' backward; only its learning rate is set here.
         stepped: dense weights, and tables that no fused optimizer serves (data-parallel tables,
-            Adam on CPU); its ``step`` is the train pipeline's.
+            Adam on CPU).
         dense: the dense weights.
     """
 
@@ -95,6 +95,10 @@ class Optimizers:
         stepped = self.stepped.state_dict()
         shards = self._as_shards(stepped["state"])
         return {"fused": self.fused.state_dict(), "stepped": stepped | {"state": shards}}
+
+    def forget_gradients(self) -> None:
+        """Before a backward: gradients are not to add up over steps."""
+        self.stepped.zero_grad(set_to_none=True)
 
     def make_state(self) -> None:
         """Create the state that optimizers make in their first step, for loading into it.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
@@ -10,12 +11,13 @@ from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
-from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
-from stem_torchrec.distributed.pipeline import Pipeline
+from stem_torchrec.distributed.dense_step import DenseStep
+from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.distributed.step import TrainStep
 from stem_torchrec.optim import Optimizers
 from stem_torchrec.place import Place
-from stem_torchrec.recommender import Recommender, TrainStep
+from stem_torchrec.recommender import Recommender
 from stem_torchrec.run_schema import selected_schema
 from stem_torchrec.schema import Schema
 
@@ -25,6 +27,8 @@ class Session:
     """A sharded model with what trains it, on this rank.
 
     Attributes:
+        model: holds the state, by the names that checkpoints know.
+        recommender: its one part, to be called.
         splits: those of the data as the session begins. One that is gone later is an error, not
             an evaluation less.
     """
@@ -33,8 +37,9 @@ class Session:
     schema: Schema
     ranks: Ranks
     model: DistributedModelParallel
+    recommender: Recommender
     optimizers: Optimizers
-    pipeline: Pipeline
+    step: TrainStep
     fork: BalancedFork | None
     plan_report: str
     splits: frozenset[str]
@@ -50,28 +55,35 @@ class Session:
 
 
 def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session:
-    """Model, plan, sharding, optimizers, pipeline. Collective.
+    """Model, plan, sharding, optimizers, step. Collective.
 
     Args:
         schema: features and tasks in their order; those that the config selects if None.
     """
     schema = schema or selected_schema(config)
     torch.manual_seed(config.run.seed)
-    step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
+    recommender = Recommender(config, schema, ranks.world_size)
+    dense_step = DenseStep(recommender.model, ranks.rank_mean)
     fork = install(
         config,
         schema,
-        step,
+        recommender.model,
+        dense_step,
         world_size=ranks.world_size,
         rank_mean=ranks.rank_mean,
-        group=ranks.loss_group,
+        group=ranks.dense_group,
     )
-    planned = plan_on_first_rank(config, step, ranks)
-    model = shard(config, step, planned, ranks)
+    replicate(recommender.model, ranks)
+    named = nn.ModuleDict({"recommender": recommender})
+    planned = plan_on_first_rank(config, named, ranks)
+    model = shard(config, named, planned, ranks)
     optimizers = Optimizers(config, model)
-    pipeline = Pipeline(model, optimizers, ranks, undo=fork.undo if fork is not None else None)
+    undo = fork.undo if fork is not None else None
+    step = TrainStep(recommender, dense_step, optimizers, ranks, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
-    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report, splits)
+    return Session(
+        config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits
+    )
 
 
 def open_split(

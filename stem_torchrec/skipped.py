@@ -8,8 +8,8 @@ import torch
 
 from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
-from stem_torchrec.distributed.pipeline import Skipped
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.distributed.step import StepOutput
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
 
@@ -31,13 +31,13 @@ class SkippedSteps:
         self._in_a_row = 0
         self.total = total
 
-    def count(self, skipped: Skipped | None, step: int) -> None:
+    def count(self, done: StepOutput, step: int) -> None:
         """After each step, the same on every rank.
 
         Raises:
             UserError: too many in a row; each rank has saved its last batch.
         """
-        if skipped is None:
+        if not done.skipped:
             self._in_a_row = 0
             return
         self._in_a_row += 1
@@ -45,7 +45,7 @@ class SkippedSteps:
         if self._in_a_row < self._limit:
             return
         try:
-            save_bad_batch(self._run_dir, self._ranks.rank, self._tasks, skipped, step)
+            save_bad_batch(self._run_dir, self._ranks.rank, self._tasks, done, step)
         except (OSError, UserError) as error:
             _log.warning("the last batch is not saved: %s", error)
         self._ranks.barrier()  # no rank ends the job while another still writes
@@ -58,13 +58,13 @@ class SkippedSteps:
 
 
 def save_bad_batch(
-    run_dir: Place, rank: int, tasks: tuple[str, ...], skipped: Skipped, step: int
+    run_dir: Place, rank: int, tasks: tuple[str, ...], done: StepOutput, step: int
 ) -> None:
     """Write ``RUN/bad_batch_rankR.pt``: step, losses by task, and the batch as plain tensors."""
     content = {
         "step": step,
-        "losses": dict(zip(tasks, skipped.losses.tolist(), strict=True)),
-        "batch": _plain(skipped.batch),
+        "losses": dict(zip(tasks, done.dense.losses.tolist(), strict=True)),
+        "batch": _plain(done.batch),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -109,7 +109,6 @@ def _train(
     interruption = Interruption(
         ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
     )
-    session.pipeline.interruption = interruption
     recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
     with interruption, recorder:
 
@@ -121,9 +120,9 @@ def _train(
         saver = saver_of(session, publish, recorder)
         qps, test, stopped = None, None, None
         try:
-            qps = _fit(session, reader, position, metrics, saver, publish)
+            qps = _fit(session, reader, position, metrics, saver, publish, interruption)
             if "test" in session.splits:
-                test = evaluate(session, "test", position.step, position.epoch)
+                test = evaluate(session, "test", position.step, position.epoch, interruption)
                 publish(test)
         except Stopped:
             stopped = position.step
@@ -180,6 +179,7 @@ def _fit(
     metrics: TrainMetrics,
     saver: checkpoint.Saver,
     publish: Listener,
+    interruption: Interruption,
 ) -> float | None:
     """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
 
@@ -189,15 +189,14 @@ def _fit(
     Raises:
         Stopped: a signal has ended it, with a checkpoint.
     """
-    config, interruption = session.config, session.pipeline.interruption
-    assert interruption is not None
+    config = session.config
     total_steps = total_train_steps(config, reader, position)
     batches = batches_from(position, reader, total_steps)
     throughput = Throughput(session.ranks.device, config.train.qps_warmup_steps)
     skipped = SkippedSteps(config, session.schema.task_names, session.ranks, position.skipped)
     if owes_evaluation(session, position, total_steps):
-        publish(evaluate(session, "valid", position.step, position.epoch))
-    session.model.train()
+        publish(evaluate(session, "valid", position.step, position.epoch, interruption))
+    session.recommender.train()
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
@@ -205,17 +204,17 @@ def _fit(
         if session.fork is not None:
             session.fork.begin(position.step)
         interruption.beat()
-        output = session.pipeline.step(batches)
-        skipped.count(session.pipeline.skipped, position.step + 1)
-        if session.pipeline.skipped is None:
-            metrics.update(output)
+        output = session.step(batches)
+        skipped.count(output, position.step + 1)
+        if not output.skipped:
+            metrics.update(output.dense)
         throughput.count(position.advance(reader))
         position.skipped = skipped.total
 
         if position.step % config.train.log_every == 0 or position.step == total_steps:
             publish(train_record(session, position, total_steps, metrics, throughput, rates))
         throughput.pause()
-        _evaluate_and_save(session, position, total_steps, metrics, saver, publish)
+        _evaluate_and_save(session, position, total_steps, metrics, saver, publish, interruption)
         throughput.resume()
     return throughput.total()
 
@@ -227,6 +226,7 @@ def _evaluate_and_save(
     metrics: TrainMetrics,
     saver: checkpoint.Saver,
     publish: Listener,
+    interruption: Interruption,
 ) -> None:
     """What is due between two steps, and the end if a signal asks for it. Collective.
 
@@ -234,12 +234,10 @@ def _evaluate_and_save(
         Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
         SplitRefused: the valid split cannot be read any more; the ranks have saved.
     """
-    interruption = session.pipeline.interruption
-    assert interruption is not None
     stop, evaluated, refused = interruption.agreed(), None, None
     try:
         if not stop and evaluation_due(session, position, total_steps):
-            evaluated = evaluate(session, "valid", position.step, position.epoch)
+            evaluated = evaluate(session, "valid", position.step, position.epoch, interruption)
             publish(evaluated)
     except Stopped:
         stop = True

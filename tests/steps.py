@@ -18,6 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.distributed.step import StepOutput
 from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.schema import Feature, Schema, Task
 from stem_torchrec.session import Session, build
@@ -189,23 +190,27 @@ def gather(value: Any, ranks: Ranks) -> list[Any]:
     return values
 
 
-def run_steps(session: Session, batches: Iterable[Batch], done: int = 0) -> Tensor:
-    """One train step per batch; the global loss per step and task, (steps, T). Collective.
+def take_steps(session: Session, batches: Iterable[Batch], taken: int = 0) -> list[StepOutput]:
+    """One train step per batch. Collective.
 
     Args:
-        done: steps that the session has taken before.
+        taken: steps that the session has taken before.
     """
-    stream, losses = iter(batches), []
-    session.model.train()
+    stream, done = iter(batches), []
+    session.recommender.train()
     while True:
         session.optimizers.set_learning_rates(1.0)
-        session.optimizers.set_applied_steps(done + len(losses))
+        session.optimizers.set_applied_steps(taken + len(done))
         try:
-            local = session.pipeline.step(stream).losses
+            done.append(session.step(stream))
         except StopIteration:
-            break
-        losses.append(session.ranks.rank_mean(local)())
-    return torch.stack(losses)
+            return done
+
+
+def run_steps(session: Session, batches: Iterable[Batch], taken: int = 0) -> Tensor:
+    """The global loss per step and task, (steps, T), of ``take_steps``. Collective."""
+    losses = [done.dense.losses for done in take_steps(session, batches, taken)]
+    return torch.stack([session.ranks.rank_mean(local)() for local in losses])
 
 
 def start(config: Config, ranks: Ranks) -> Session:

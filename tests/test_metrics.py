@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from stem_torchrec.distributed.dense_step import DenseOutput
 from stem_torchrec.layers.losses import labelled, task_losses
 from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.recommender import StepOutput
 
 TASKS = ("click", "like")
 BATCH = 16
@@ -22,7 +22,7 @@ def outputs(num_steps, *, weighted=True, null_share=0.3):
         weights = torch.rand(BATCH, generator=generator) + 0.1 if weighted else None
         target = labelled(labels, weights)
         total = target.weights.sum(0)
-        result.append(StepOutput(task_losses(logits, target, total), logits, target, total))
+        result.append(DenseOutput(task_losses(logits, target, total), logits, target, total))
     return result
 
 
@@ -101,7 +101,7 @@ def without_labels(step, task):
     kept = torch.ones(2)
     kept[TASKS.index(task)] = 0
     target = step.target._replace(weights=step.target.weights * kept)
-    return StepOutput(step.losses * kept, step.logits, target, step.total_weights * kept)
+    return DenseOutput(step.losses * kept, step.logits, target, step.total_weights * kept)
 
 
 def with_labels(step, value):

@@ -86,8 +86,8 @@ def moves_of_one_step(alone, config, factor):
     assert rates == pytest.approx(
         {"dense": config.optim.lr * factor, "embedding": config.embedding.lr * factor}
     )
-    session.model.train()
-    session.pipeline.step(iter([batch_of(rows())]))
+    session.recommender.train()
+    session.step(iter([batch_of(rows())]))
     after = state_of(session)
     moved = {name: after.tables[name] - before.tables[name] for name in before.tables}
     return moved | {name: after.dense[name] - before.dense[name] for name in before.dense}
@@ -120,12 +120,12 @@ def test_rates_change_between_steps(tmp_path, alone, sharding):
         distributed={"sharding": sharding},
     )
     session = start(config, alone)
-    session.model.train()
+    session.recommender.train()
     stream = iter([batch_of(rows(seed)) for seed in range(3)])
     states = [state_of(session)]
     for factor in (1.0, 0.0, 1.0):
         session.optimizers.set_learning_rates(factor)
-        session.pipeline.step(stream)
+        session.step(stream)
         states.append(state_of(session))
     moved = [
         {**largest_difference(a.tables, b.tables), **largest_difference(a.dense, b.dense)}
@@ -218,7 +218,7 @@ def test_adams_bias_is_corrected_by_the_steps_that_were_applied(tmp_path, alone)
     rows = random_rows(np.random.default_rng(1), 8)
     run_steps(session, [batch_of(rows)] * 2)
     session.model.eval()
-    list(session.pipeline.predict(iter([batch_of(rows)])))
+    list(session.step.predict(iter([batch_of(rows)])))
     kernels = list(fused_kernels(session.model))
     assert kernels
     assert all(int(kernel.iter_cpu) == 3 for kernel in kernels)

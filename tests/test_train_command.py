@@ -125,7 +125,7 @@ def test_auc_is_that_of_the_models_predictions(folder: Path, alone: object) -> N
     session = build(load_config(path), alone)  # type: ignore[arg-type]
     record = evaluate(session, "test", 0)
     labels, scores = [], []
-    for batch, logits in session.pipeline.predict(open_split(session, "test").epoch(0)):
+    for batch, logits in session.step.predict(open_split(session, "test").epoch(0)):
         labels.append(batch.labels)
         scores.append(logits)
     for index, task in enumerate(TASKS):

@@ -10,9 +10,9 @@ from stem_torchrec.balancing.parameters import ParameterBalance
 from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.balancing.table_rows import RowGradients
 from stem_torchrec.config import Config
+from stem_torchrec.distributed.dense_step import DenseStep
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.model import Model
-from stem_torchrec.recommender import TrainStep
 from stem_torchrec.schema import Schema
 
 
@@ -55,7 +55,8 @@ def check_balance(config: Config, model: Model, num_tasks: int) -> None:
 def install(
     config: Config,
     schema: Schema,
-    step: TrainStep,
+    model: Model,
+    step: DenseStep,
     *,
     world_size: int,
     rank_mean: RankMean,
@@ -66,7 +67,7 @@ def install(
     Raises:
         UserError: as ``check_balance`` does.
     """
-    settings, model = config.balance, step.recommender.model
+    settings = config.balance
     check_balance(config, model, len(schema.tasks))
     if settings.rule == "equal":
         return None

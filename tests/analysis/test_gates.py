@@ -34,7 +34,7 @@ def weights_by_hand(finished: Path) -> np.ndarray:
     ranks = start_ranks(run.config.distributed)
     try:
         session, _ = load_run(run.config, ranks)
-        recommender = session.model.module.recommender
+        recommender = session.recommender
         weights = []
         with torch.no_grad():
             for batch in open_split(session, "test").epoch(0):

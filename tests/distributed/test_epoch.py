@@ -40,10 +40,10 @@ def train_epoch(ranks, config):
     reader = open_split(session, "train")
     sizes = [(len(b.labels), b.num_samples) for b in reader.epoch(0)]
     batches = reader.epoch(0)
-    session.model.train()
+    session.recommender.train()
     for _ in range(reader.steps_per_epoch):
         session.optimizers.set_learning_rates(1.0)
-        session.pipeline.step(batches)
+        session.step(batches)
     return sizes, evaluate(session, "test", reader.steps_per_epoch), state_of(session)
 
 

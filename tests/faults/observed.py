@@ -37,15 +37,15 @@ def observed_worker(log: Path, config: Any, existing: Any) -> Any:
 def _observe(write: Callable[..., None]) -> None:
     from stem_torchrec import trainer
     from stem_torchrec.checkpoint import Saver
-    from stem_torchrec.distributed.pipeline import Pipeline
+    from stem_torchrec.distributed.dense_step import DenseStep
 
     last = {"rows": 0}
-    forward, advance = Pipeline._forward, trainer.Position.advance
+    forward, advance = DenseStep.__call__, trainer.Position.advance
     save, write_out, evaluate = trainer._save, Saver._write, trainer.evaluate
 
-    def watched_forward(self: Any, batch: Any) -> Any:
+    def watched_forward(self: Any, pooled: Any, batch: Any) -> Any:
         last["rows"] = rows_of(batch)
-        return forward(self, batch)
+        return forward(self, pooled, batch)
 
     def watched_advance(self: Any, *arguments: Any) -> int:
         samples = advance(self, *arguments)
@@ -71,7 +71,7 @@ def _observe(write: Callable[..., None]) -> None:
             write("training")
         return record
 
-    Pipeline._forward = watched_forward  # type: ignore[method-assign]
+    DenseStep.__call__ = watched_forward  # type: ignore[method-assign]
     trainer.Position.advance = watched_advance  # type: ignore[method-assign]
     trainer._save = watched_save
     Saver._write = watched_write_out  # type: ignore[method-assign]
