@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import stem_torchrec
 from stem_torchrec.commands.analyze import add_analyze
@@ -21,6 +22,7 @@ from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.environment import environment_failure
 from stem_torchrec.errors import CheckpointError, UserError, WorkerError
 from stem_torchrec.parent_watch import end_with_parent
+from stem_torchrec.redaction import without_passwords
 from stem_torchrec.versions import version_line
 
 
@@ -64,8 +66,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code or 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of the commands, too: argparse echoes what it does not understand."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser: argparse.ArgumentParser = _Parser("stem-torchrec", description=stem_torchrec.__doc__)
     parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)

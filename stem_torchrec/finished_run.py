@@ -15,6 +15,7 @@ from stem_torchrec.evaluation import Joined
 from stem_torchrec.layers.gates import Gates
 from stem_torchrec.place import Place
 from stem_torchrec.records import Record, last_test, read_records
+from stem_torchrec.run_schema import schema_of_run
 from stem_torchrec.schema import Feature
 from stem_torchrec.session import Session, build, open_split
 from stem_torchrec.training.evaluating import evaluate, predict
@@ -59,7 +60,7 @@ def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
 def _load(config: Config, ranks: Ranks) -> tuple[Session, Place, int]:
     """A session, the checkpoint's folder, its step."""
     folder = checkpoint.newest_valid(config.run.dir, ranks)
-    session = build(config, ranks)
+    session = build(config, ranks, schema_of_run(config, ranks))
     return session, folder, checkpoint.load(folder, session.model, None, ranks)["step"]
 
 

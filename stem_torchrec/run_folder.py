@@ -14,6 +14,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.place import Place, remove
 from stem_torchrec.records import METRICS, parse_record, record_lines
+from stem_torchrec.schema import SCHEMA_FILE, Schema
 from stem_torchrec.settings import dump_config, load_config
 from stem_torchrec.store_path import StorePath
 
@@ -28,7 +29,10 @@ JOB = "job.json"
 OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*"}
 """What is a run's in its folders, which may be links to another disk."""
 
-OWN_FILES = ("plan.txt", "init.json", METRICS, *OWN_FOLDERS, "config.yaml", JOB)
+OWN_FILES = (
+    *("plan.txt", "init.json", METRICS, *OWN_FOLDERS),
+    *(SCHEMA_FILE, "config.yaml", JOB),
+)
 """What a run writes there, in the order in which a run that is replaced goes: what says that the
 files are a run's goes last."""
 
@@ -87,6 +91,8 @@ def check_run(config: Config, existing: Existing) -> None:
     """As ``check_run_dir``; also refuse folders of other things, and to resume another model."""
     if existing != "resume":  # a run that is there is where it was made
         refuse_unsafe("run.dir", config.run.dir, config.data.path)
+    elif config.run.dir.resolve() == config.data.path.resolve():  # both have a schema.json
+        raise UserError(f"run.dir: {str(config.run.dir)!r} is data.path; move one of both")
     check_run_dir(config.run.dir, existing)
     check_links(config.run.dir)
     if existing == "resume":
@@ -138,10 +144,11 @@ def _clear(path: Place) -> None:
         remove(entry)
 
 
-def create_run(config: Config, plan_report: str) -> None:
-    """Write the resolved config and the plan."""
+def create_run(config: Config, schema: Schema, plan_report: str) -> None:
+    """Write the resolved config, the schema of what is trained, and the plan."""
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    schema.save(run_dir)
     (run_dir / "plan.txt").write_text(plan_report)
 
 
@@ -150,14 +157,15 @@ def write_init(run_dir: Place, report: Mapping[str, Any]) -> None:
     (run_dir / "init.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def continue_run(config: Config, plan_report: str, step: int) -> None:
-    """Bring the folder of a run to where it goes on, after ``step``: config, plan, records.
+def continue_run(config: Config, schema: Schema, plan_report: str, step: int) -> None:
+    """Bring the folder of a run to where it goes on, after ``step``: config, schema, plan, records.
 
     Records of later steps, and those of the test split, come anew; a line that the run's end has
     cut off goes with them.
     """
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    schema.save(run_dir)
     replace_text(run_dir / "plan.txt", plan_report)
     cut_records(run_dir, step)
 
@@ -207,15 +215,14 @@ def check_resumed(config: Config) -> None:
                     )
 
 
-def about_run(
-    config: Config, tasks: Sequence[str], table_sharding: Mapping[str, str]
-) -> dict[str, Any]:
+def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run."""
     content = config.model_dump(mode="json", exclude={"run": {"dir"}, "versions": True})
     return {
         "versions": installed_versions(),
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        "tasks": list(tasks),
+        "tasks": list(schema.task_names),
+        "schema": schema.content(),
         "plan": dict(table_sharding),
     }
 

@@ -16,7 +16,8 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.optim import Optimizers
 from stem_torchrec.place import Place
 from stem_torchrec.recommender import Recommender, TrainStep
-from stem_torchrec.schema import Schema, load_schema
+from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,13 @@ class Session:
         }
 
 
-def selected_schema(config: Config) -> Schema:
-    """The data's schema with the config's features and tasks only."""
-    schema = load_schema(config.data.path)
-    return schema.select(features=config.data.features, tasks=config.tasks.names)
+def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session:
+    """Model, plan, sharding, optimizers, pipeline. Collective.
 
-
-def build(config: Config, ranks: Ranks) -> Session:
-    """Model, plan, sharding, optimizers, pipeline. Collective."""
-    schema = selected_schema(config)
+    Args:
+        schema: features and tasks in their order; those that the config selects if None.
+    """
+    schema = schema or selected_schema(config)
     torch.manual_seed(config.run.seed)
     step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
     fork = install(
@@ -107,6 +106,7 @@ def open_split(
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
         pin_memory=ranks.device.type == "cuda",
+        verify_checksums=config.data.verify_checksums,
         negatives=negatives,
         manifest=manifest,
     )

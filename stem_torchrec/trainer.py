@@ -23,6 +23,7 @@ from stem_torchrec.run_folder import (
     create_run,
     write_init,
 )
+from stem_torchrec.run_schema import schema_of_new, schema_of_run
 from stem_torchrec.session import Session, build, open_split
 from stem_torchrec.shared_folder import check_shared
 from stem_torchrec.skipped import SkippedSteps
@@ -93,7 +94,11 @@ def _train(
     listener: Listener,
     initial: checkpoint.Initial | None,
 ) -> Outcome:
-    session = build(config, ranks)
+    if existing == "resume":
+        schema = schema_of_run(config, ranks)
+    else:
+        schema = schema_of_new(config, initial, ranks)
+    session = build(config, ranks, schema)
     reader = open_split(session, "train", for_training=True)
     metrics = train_metrics(session)
     if existing == "resume":
@@ -144,13 +149,13 @@ def _begin(
     """Take the first weights from another run if asked, and make the run's folder. Collective."""
     config, ranks, report = session.config, session.ranks, None
     if initial is not None:
-        report = checkpoint.load_initial(session.model, session.schema, initial, ranks)
+        report = checkpoint.load_initial(session.model, config, session.schema, initial, ranks)
 
     def begin() -> None:
         with environment_failures(config.run.dir):
             clear_run(config.run.dir, existing)
             mark(config.run.dir)
-            create_run(config, session.plan_report)
+            create_run(config, session.schema, session.plan_report)
 
     ranks.on_first(begin)
     if report is not None and ranks.is_first:
@@ -164,8 +169,8 @@ def _go_on(session: Session, reader: ParquetReader, metrics: TrainMetrics) -> Po
     folder = checkpoint.newest_valid(config.run.dir, ranks)
     saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
     position = Position(reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"])
-    ranks.on_first(lambda: continue_run(config, session.plan_report, position.step))
     checkpoint.load_own(folder, metrics, session.fork, ranks)
+    ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, position.step))
     return position
 
 

@@ -135,7 +135,7 @@ def test_weights_of_another_run(run: StorePath, config: Path, tmp_path: Path) ->
     assert report["initial"] == {}
 
 
-@pytest.mark.parametrize("file", ["__1_0.distcp", ".metadata", "rank_0.pt", "manifest.json"])
+@pytest.mark.parametrize("file", ["__1_0.distcp", "index.json", "rank_0.pt", "manifest.json"])
 def test_a_damaged_file_is_passed_over(
     copied: StorePath, file: str, rank: Ranks, caplog: pytest.LogCaptureFixture
 ) -> None:

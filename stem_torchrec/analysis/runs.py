@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
@@ -21,8 +20,8 @@ from stem_torchrec.evaluation import Joined
 from stem_torchrec.finished_run import unfinished
 from stem_torchrec.place import Place
 from stem_torchrec.run_folder import require_run
+from stem_torchrec.run_schema import fitted_schema
 from stem_torchrec.schema import Schema
-from stem_torchrec.session import selected_schema
 from stem_torchrec.settings import load_config
 
 OVERRIDES = ("data.path", "distributed.", "eval.")
@@ -76,10 +75,9 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
         if any(folder.resolve() == run.path.resolve() for run in runs):
             raise UserError(f"{option}: {str(folder)!r} is given twice")
         config = load_config(folder / "config.yaml", ["--run.dir", str(folder), *overrides])
-        checkpoint.newest(folder)
         if (missing := unfinished(folder)) is not None:
             raise UserError(f"{option}: {folder}: {missing}; go on with it: train --resume")
-        runs.append(Run(folder, config, selected_schema(config)))
+        runs.append(Run(folder, config, fitted_schema(config).schema))
     return runs
 
 

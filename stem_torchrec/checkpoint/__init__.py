@@ -10,6 +10,7 @@ from stem_torchrec.checkpoint.folders import (
     epoch_of,
     has_published,
     newest,
+    newest_about,
     newest_valid,
     saved_steps,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "load_own",
     "metric_value",
     "newest",
+    "newest_about",
     "newest_valid",
     "own_state",
     "saved_steps",

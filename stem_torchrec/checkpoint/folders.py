@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -121,6 +122,17 @@ def newest(run_dir: Place) -> Place:
     """
     for _, path, _ in complete(run_dir / FOLDER):
         return path
+    raise _none(run_dir, [])
+
+
+def newest_about(run_dir: Place) -> Mapping[str, Any]:
+    """What the manifest of the newest complete checkpoint says of the run.
+
+    Raises:
+        UserError: the run has none.
+    """
+    for _, _, manifest in complete(run_dir / FOLDER):
+        return manifest.about
     raise _none(run_dir, [])
 
 

@@ -42,7 +42,7 @@ def content(
         position.step,
         checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
         checkpoint.own_state(metrics, session.fork, session.ranks),
-        about_run(session.config, session.schema.task_names, session.table_sharding)
+        about_run(session.config, session.schema, session.table_sharding)
         | {"epoch": position.epoch, "metric": {"name": name, "value": value}},
     )
 
