@@ -123,8 +123,13 @@ def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[str] 
             file.close()
             raise refusal(found)
         file.truncate(0)
-        file.write(holder.text())
-        file.flush()
+        left = holder.text().encode()
+        try:
+            while left:  # without a buffer, which would try again at the close
+                left = left[os.write(file.fileno(), left) :]
+        except OSError:
+            file.close()
+            raise
         return file
 
 

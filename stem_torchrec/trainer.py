@@ -79,7 +79,8 @@ def train(
 def _claim(claim: ExitStack, config: Config, existing: Existing) -> Existing:
     """Hold the run's folder, if it may be written; what to do with the run in it."""
     check_run(config, existing_after_restart(config.run.dir, existing))
-    claim.enter_context(locked("run.dir", config.run.dir, holder()))
+    with environment_failures(config.run.dir):
+        claim.enter_context(locked("run.dir", config.run.dir, holder()))
     # The job that was at work there before may have ended only now.
     existing = existing_after_restart(config.run.dir, existing)
     check_run(config, existing)
