@@ -12,7 +12,7 @@ from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import device_type
 from stem_torchrec.errors import UserError
-from stem_torchrec.models import MODELS
+from stem_torchrec.nn.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.schema import Schema

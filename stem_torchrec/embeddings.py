@@ -12,8 +12,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stem_torchrec.config import EmbeddingConfig
-from stem_torchrec.layers.cut import Cut
-from stem_torchrec.layers.pooled_gradient import PooledGradient
+from stem_torchrec.distributed.cut import Cut
+from stem_torchrec.distributed.pooled_gradient import PooledGradient
 from stem_torchrec.schema import Feature, Schema
 
 SHARED = "shared"

@@ -12,7 +12,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.evaluation import Joined
-from stem_torchrec.layers.gates import Gates
+from stem_torchrec.nn.gates import Gates
 from stem_torchrec.records import Record
 from stem_torchrec.schema import Feature
 from stem_torchrec.session import Session, build, open_split

@@ -12,8 +12,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
 from stem_torchrec.embeddings import OwnerEmbeddings
-from stem_torchrec.layers.losses import Labelled, labelled, task_losses
-from stem_torchrec.models import MODELS
+from stem_torchrec.nn.losses import Labelled, labelled, task_losses
+from stem_torchrec.nn.models import MODELS
 from stem_torchrec.schema import Schema
 
 

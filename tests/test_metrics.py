@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stem_torchrec.layers.losses import labelled, task_losses
 from stem_torchrec.metrics import TrainMetrics
+from stem_torchrec.nn.losses import labelled, task_losses
 from stem_torchrec.recommender import StepOutput
 
 TASKS = ("click", "like")

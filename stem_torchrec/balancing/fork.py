@@ -15,7 +15,7 @@ from stem_torchrec.balancing.gradients import Factored, Gradients, Whole
 from stem_torchrec.balancing.gram import Gram
 from stem_torchrec.balancing.report import balance_metrics
 from stem_torchrec.balancing.rule import Balanced, Rule, balance
-from stem_torchrec.layers.fork import Forked, GateGradient, Handle, plain
+from stem_torchrec.nn.fork import Forked, GateGradient, Handle, plain
 
 RankMean = Callable[[Tensor], Callable[[], Tensor]]
 

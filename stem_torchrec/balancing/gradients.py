@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stem_torchrec.layers.fork import GateGradient
-from stem_torchrec.layers.gates import weighted_sums
+from stem_torchrec.nn.fork import GateGradient
+from stem_torchrec.nn.gates import weighted_sums
 
 
 class TaskGradients(Protocol):

@@ -11,7 +11,7 @@ from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.balancing.table_rows import RowGradients
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.models.model import Model
+from stem_torchrec.nn.models.model import Model
 from stem_torchrec.recommender import TrainStep
 from stem_torchrec.schema import Schema
 

@@ -8,8 +8,8 @@ from torch.nn.utils import get_total_norm
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.batch import Batch
+from stem_torchrec.distributed.cut import Cut
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.layers.cut import Cut
 from stem_torchrec.optim import Optimizers
 from stem_torchrec.recommender import StepOutput
 

@@ -2,7 +2,7 @@
 
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
-from stem_torchrec.layers.losses import labelled
+from stem_torchrec.nn.losses import labelled
 from stem_torchrec.records import Record, has_evaluation
 from stem_torchrec.session import Session, has_split, open_split
 from stem_torchrec.training.position import Position

@@ -19,8 +19,8 @@ from workload import VOCABULARIES, Workload, scaled
 
 from stem_torchrec.batch import Batch
 from stem_torchrec.embeddings import SHARED
-from stem_torchrec.layers.losses import labelled, task_losses
-from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.nn.losses import labelled, task_losses
+from stem_torchrec.nn.mlp import BatchedMlp
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.schema import Feature, Schema, Task
 

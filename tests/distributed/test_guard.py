@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stem_torchrec.layers.cut import Cut
+from stem_torchrec.distributed.cut import Cut
 from tests.steps import batch_of, config_of, random_rows, run_steps, start
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam")

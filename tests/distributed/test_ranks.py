@@ -6,8 +6,8 @@ import torch
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.ranks import check_devices
 from stem_torchrec.errors import UserError
-from stem_torchrec.layers.losses import labelled, task_losses
 from stem_torchrec.metrics import TrainMetrics
+from stem_torchrec.nn.losses import labelled, task_losses
 from stem_torchrec.recommender import StepOutput
 
 

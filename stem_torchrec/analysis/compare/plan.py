@@ -11,7 +11,7 @@ from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.checks import check_inputs
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.models import MODELS
+from stem_torchrec.nn.models import MODELS
 from stem_torchrec.session import has_split, selected_schema
 from stem_torchrec.settings import all_keys, load_config, parse_options
 

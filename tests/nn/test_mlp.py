@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stem_torchrec.layers.mlp import BatchedLinear, BatchedMlp
+from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp
 
 
 def plain_twins(batched, num):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
-from stem_torchrec.layers.experts import experts
-from stem_torchrec.layers.gates import Gates, mix
-from stem_torchrec.layers.inputs import Inputs
-from stem_torchrec.layers.towers import Towers
-from stem_torchrec.models.model import GATED, Model, numbered_experts, require_shared_experts
+from stem_torchrec.nn.experts import experts
+from stem_torchrec.nn.gates import Gates, mix
+from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.models.model import GATED, Model, numbered_experts, require_shared_experts
+from stem_torchrec.nn.towers import Towers
 from stem_torchrec.schema import Schema
 
 

@@ -11,10 +11,10 @@ from torch.nn.functional import logsigmoid
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
-from stem_torchrec.layers.inputs import Inputs
-from stem_torchrec.layers.mlp import BatchedMlp
-from stem_torchrec.models.model import BOUNDARIES, Model
-from stem_torchrec.models.task_order import ordered_pair
+from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.mlp import BatchedMlp
+from stem_torchrec.nn.models.model import BOUNDARIES, Model
+from stem_torchrec.nn.models.task_order import ordered_pair
 from stem_torchrec.schema import Schema
 
 

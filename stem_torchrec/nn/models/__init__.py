@@ -3,17 +3,17 @@
 from typing import Protocol
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.models.aitm import Aitm
-from stem_torchrec.models.esmm import Esmm
-from stem_torchrec.models.me_mmoe import MeMmoe
-from stem_torchrec.models.me_ple import MePle
-from stem_torchrec.models.mmoe import Mmoe
-from stem_torchrec.models.model import Model
-from stem_torchrec.models.omoe import Omoe
-from stem_torchrec.models.ple import Ple
-from stem_torchrec.models.shared_bottom import SharedBottom
-from stem_torchrec.models.single_task import SingleTask
-from stem_torchrec.models.stem_net import StemNet
+from stem_torchrec.nn.models.aitm import Aitm
+from stem_torchrec.nn.models.esmm import Esmm
+from stem_torchrec.nn.models.me_mmoe import MeMmoe
+from stem_torchrec.nn.models.me_ple import MePle
+from stem_torchrec.nn.models.mmoe import Mmoe
+from stem_torchrec.nn.models.model import Model
+from stem_torchrec.nn.models.omoe import Omoe
+from stem_torchrec.nn.models.ple import Ple
+from stem_torchrec.nn.models.shared_bottom import SharedBottom
+from stem_torchrec.nn.models.single_task import SingleTask
+from stem_torchrec.nn.models.stem_net import StemNet
 from stem_torchrec.schema import Schema
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.layers.experts import experts
-from stem_torchrec.layers.fork import Fork, Forked, Handle, plain
-from stem_torchrec.layers.gates import Gates, Reach, mix
-from stem_torchrec.layers.inputs import Inputs
+from stem_torchrec.nn.experts import experts
+from stem_torchrec.nn.fork import Fork, Forked, Handle, plain
+from stem_torchrec.nn.gates import Gates, Reach, mix
+from stem_torchrec.nn.inputs import Inputs
 
 
 class ExtractionStack(nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stem_torchrec.layers.pooled_gradient import PooledGradient
+from stem_torchrec.distributed.pooled_gradient import PooledGradient
 
 B, WIDTH = 6, 5
 

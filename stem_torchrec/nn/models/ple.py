@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
-from stem_torchrec.layers.extraction import ExtractionStack
-from stem_torchrec.layers.inputs import Inputs
-from stem_torchrec.layers.towers import Towers
-from stem_torchrec.models.model import GATED, Model
+from stem_torchrec.nn.extraction import ExtractionStack
+from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.models.model import GATED, Model
+from stem_torchrec.nn.towers import Towers
 from stem_torchrec.schema import Schema
 
 

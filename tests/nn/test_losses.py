@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stem_torchrec.layers.losses import labelled, task_losses
+from stem_torchrec.nn.losses import labelled, task_losses
 
 NAN = float("nan")
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.nn.mlp import BatchedMlp
 
 
 class Towers(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.layers.fork import GateGradient, Handle
-from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.nn.fork import GateGradient, Handle
+from stem_torchrec.nn.mlp import BatchedMlp
 
 Reach = Literal["all", "forward", "own"]
 """Which experts of the tasks a gate reads and trains: ``all``; ``forward``: reads all, trains its

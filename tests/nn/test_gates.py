@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stem_torchrec.layers.fork import Handle
-from stem_torchrec.layers.gates import mix
+from stem_torchrec.nn.fork import Handle
+from stem_torchrec.nn.gates import mix
 
 SIZES = [(2, 3, 2), (1, 2, 1), (0, 3, 2), (3, 2, 0), (2, 1, 1)]  # M_s, T, M_t
 B, H = 5, 4

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stem_torchrec.models.esmm import product_logit
-from tests.models.test_every_model import DIM, TASKS, inputs_of, model_with
+from stem_torchrec.nn.models.esmm import product_logit
+from tests.nn.models.test_every_model import DIM, TASKS, inputs_of, model_with
 
 
 def expert(batched, k, x):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
-from stem_torchrec.layers.calibrator import Calibrator
-from stem_torchrec.layers.inputs import Inputs
-from stem_torchrec.layers.mlp import BatchedMlp
-from stem_torchrec.models.model import BOUNDARIES, Model
-from stem_torchrec.models.task_order import full_order
+from stem_torchrec.nn.calibrator import Calibrator
+from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.mlp import BatchedMlp
+from stem_torchrec.nn.models.model import BOUNDARIES, Model
+from stem_torchrec.nn.models.task_order import full_order
 from stem_torchrec.schema import Schema
 
 

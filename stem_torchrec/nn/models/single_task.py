@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.layers.experts import experts
-from stem_torchrec.layers.inputs import Inputs
-from stem_torchrec.layers.towers import Towers
-from stem_torchrec.models.model import NETWORK, Model
+from stem_torchrec.nn.experts import experts
+from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.models.model import NETWORK, Model
+from stem_torchrec.nn.towers import Towers
 from stem_torchrec.schema import Schema
 
 

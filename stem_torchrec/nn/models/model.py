@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED, Owners
 from stem_torchrec.errors import UserError
-from stem_torchrec.layers.fork import Fork, PlainFork
+from stem_torchrec.nn.fork import Fork, PlainFork
 
 BOUNDARIES = ("pooled", "experts", "parameters", "dense_parameters")
 

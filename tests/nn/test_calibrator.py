@@ -2,7 +2,7 @@
 
 import torch
 
-from stem_torchrec.layers.calibrator import Calibrator
+from stem_torchrec.nn.calibrator import Calibrator
 
 ORDER = [1, 0, 2]
 WEIGHT = 0.6

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stem_torchrec.config import EmbeddingConfig, ModelConfig
 from stem_torchrec.embeddings import SHARED, OwnerEmbeddings
 from stem_torchrec.errors import UserError
-from stem_torchrec.models.stem_net import StemNet
+from stem_torchrec.nn.models.stem_net import StemNet
 from stem_torchrec.schema import Feature, Schema, Task
 
 DIM = 4

@@ -11,7 +11,7 @@ import torch
 from stem_torchrec.config import Config, EmbeddingConfig, ModelConfig
 from stem_torchrec.embeddings import SHARED, OwnerEmbeddings
 from stem_torchrec.errors import UserError
-from stem_torchrec.models import MODELS
+from stem_torchrec.nn.models import MODELS
 from stem_torchrec.schema import Feature, Schema, Task
 
 DIM, B = 4, 9

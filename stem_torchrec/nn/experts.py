@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.errors import UserError
-from stem_torchrec.layers.inputs import Inputs
-from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.mlp import BatchedMlp
 
 
 class FieldWeightedExperts(nn.Module):
