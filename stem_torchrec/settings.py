@@ -20,6 +20,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
+from stem_torchrec.config.import_path import is_import_path
+from stem_torchrec.config.options import PLAIN_WORDS, KindSection
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import WRONG_PLACE, Place
 from stem_torchrec.store_path import StorePath
@@ -47,11 +49,24 @@ class Key(NamedTuple):
         return _type_words(self.annotation)
 
 
-def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
-    """Every key that a file or the command line may set, sections' as ``section.key``."""
+def all_keys(
+    section: type[BaseModel] = Config, prefix: str = "", named: Mapping[str, str] | None = None
+) -> Iterator[Key]:
+    """Every key that a file or the command line may set, sections' as ``section.key``.
+
+    Args:
+        named: section -> the model or rule that it names. Those outside the package bring keys of
+            their own; the package's are always listed.
+
+    Raises:
+        ValueError: a name that cannot be imported.
+    """
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            if issubclass(part, KindSection):
+                part = part.with_keys_of((named or {}).get(name))
+            yield from all_keys(part, f"{prefix}{name}.")
         elif prefix or section is not Config:
             default = "required" if field.default is PydanticUndefined else field.default
             default = {} if field.default_factory is not None else default
@@ -66,7 +81,8 @@ def load_config(path: Place, overrides: Sequence[str] = ()) -> Config:
     """
     content = _read_yaml(path, "--config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it
-    for name, value in parse_options(overrides, all_keys()):
+    known = all_keys(named=_imported_kinds(content, overrides))
+    for name, value in parse_options(overrides, known):
         section, _, key = name.partition(".")
         part = content.setdefault(section, {})
         if not isinstance(part, dict):
@@ -129,6 +145,32 @@ def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tu
                 raise UserError(f"--{name}: a value is missing")
             text = rest.pop(0)
         yield name, _parse_value(keys[name], text)
+
+
+def _imported_kinds(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Section -> import path of the model or rule that file and overrides name in it."""
+    found = {}
+    for section, kind_section in _kind_sections().items():
+        keys = content.get(section)
+        name = keys.get(kind_section.kind_key) if isinstance(keys, Mapping) else None
+        option = f"--{section}.{kind_section.kind_key}"
+        for given, after in zip(overrides, [*overrides[1:], ""], strict=True):
+            if given == option:
+                name = after
+            elif given.startswith(f"{option}="):
+                name = given.removeprefix(f"{option}=")
+        if isinstance(name, str) and is_import_path(name):
+            found[section] = name
+    return found
+
+
+def _kind_sections() -> dict[str, type[KindSection]]:
+    parts = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, type) and issubclass(part, KindSection)
+    }
 
 
 def validate(content: Mapping[str, Any]) -> Config:
@@ -211,6 +253,8 @@ def _keys_beside(model: type[BaseModel], location: Sequence[str]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, KindSection):
+        return [annotation.with_keys_of(None)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
@@ -232,4 +276,6 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     key = next((name for name in names if full == name or full.startswith(name + ".")), full)
     if error["type"] == WRONG_PLACE:
         return f"{key}: {error['msg']}"
+    if error["type"] == PLAIN_WORDS:
+        return f"{full}: {error['msg']}"
     return f"{key or 'config'}: {error['msg']}, found {error['input']!r}"
