@@ -12,7 +12,6 @@ from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import device_type
 from stem_torchrec.errors import UserError
-from stem_torchrec.nn.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.schema import Schema
@@ -56,7 +55,7 @@ def doubtful_settings(config: Config) -> list[str]:
     balance = config.balance
     warnings = [
         f"model.{name} has no effect with model.name {config.model.name}"
-        for name in sorted(_changed(config.model) - MODELS[config.model.name].settings)
+        for name in config.model.without_effect()
     ]
     warnings += [
         f"balance.{name} has no effect with balance.rule {balance.rule}"

@@ -14,12 +14,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.distributed.cut import Cut
 from stem_torchrec.distributed.pooled_gradient import PooledGradient
+from stem_torchrec.nn.owners import Owners
 from stem_torchrec.schema import Feature, Schema
-
-SHARED = "shared"
-
-Owners = Mapping[str, Sequence[str]]
-"""Owner of tables (``shared`` or a task) -> names of the features it has tables for."""
 
 
 class OwnerEmbeddings(nn.Module):

@@ -154,12 +154,16 @@ def _imported_kinds(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
         keys = content.get(section)
         name = keys.get(kind_section.kind_key) if isinstance(keys, Mapping) else None
         option = f"--{section}.{kind_section.kind_key}"
-        for given, after in zip(overrides, [*overrides[1:], ""], strict=True):
+        for given, after in zip(overrides, [*overrides, ""][1:], strict=True):
             if given == option:
                 name = after
             elif given.startswith(f"{option}="):
                 name = given.removeprefix(f"{option}=")
         if isinstance(name, str) and is_import_path(name):
+            try:
+                kind_section.options_type_of(name)
+            except ValueError as error:
+                raise UserError(f"{option[2:]}: {error}") from None
             found[section] = name
     return found
 

@@ -11,7 +11,7 @@ from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.balancing.table_rows import RowGradients
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
-from stem_torchrec.nn.models.model import Model
+from stem_torchrec.nn import Model
 from stem_torchrec.recommender import TrainStep
 from stem_torchrec.schema import Schema
 
@@ -44,9 +44,10 @@ def check_balance(config: Config, model: Model, num_tasks: int) -> None:
             f"balance.boundary: {settings.boundary!r} with model.name {name}; "
             f"allowed: {', '.join(model.boundaries)}"
         )
-    if config.model.layers > 1 and "layers" in model.settings:
+    layers = getattr(config.model.options, "layers", 1)
+    if layers > 1:
         raise UserError(
-            f"balance.rule: {settings.rule!r} with model.layers {config.model.layers}; "
+            f"balance.rule: {settings.rule!r} with model.layers {layers}; "
             "allowed: equal, or model.layers 1 (the shared stream of a stacked block reads every "
             "task's experts, so no boundary separates the tasks)"
         )

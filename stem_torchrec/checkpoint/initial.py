@@ -14,7 +14,8 @@ from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.folders import newest_valid
 from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import read_manifest
-from stem_torchrec.checkpoint.matching import Initial, Match, Source, matches
+from stem_torchrec.checkpoint.matching import Initial, Match, Piece, Source, matches
+from stem_torchrec.checkpoint.weight_owners import owners_in, weight_owners
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.place import Place
 from stem_torchrec.schema import Schema
@@ -37,25 +38,29 @@ def load_initial(
         UserError: the run has no valid checkpoint; otherwise as ``matches`` does.
     """
     folder = newest_valid(initial.run_dir, ranks)
-    source = ranks.on_first(lambda: _source(folder))
+    source = ranks.on_first(lambda: _source(folder, initial.run_dir))
     state = model.state_dict()
     shapes = {name: tuple(value.size()) for name, value in state.items()}
-    found = matches(shapes, schema.task_names, source, initial)
+    owners = weight_owners(model.module.recommender.model)
+    found = matches(shapes, owners, schema.task_names, source, initial)
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
-    for part in _rounds(loaded):
-        _read(folder, state, part, source, ranks)
+    for part in _rounds({name: match for name, match in loaded.items() if match.rows is not None}):
+        _read_tables(folder, state, part, ranks)
+    dense = {name: match for name, match in loaded.items() if match.rows is None}
+    _read_dense(folder, state, dense, source, ranks)
     model.load_state_dict(state)
     return _report(folder, source, found, shapes)
 
 
-def _source(folder: Place) -> Source:
+def _source(folder: Place, run_dir: Place) -> Source:
     metadata = Reader(folder).read_metadata().state_dict_metadata
     shapes = {
         name.removeprefix(_MODEL): tuple(value.size)
         for name, value in metadata.items()
         if name.startswith(_MODEL) and isinstance(value, TensorStorageMetadata)
     }
-    return Source(shapes, read_manifest(folder).about["tasks"])
+    about = read_manifest(folder).about
+    return Source(shapes, about["tasks"], owners_in(about, run_dir))
 
 
 def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
@@ -67,33 +72,41 @@ def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
         yield part
 
 
-def _read(
-    folder: Place,
-    state: Mapping[str, Any],
-    part: Mapping[str, Match],
-    source: Source,
-    ranks: Ranks,
+def _read_tables(
+    folder: Place, state: Mapping[str, Any], part: Mapping[str, Match], ranks: Ranks
 ) -> None:
     targets: dict[str, Any] = {}
     for name, match in part.items():
-        value = state[name]
-        if match.rows is None:
-            targets[match.source] = torch.empty(source.shapes[match.source], dtype=value.dtype)
-        else:
-            targets[match.source] = _first_rows(value, match.rows)
+        assert match.rows is not None
+        targets[match.source] = _first_rows(state[name], match.rows)
     read(folder, {"model": targets}, ranks)
-    for name, match in part.items():
-        if match.rows is None:
-            _copy_weight(state[name], targets[match.source], match)
 
 
-def _copy_weight(target: Tensor, values: Tensor, match: Match) -> None:
+def _read_dense(
+    folder: Place,
+    state: Mapping[str, Any],
+    loaded: Mapping[str, Match],
+    source: Source,
+    ranks: Ranks,
+) -> None:
+    values: dict[str, Tensor] = {}
+    for name, match in loaded.items():
+        for piece in match.pieces:
+            shape = source.shapes[piece.source]
+            values[piece.source] = torch.empty(shape, dtype=state[name].dtype)
+    read(folder, {"model": values}, ranks)
+    for name, match in loaded.items():
+        for piece in match.pieces:
+            _copy_weight(state[name], values[piece.source], piece)
+
+
+def _copy_weight(target: Tensor, values: Tensor, piece: Piece) -> None:
     values = values.to(target.device)
-    if match.indices is None:
+    if piece.indices is None:
         target.copy_(values)
         return
-    here = [torch.tensor([i for i, _ in pairs], device=target.device) for pairs in match.indices]
-    there = [torch.tensor([j for _, j in pairs], device=target.device) for pairs in match.indices]
+    pairs = [torch.tensor(p, dtype=torch.long, device=target.device) for p in piece.indices]
+    here, there = ([p.view(-1, 2)[:, side] for p in pairs] for side in (0, 1))
     target[torch.meshgrid(*here, indexing="ij")] = values[torch.meshgrid(*there, indexing="ij")]
 
 
@@ -131,7 +144,7 @@ def _report(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
-    used = {match.source for match in loaded.values()}
+    used = {piece.source for match in loaded.values() for piece in match.pieces}
     return {
         "from": str(folder.absolute()),
         "loaded": {name: match.source for name, match in loaded.items()},
@@ -140,7 +153,7 @@ def _report(
             for name, match in loaded.items()
             if match.rows is not None and match.rows < shapes[name][0]
         },
-        "in_part": [name for name, match in loaded.items() if match.indices is not None],
+        "in_part": [name for name, match in loaded.items() if match.in_part],
         "initial": {name: why for name, why in found.items() if isinstance(why, str)},
         "not_used": sorted(set(source.shapes) - used),
         "optimizers": "not loaded",

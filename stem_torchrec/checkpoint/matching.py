@@ -3,16 +3,18 @@
 T tasks here, S tasks there.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
+from stem_torchrec.nn.owners import SHARED, Ownership
 from stem_torchrec.place import Place
 
 TABLES = ".embedding_bags."
 _NOT_WEIGHTS = ".fork."
-_BY_TASK = (".towers.", ".task_experts.", ".gates.")
+_NOT_THERE = "not in the other run"
+_OTHER_OWNER = "of tasks or experts that the other run does not have"
 
 Shape = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]
@@ -38,30 +40,61 @@ class Source(NamedTuple):
     Attributes:
         shapes: by tensor's name there.
         tasks: in their order there.
+        owners: whose each dense weight is, by its name.
     """
 
     shapes: Mapping[str, Shape]
     tasks: Sequence[str]
+    owners: Mapping[str, Ownership]
+
+
+class Piece(NamedTuple):
+    """What a dense weight takes from one tensor.
+
+    Attributes:
+        source: the tensor's name there.
+        indices: per dimension (here, there) pairs to copy; None for all of it.
+    """
+
+    source: str
+    indices: tuple[Pairs, ...] | None = None
 
 
 class Match(NamedTuple):
     """A tensor that is loaded.
 
     Attributes:
-        source: its name there.
+        pieces: what it takes from where. A table takes one.
         rows: rows that are copied, of a table; None for a dense weight.
-        indices: per dimension (here, there) pairs to copy, of a weight with a part per task.
+        in_part: the rest of a dense weight keeps its initial values.
     """
 
-    source: str
+    pieces: tuple[Piece, ...]
     rows: int | None = None
-    indices: tuple[Pairs, ...] | None = None
+    in_part: bool = False
+
+    @property
+    def source(self) -> str:
+        """Names there."""
+        return ", ".join(piece.source for piece in self.pieces)
 
 
 def matches(
-    here: Mapping[str, Shape], tasks: Sequence[str], source: Source, initial: Initial
+    here: Mapping[str, Shape],
+    owners: Mapping[str, Ownership],
+    tasks: Sequence[str],
+    source: Source,
+    initial: Initial,
 ) -> dict[str, Match | str]:
     """For every tensor here what it starts from, or why it keeps its initial values.
+
+    Tables are found by name, dense weights by what they do and whose they are: a weight of several
+    tasks takes each one's part from wherever that lies there.
+
+    Args:
+        here: shapes by name.
+        owners: whose each dense weight is, by its name.
+        tasks: in their order here.
 
     Raises:
         UserError: a table has fewer rows or another dimension here; a name of ``names`` is not
@@ -70,23 +103,21 @@ def matches(
     rename = _renaming(source, initial)
     there = {rename(name): name for name in source.shapes}
     their_tasks = [_renamed_part(task, initial.names) for task in source.tasks]
+    by_role = _weights_by_role(source, rename, initial.names)
     found: dict[str, Match | str] = {}
     for name, shape in here.items():
         if _NOT_WEIGHTS in name:
             continue
-        if TABLES in name:
-            origin = there.get(name) or _origin_of_new_task(
-                name, there, their_tasks, tasks, initial
-            )
-            found[name] = (
-                Match(origin, rows=_rows(name, shape, origin, source.shapes[origin]))
-                if origin is not None
-                else "not in the other run"
-            )
-        elif name in there:
-            found[name] = _dense(name, shape, there[name], source, their_tasks, tasks)
-        else:
-            found[name] = "not in the other run"
+        if TABLES not in name:
+            of = owners.get(name, Ownership(name))
+            found[name] = _dense(shape, of, by_role.get(of.role, []))
+            continue
+        origin = there.get(name) or _origin_of_new_task(name, there, their_tasks, tasks, initial)
+        found[name] = (
+            Match((Piece(origin),), _rows(name, shape, origin, source.shapes[origin]))
+            if origin is not None
+            else _NOT_THERE
+        )
     return found
 
 
@@ -119,55 +150,72 @@ def _rows(name: str, here: Shape, origin: str, there: Shape) -> int:
     return there[0]
 
 
-def _dense(
-    name: str,
-    here: Shape,
-    origin: str,
-    source: Source,
-    their_tasks: Sequence[str],
-    tasks: Sequence[str],
-) -> Match | str:
-    there = source.shapes[origin]
-    if list(their_tasks) == list(tasks) or not any(part in name for part in _BY_TASK):
-        return Match(origin) if here == there else f"shape {list(here)}, there {list(there)}"
-    common = [(i, list(their_tasks).index(t)) for i, t in enumerate(tasks) if t in their_tasks]
-    by_task = {0} if ".last." not in name or ".gates." not in name else {0, len(here) - 1}
+class _Weight(NamedTuple):
+    """A dense weight there; its owners have the names that they have here."""
+
+    name: str
+    shape: Shape
+    of: Ownership
+
+
+def _weights_by_role(
+    source: Source, rename: Callable[[str], str], names: Sequence[tuple[str, str]]
+) -> dict[str, list[_Weight]]:
+    def renamed_label(label: str) -> str:
+        owner, *rest = label.split(":")
+        return ":".join([_renamed_part(owner, names), *rest])
+
+    found: dict[str, list[_Weight]] = {}
+    for name, shape in source.shapes.items():
+        of = source.owners.get(name, Ownership(name))
+        renamed = Ownership(
+            rename(of.role),
+            renamed_label(of.owner) if of.owner is not None else None,
+            {dim: tuple(map(renamed_label, labels)) for dim, labels in of.dims.items()},
+        )
+        found.setdefault(renamed.role, []).append(_Weight(name, shape, renamed))
+    return found
+
+
+def _dense(here: Shape, of: Ownership, weights: Sequence[_Weight]) -> Match | str:
+    """What a weight takes from those that do the same there."""
+    pieces, num_taken, reason = [], 0, _NOT_THERE
+    for weight in weights:
+        indices = _indices(here, of, weight)
+        if isinstance(indices, str):
+            reason = indices
+            continue
+        whole = here == weight.shape and all(i == j for pairs in indices for i, j in pairs)
+        taken = math.prod(map(len, indices))
+        whole = whole and taken == math.prod(here)
+        pieces.append(Piece(weight.name, None if whole else indices))
+        num_taken += taken
+    if not pieces:
+        return reason
+    return Match(tuple(pieces), in_part=num_taken < math.prod(here))
+
+
+def _indices(here: Shape, of: Ownership, weight: _Weight) -> tuple[Pairs, ...] | str:
+    """Per dimension (here, there) pairs, or why there are none."""
+    different = f"shape {list(here)}, there {list(weight.shape)}"
+    if len(here) != len(weight.shape):
+        return different
+    if of.owner != weight.of.owner or of.dims.keys() != weight.of.dims.keys():
+        return _OTHER_OWNER
     indices: list[Pairs] = []
-    for dimension, sizes in enumerate(zip(here, there, strict=True)):
-        if dimension not in by_task:
-            pairs = _same(sizes)
-        elif dimension == 0:
-            pairs = _blocks(sizes, (len(tasks), len(their_tasks)), common)
+    for dim, (size, their_size) in enumerate(zip(here, weight.shape, strict=True)):
+        if dim in of.dims:
+            places = {label: j for j, label in enumerate(weight.of.dims[dim])}
+            labels = enumerate(of.dims[dim])
+            pairs = tuple((i, places[label]) for i, label in labels if label in places)
+            if size > 0 and not pairs:
+                return _OTHER_OWNER
+        elif size == their_size:
+            pairs = tuple((i, i) for i in range(size))
         else:
-            pairs = _experts(sizes, (len(tasks), len(their_tasks)), common)
-        if pairs is None:
-            return f"shape {list(here)}, there {list(there)}, or other tasks"
+            return different
         indices.append(pairs)
-    return Match(origin, indices=tuple(indices)) if common else "no task in common"
-
-
-def _same(sizes: tuple[int, int]) -> Pairs | None:
-    return tuple((i, i) for i in range(sizes[0])) if sizes[0] == sizes[1] else None
-
-
-def _blocks(sizes: tuple[int, int], tasks: tuple[int, int], common: Pairs) -> Pairs | None:
-    """A dimension that is a block per task."""
-    block, rest = divmod(sizes[0], tasks[0])
-    if rest or sizes[1] != block * tasks[1]:
-        return None
-    return tuple((i * block + k, j * block + k) for i, j in common for k in range(block))
-
-
-def _experts(sizes: tuple[int, int], tasks: tuple[int, int], common: Pairs) -> Pairs | None:
-    """A gate's outputs: one per shared expert, then, if it reads all tasks', a block per task."""
-    if tasks[0] == tasks[1]:
-        return None  # the numbers do not tell how many are the tasks'
-    block, rest = divmod(sizes[0] - sizes[1], tasks[0] - tasks[1])
-    shared = sizes[0] - tasks[0] * block
-    if rest or block < 0 or shared < 0:
-        return None
-    own = _blocks((tasks[0] * block, tasks[1] * block), tasks, common) or ()
-    return (*((i, i) for i in range(shared)), *((shared + i, shared + j) for i, j in own))
+    return tuple(indices)
 
 
 def _renaming(source: Source, initial: Initial) -> Callable[[str], str]:

@@ -83,7 +83,8 @@ class KindSection(Section):
         Raises:
             ValueError: as ``options_type_of`` does.
         """
-        return _with_keys(cls, None if name is None else cls.options_type_of(name))
+        kind: Any = None if name is None else cls.options_type_of(name)
+        return _with_keys(cls, kind)
 
     @property
     def options(self) -> Any:

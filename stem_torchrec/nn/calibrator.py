@@ -19,6 +19,10 @@ class Calibrator(nn.Module):
 
     Args:
         order: indices of the tasks, first to last.
+        weight: factor of the penalty.
+
+    >>> Calibrator([0, 1], 0.5)(torch.tensor([[0.0, 0.0]]))
+    tensor([[0., 0.]])
     """
 
     def __init__(self, order: Sequence[int], weight: float) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.nn.fork import GateGradient, Handle
 from stem_torchrec.nn.mlp import BatchedMlp
+from stem_torchrec.nn.owners import numbered
 
 Reach = Literal["all", "forward", "own"]
 """Which experts of the tasks a gate reads and trains: ``all``; ``forward``: reads all, trains its
@@ -31,9 +31,24 @@ def mix(weights: Tensor, shared: Handle, tasks: Tensor, reach: Reach) -> Tensor:
             equal values; or (1, M_s, B, H), which all gates read.
         tasks: (T, M_t, B, H) outputs of the tasks' experts.
         reach: gate t is task t's (G = T) unless ``all``.
+
+    Raises:
+        ValueError: another number of gates than of tasks, or of handles than of gates.
+
+    >>> weights = torch.rand(2, 5, 3).softmax(dim=2)  # two tasks, one shared expert, one each
+    >>> shared = Handle(torch.rand(5, 8), torch.rand(1, 1, 5, 4))
+    >>> mix(weights, shared, torch.rand(2, 1, 5, 4), "forward").shape
+    torch.Size([2, 5, 4])
     """
-    assert len(shared.outputs) in (1, len(weights))
-    assert reach == "all" or len(weights) == len(tasks)
+    if len(shared.outputs) not in (1, len(weights)):
+        raise ValueError(
+            f"{len(shared.outputs)} handles of the shared experts with {len(weights)} gates; "
+            "allowed: one for all, or one each"
+        )
+    if reach != "all" and len(weights) != len(tasks):
+        raise ValueError(
+            f"{len(weights)} gates with {len(tasks)} tasks; allowed: one each, or reach 'all'"
+        )
     return _Mix.apply(weights, shared.outputs, tasks, reach, shared.gates)
 
 
@@ -116,14 +131,34 @@ class Gates(nn.Module):
     Args:
         names: of the gates.
         groups: of the K experts, in their order: whose each one is.
+        width_in: I.
+        widths: of the hidden layers.
+        dropout: probability of dropping a hidden activation.
+
+    >>> gates = Gates(["click", "like"], ["shared", "click", "like"], 8, (4,))
+    >>> gates(torch.randn(5, 8)).sum(dim=2).allclose(torch.ones(2, 5))
+    True
     """
 
     def __init__(
-        self, names: Sequence[str], groups: Sequence[str], width_in: int, config: ModelConfig
+        self,
+        names: Sequence[str],
+        groups: Sequence[str],
+        width_in: int,
+        widths: Sequence[int],
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.names, self.groups = tuple(names), tuple(groups)
-        self.mlp = BatchedMlp(len(names), width_in, config.gate_widths, len(groups), config.dropout)
+        self.mlp = BatchedMlp(
+            len(names),
+            width_in,
+            widths,
+            len(groups),
+            dropout,
+            owners=names,
+            outputs=numbered(groups),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1."""

@@ -16,6 +16,9 @@ class Labelled(NamedTuple):
     Attributes:
         labels: (B, T) float32, 0 or 1; 0 where null.
         weights: (B, T) float32.
+
+    >>> Labelled(torch.ones(5, 2), torch.ones(5, 2)).labels.shape
+    torch.Size([5, 2])
     """
 
     labels: Tensor
@@ -23,7 +26,14 @@ class Labelled(NamedTuple):
 
 
 def labelled(labels: Tensor, sample_weights: Tensor | None) -> Labelled:
-    """Split (B, T) labels with NaN for null into labels and weights."""
+    """Split (B, T) labels with NaN for null into labels and weights.
+
+    Args:
+        sample_weights: (B,), or None for 1 each.
+
+    >>> labelled(torch.tensor([[1.0, float("nan")]]), torch.tensor([2.0]))
+    Labelled(labels=tensor([[1., 0.]]), weights=tensor([[2., 0.]]))
+    """
     observed = ~labels.isnan()
     weights = observed.to(labels.dtype)
     if sample_weights is not None:
@@ -41,6 +51,10 @@ def task_losses(
     ``total_weights`` (T,) is the mean over ranks of each task's summed weight, so that the mean
     over ranks of the result is the mean loss of the joined batch. A task without any label gives
     0.
+
+    >>> target = labelled(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]), None)
+    >>> task_losses(torch.zeros(2, 2), target, target.weights.sum(dim=0))
+    tensor([0.6931, 0.6931])
     """
     losses = binary_cross_entropy_with_logits(
         logits, target.labels, weight=target.weights, reduction="none"

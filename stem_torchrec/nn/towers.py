@@ -1,17 +1,34 @@
-"""From a stream per task to its logit."""
+"""From a stream per task to its logit.
+
+B rows, T tasks, streams of width H.
+"""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.nn.mlp import BatchedMlp
 
 
 class Towers(nn.Module):
-    """One perceptron per task to its logit."""
+    """One perceptron per task to its logit.
 
-    def __init__(self, num_tasks: int, width_in: int, config: ModelConfig) -> None:
+    Args:
+        tasks: their names.
+        width_in: H.
+        widths: of the hidden layers.
+        dropout: probability of dropping a hidden activation.
+
+    >>> towers = Towers(["click", "like"], 8, (4,))
+    >>> towers(torch.randn(2, 5, 8)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], width_in: int, widths: Sequence[int], dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.mlp = BatchedMlp(num_tasks, width_in, config.tower_widths, 1, config.dropout)
+        self.mlp = BatchedMlp(len(tasks), width_in, widths, 1, dropout, owners=tasks)
 
     def forward(self, streams: Tensor) -> Tensor:
         """(T, B, H) -> logits (B, T)."""

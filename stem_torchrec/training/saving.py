@@ -39,5 +39,6 @@ def content(
         checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
         checkpoint.own_state(metrics, session.fork, session.ranks),
         about_run(session.config, session.schema.task_names, session.table_sharding)
+        | checkpoint.about_owners(session.model.module.recommender.model)
         | {"metric": {"name": name, "value": value}},
     )

@@ -38,7 +38,9 @@ def save(ranks: Any, config: Config) -> State:
     session = start(config, ranks)
     saver = checkpoint.Saver(CheckpointConfig(), config.run.dir / checkpoint.FOLDER, ranks)
     state = checkpoint.state_of(session.model, session.optimizers, POSITION)
-    saver.save(checkpoint.Content(3, state, b"", {"tasks": session.schema.task_names}))
+    about = checkpoint.about_owners(session.model.module.recommender.model)
+    about |= {"tasks": session.schema.task_names}
+    saver.save(checkpoint.Content(3, state, b"", about))
     saver.wait()
     saver.close()
     return state_of(session)
@@ -121,11 +123,14 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path, alone: Any) -> None:
     tower = "recommender.model.towers.mlp.hidden.0.weight"
     assert "[2, 16, 12], there [2, 16, 16]" in report["initial"][tower]
     assert torch.equal(loaded.dense[tower], fresh.dense[tower])
-    # Of the experts those of the task in common; how many of a gate's are the tasks' is not known.
+    # Of the experts those of the task in common, and what the gates give them and the shared ones.
     experts = "recommender.model.stack.blocks.0.task_experts.hidden.0.weight"
     assert torch.equal(loaded.dense[experts][1], saved.dense[experts][1])
     assert torch.equal(loaded.dense[experts][0], fresh.dense[experts][0])
-    assert "recommender.model.stack.blocks.0.gates.mlp.last.weight" in report["initial"]
+    gate = "recommender.model.stack.blocks.0.gates.mlp.last.weight"
+    assert torch.equal(loaded.dense[gate][1][:, [0, 1, 3]], saved.dense[gate][1][:, [0, 1, 3]])
+    assert torch.equal(loaded.dense[gate][1][:, 2], fresh.dense[gate][1][:, 2])
+    assert gate in report["in_part"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.checks import check_inputs
-from stem_torchrec.config import Config
+from stem_torchrec.config import Config, model_class
+from stem_torchrec.config.import_path import is_import_path
 from stem_torchrec.errors import UserError
-from stem_torchrec.nn.models import MODELS
 from stem_torchrec.session import has_split, selected_schema
-from stem_torchrec.settings import all_keys, load_config, parse_options
+from stem_torchrec.settings import Key, all_keys, load_config, parse_options
 
 SINGLE_TASK = "single_task"
 """The model that a multi-task gain is measured against."""
@@ -114,15 +114,18 @@ def make_plan(request: Request) -> Plan:
         _at_least_one("--nproc", request.nproc)
     _each_once("--models", request.models)
     for model in request.models:
-        if model not in MODELS:
-            raise UserError(f"--models: {model!r}; allowed: {', '.join(MODELS)}")
-    fixed = [name for name, _ in parse_options(request.overrides, all_keys())]
+        try:
+            model_class(model)
+        except ValueError as error:
+            raise UserError(f"--models: {error}") from None
+    fixed = [name for name, _ in parse_options(request.overrides, _known_keys(request))]
     for name in fixed:
         if name in _SET_OTHERWISE:
             raise UserError(f"{name}: set by {_SET_OTHERWISE[name]} here")
-    varied = _varied_settings(request.vary, fixed)
+    varied = _varied_settings(request, fixed)
     _own_settings(request, taken=[name for name, _ in varied[0]])
-    base = load_config(request.config, [*request.overrides, f"--run.dir={request.out}"])
+    chosen = [f"--run.dir={request.out}", f"--model.name={request.models[0]}"]
+    base = load_config(request.config, [*request.overrides, *chosen])
     if not has_split(base.data.path, "test"):
         raise UserError(f"data.path: {str(base.data.path)!r} has no test split to compare on")
     rules = [base.balance.rule] if request.rules is None else request.rules
@@ -174,17 +177,21 @@ def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
     return None
 
 
-def _varied_settings(
-    options: Sequence[str], fixed: Sequence[str]
-) -> list[tuple[tuple[str, str], ...]]:
+def _known_keys(request: Request) -> list[Key]:
+    """The keys of a run, those that a model from outside the package brings among them."""
+    named: list[dict[str, str]] = [{"model": m} for m in request.models if is_import_path(m)]
+    return list({key.name: key for n in [*named, {}] for key in all_keys(named=n)}.values())
+
+
+def _varied_settings(request: Request, fixed: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
     """``["a.b=1;2", "c.d=3"]`` -> every choice of one value per key."""
     values: dict[str, list[str]] = {}
-    for option in options:
+    for option in request.vary:
         key, equals, text = option.partition("=")
         parts = [part.strip() for part in text.split(";")]
         if not (key and equals and all(parts)):
             raise UserError(f"--vary: {option!r}; expected section.key=value;value")
-        ((name, _),) = parse_options([f"--{key}={parts[0]}"], all_keys())
+        ((name, _),) = parse_options([f"--{key}={parts[0]}"], _known_keys(request))
         if name in _SAME_FOR_ALL:
             instead = _SET_OTHERWISE.get(name)
             hint = f"use {instead}" if instead else "compared runs have it in common"
@@ -201,13 +208,13 @@ def _own_settings(request: Request, taken: Sequence[str] = ()) -> dict[str, list
     found: dict[str, list[str]] = {}
     compared = ", ".join(request.models)
     for option in request.own:
-        model, colon, setting = option.partition(":")
-        key, equals, text = setting.partition("=")
+        place, equals, text = option.partition("=")
+        model, colon, key = place.rpartition(":")  # an import path has a colon of its own
         if not (model and colon and key and equals and text):
             raise UserError(f"--own: {option!r}; expected MODEL:section.key=value")
         if model not in request.models:
             raise UserError(f"--own: {model!r} is not compared; --models has {compared}")
-        ((name, _),) = parse_options([f"--{key}={text}"], all_keys())
+        ((name, _),) = parse_options([f"--{key}={text}"], _known_keys(request))
         if name in _SAME_FOR_ALL:
             raise UserError(f"--own: {name} cannot differ between models")
         if name in taken:

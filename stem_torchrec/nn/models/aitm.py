@@ -3,44 +3,74 @@
 B rows, I inputs, T tasks in order, H width of a tower.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import Doc
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.embeddings import SHARED
 from stem_torchrec.nn.calibrator import Calibrator
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.mlp import BatchedMlp
-from stem_torchrec.nn.models.model import BOUNDARIES, Model
-from stem_torchrec.nn.models.task_order import full_order
-from stem_torchrec.schema import Schema
+from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
+from stem_torchrec.nn.owners import SHARED, Labels, Owned
+from stem_torchrec.nn.task_order import full_order
+
+
+@dataclass(frozen=True)
+class AitmOptions(DeepOptions):
+    """Those of any network, the order of the tasks, and how much it is enforced.
+
+    >>> AitmOptions(task_order=("click", "buy")).calibrator_weight
+    0.6
+    """
+
+    task_order: Annotated[
+        tuple[str, ...] | None,
+        Doc("tasks that follow one another: esmm, a pair; aitm, all of them"),
+    ] = None
+    calibrator_weight: Annotated[
+        float, Ge(0), Doc("weight of the penalty on a task likelier than its predecessor")
+    ] = 0.6
 
 
 class Aitm(Model):
     """Shared tables; each task's tower takes over what the one before it has learnt.
 
     All towers but the last are reached by later losses too and lie below the fork.
+
+    Raises:
+        ValueError: one task alone, or ``task_order`` is not of all tasks.
+
+    >>> model = Aitm(Inputs({"user_id": "user"}, dim=4, tasks=("click", "buy")))
+    >>> model({"shared": torch.randn(5, 4)}, torch.empty(5, 0)).shape
+    torch.Size([5, 2])
     """
 
-    settings = frozenset(
-        {"name", "expert_widths", "tower_widths", "dropout", "task_order", "calibrator_weight"}
-    )
+    name = "aitm"
+    options_type = AitmOptions
     boundaries = tuple(name for name in BOUNDARIES if name != "experts")
+    same_role: ClassVar[Mapping[str, str]] = {
+        "last_tower": "chain.towers",
+        "last_transfer": "chain.transfers",
+    }
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    def __init__(self, inputs: Inputs, options: AitmOptions = AitmOptions()) -> None:
         super().__init__()
-        self.order = full_order(config, schema)
-        self.num_tasks = len(self.order)
-        self.owners = {SHARED: tuple(f.name for f in schema.sparse)}
-        widths = (*config.expert_widths, *config.tower_widths)
-        width = Inputs.of(schema, dim).width
-        self.chain = Chain(self.num_tasks - 1, width, widths, config.dropout)
-        self.last_tower = BatchedMlp(1, width, widths, dropout=config.dropout)
-        self.last_transfer = Transfer(widths[-1])
-        self.heads = BatchedMlp(self.num_tasks, widths[-1], (), 1)
-        self.penalty = Calibrator(self.order, config.calibrator_weight)
+        self.order = full_order(options.task_order, inputs.tasks)
+        *earlier, last = names = [inputs.tasks[task] for task in self.order]
+        self.num_tasks = len(names)
+        self.owners = {SHARED: inputs.names}
+        widths = (*options.expert_widths, *options.tower_widths)
+        width = inputs.columns.width
+        self.chain = _Chain(earlier, width, widths, options.dropout)
+        self.last_tower = BatchedMlp(1, width, widths, dropout=options.dropout, owners=[last])
+        self.last_transfer = _Transfer(last, widths[-1])
+        self.heads = BatchedMlp(self.num_tasks, widths[-1], (), 1, owners=names)
+        self.penalty = Calibrator(self.order, options.calibrator_weight)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.chain.parameters()
@@ -57,13 +87,15 @@ class Aitm(Model):
         return logits[[self.order.index(task) for task in range(self.num_tasks)]].t()
 
 
-class Chain(nn.Module):
+class _Chain(nn.Module):
     """K towers, each but the first reading the state before it: (B, I) -> (K, B, H)."""
 
-    def __init__(self, num: int, width: int, widths: tuple[int, ...], dropout: float) -> None:
+    def __init__(
+        self, tasks: Sequence[str], width: int, widths: tuple[int, ...], dropout: float
+    ) -> None:
         super().__init__()
-        self.towers = BatchedMlp(num, width, widths, dropout=dropout)
-        self.transfers = nn.ModuleList(Transfer(widths[-1]) for _ in range(num - 1))
+        self.towers = BatchedMlp(len(tasks), width, widths, dropout=dropout, owners=tasks)
+        self.transfers = nn.ModuleList(_Transfer(task, widths[-1]) for task in tasks[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         first, *others = self.towers(x).unbind()
@@ -73,13 +105,17 @@ class Chain(nn.Module):
         return torch.stack(states)
 
 
-class Transfer(nn.Module):
+class _Transfer(Owned):
     """Attention over the transferred state and the task's own (equations 4 to 7)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, task: str, width: int) -> None:
         super().__init__()
+        self.owner = task
         self.transferred = nn.Linear(width, width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def owned_dims(self) -> dict[str, dict[int, Labels]]:
+        return {}
 
     def forward(self, previous: Tensor, own: Tensor) -> Tensor:
         """(B, H) twice -> (B, H)."""

@@ -3,19 +3,34 @@
 B rows, I inputs, T tasks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from typing_extensions import Doc
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.embeddings import SHARED
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.mlp import BatchedMlp
-from stem_torchrec.nn.models.model import BOUNDARIES, Model
-from stem_torchrec.nn.models.task_order import ordered_pair
-from stem_torchrec.schema import Schema
+from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
+from stem_torchrec.nn.owners import SHARED
+from stem_torchrec.nn.task_order import ordered_pair
+
+
+@dataclass(frozen=True)
+class EsmmOptions(DeepOptions):
+    """Those of any network, and the pair of tasks.
+
+    >>> EsmmOptions(task_order=("click", "buy")).task_order
+    ('click', 'buy')
+    """
+
+    task_order: Annotated[
+        tuple[str, ...] | None,
+        Doc("tasks that follow one another: esmm, a pair; aitm, all of them"),
+    ] = None
 
 
 class Esmm(Model):
@@ -23,21 +38,37 @@ class Esmm(Model):
 
     The first task's network is reached by both losses and lies below the fork. Tasks outside the
     pair have a network of their own.
+
+    Raises:
+        ValueError: ``task_order`` is not of two of the tasks.
+
+    >>> inputs = Inputs({"user_id": "user"}, dim=4, tasks=("click", "buy"))
+    >>> model = Esmm(inputs, EsmmOptions(task_order=("click", "buy")))
+    >>> model({"shared": torch.randn(5, 4)}, torch.empty(5, 0)).shape
+    torch.Size([5, 2])
     """
 
-    settings = frozenset({"name", "expert_widths", "tower_widths", "dropout", "task_order"})
+    name = "esmm"
+    options_type = EsmmOptions
     boundaries = tuple(name for name in BOUNDARIES if name != "experts")
+    same_role: ClassVar[Mapping[str, str]] = {"first_network": "networks"}
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    def __init__(self, inputs: Inputs, options: EsmmOptions = EsmmOptions()) -> None:
         super().__init__()
-        self.num_tasks = len(schema.tasks)
-        self.first, self.second = ordered_pair(config, schema)
+        tasks = inputs.tasks
+        self.num_tasks = len(tasks)
+        self.first, self.second = ordered_pair(options.task_order, tasks)
         self.others = [task for task in range(self.num_tasks) if task != self.first]
-        self.owners = {SHARED: tuple(f.name for f in schema.sparse)}
-        widths = (*config.expert_widths, *config.tower_widths)
-        size = Inputs.of(schema, dim).width
-        self.first_network = BatchedMlp(1, size, widths, 1, config.dropout)
-        self.networks = BatchedMlp(len(self.others), size, widths, 1, config.dropout)
+        self.owners = {SHARED: inputs.names}
+        widths = (*options.expert_widths, *options.tower_widths)
+
+        def networks(of: list[int]) -> BatchedMlp:
+            names = [tasks[task] for task in of]
+            return BatchedMlp(
+                len(of), inputs.columns.width, widths, 1, options.dropout, owners=names
+            )
+
+        self.first_network, self.networks = networks([self.first]), networks(self.others)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.first_network.parameters()

@@ -4,34 +4,57 @@ B rows, F features, D embedding dimension, N dense features, M experts of width 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.gates import Gates, mix
-from stem_torchrec.nn.inputs import Inputs
-from stem_torchrec.nn.models.model import GATED, Model, numbered_experts, require_shared_experts
+from stem_torchrec.nn.inputs import Columns, Inputs
+from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
 from stem_torchrec.nn.towers import Towers
-from stem_torchrec.schema import Schema
+
+
+@dataclass(frozen=True)
+class MeMmoeOptions(GatedOptions):
+    """Those of any model with gates.
+
+    >>> MeMmoeOptions(num_shared_experts=4).num_shared_experts
+    4
+    """
 
 
 class MeMmoe(Model):
-    """MMoE whose expert k reads its own tables ``expert_k__feature``; gates read all tables."""
+    """MMoE whose expert k reads its own tables ``expert_k__feature``; gates read all tables.
 
-    settings = GATED
+    Raises:
+        ValueError: as ``experts`` does.
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    >>> inputs = Inputs({"user_id": "user"}, dim=4, tasks=("click", "like"))
+    >>> MeMmoe(inputs, MeMmoeOptions(num_shared_experts=2)).owners
+    {'expert_0': ('user_id',), 'expert_1': ('user_id',)}
+    """
+
+    name = "me_mmoe"
+    options_type = MeMmoeOptions
+
+    def __init__(self, inputs: Inputs, options: MeMmoeOptions = MeMmoeOptions()) -> None:
         super().__init__()
-        require_shared_experts(config)
-        self.num_tasks = len(schema.tasks)
-        self.shared_owners = numbered_experts(config)
-        self.owners = dict.fromkeys(self.shared_owners, tuple(f.name for f in schema.sparse))
-        self.experts = ExpertsWithTables(Inputs.of(schema, dim), config)
-        width = self.experts.width_in
-        self.gates = Gates(schema.task_names, self.shared_owners, width, config)
-        self.towers = Towers(self.num_tasks, config.expert_widths[-1], config)
+        self.num_tasks = len(inputs.tasks)
+        self.shared_owners = numbered_experts(options.num_shared_experts)
+        self.owners = dict.fromkeys(self.shared_owners, inputs.names)
+        self.experts = _ExpertsWithTables(inputs.columns, options)
+        self.gates = Gates(
+            inputs.tasks,
+            self.shared_owners,
+            self.experts.width_in,
+            options.gate_widths,
+            options.dropout,
+        )
+        self.towers = Towers(
+            inputs.tasks, options.expert_widths[-1], options.tower_widths, options.dropout
+        )
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.experts.parameters()
@@ -43,15 +66,19 @@ class MeMmoe(Model):
         return self.towers(mix(weights, read, read.outputs[:1, :0], "all"))
 
 
-class ExpertsWithTables(nn.Module):
+class _ExpertsWithTables(nn.Module):
     """Expert k reads the k-th of M sets of pooled features: (B, M * F * D + N) -> (M, B, H)."""
 
-    def __init__(self, inputs: Inputs, config: ModelConfig) -> None:
+    def __init__(self, columns: Columns, options: MeMmoeOptions) -> None:
         super().__init__()
-        self.num, self.inputs = config.num_shared_experts, inputs
-        self.width_in = self.num * inputs.pooled_width + inputs.num_dense
-        self.experts = experts(self.num, inputs, config)
+        self.num, self.columns = options.num_shared_experts, columns
+        self.width_in = self.num * columns.pooled_width + columns.num_dense
+        names = numbered_experts(self.num)
+        self.experts = experts(
+            options.expert, names, columns, options.expert_widths, options.dropout
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        *pooled, dense = x.split([self.inputs.pooled_width] * self.num + [self.inputs.num_dense], 1)
+        sizes = [self.columns.pooled_width] * self.num + [self.columns.num_dense]
+        *pooled, dense = x.split(sizes, 1)
         return self.experts(torch.stack([torch.cat([part, dense], dim=1) for part in pooled]))

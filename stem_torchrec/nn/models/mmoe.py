@@ -4,34 +4,54 @@ B rows, I inputs, M experts of width H, T tasks.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.embeddings import SHARED
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.gates import Gates, mix
 from stem_torchrec.nn.inputs import Inputs
-from stem_torchrec.nn.models.model import GATED, Model, numbered_experts, require_shared_experts
+from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
+from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
-from stem_torchrec.schema import Schema
+
+
+@dataclass(frozen=True)
+class MmoeOptions(GatedOptions):
+    """Those of any model with gates.
+
+    >>> MmoeOptions(num_shared_experts=4).num_shared_experts
+    4
+    """
 
 
 class Mmoe(Model):
-    """Shared experts; every task has its own gate and tower."""
+    """Shared experts; every task has its own gate and tower.
 
-    settings = GATED
+    Raises:
+        ValueError: as ``experts`` does.
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    >>> model = Mmoe(Inputs({"user_id": "user"}, dim=4, tasks=("click", "like")))
+    >>> model({"shared": torch.randn(5, 4)}, torch.empty(5, 0)).shape
+    torch.Size([5, 2])
+    """
+
+    name = "mmoe"
+    options_type = MmoeOptions
+
+    def __init__(self, inputs: Inputs, options: MmoeOptions = MmoeOptions()) -> None:
         super().__init__()
-        require_shared_experts(config)
-        self.num_tasks = len(schema.tasks)
-        self.owners = {SHARED: tuple(f.name for f in schema.sparse)}
-        inputs = Inputs.of(schema, dim)
-        self.experts = experts(config.num_shared_experts, inputs, config)
-        self.gates = Gates(schema.task_names, numbered_experts(config), inputs.width, config)
-        self.towers = Towers(self.num_tasks, self.experts.width_out, config)
+        self.num_tasks = len(inputs.tasks)
+        self.owners = {SHARED: inputs.names}
+        columns, names = inputs.columns, numbered_experts(options.num_shared_experts)
+        self.experts = experts(
+            options.expert, names, columns, options.expert_widths, options.dropout
+        )
+        self.gates = Gates(inputs.tasks, names, columns.width, options.gate_widths, options.dropout)
+        self.towers = Towers(
+            inputs.tasks, self.experts.width_out, options.tower_widths, options.dropout
+        )
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.experts.parameters()

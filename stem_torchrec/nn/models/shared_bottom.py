@@ -4,30 +4,57 @@ B rows, I inputs, T tasks, H width of the bottom.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.embeddings import SHARED
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.inputs import Inputs
-from stem_torchrec.nn.models.model import NETWORK, Model
+from stem_torchrec.nn.model import ExpertOptions, Model
+from stem_torchrec.nn.owners import SHARED, numbered
 from stem_torchrec.nn.towers import Towers
-from stem_torchrec.schema import Schema
+
+
+@dataclass(frozen=True)
+class SharedBottomOptions(ExpertOptions):
+    """Those of any network of an expert and towers.
+
+    >>> SharedBottomOptions(tower_widths=()).tower_widths
+    ()
+    """
 
 
 class SharedBottom(Model):
-    """One expert that every tower reads as it is."""
+    """One expert that every tower reads as it is.
 
-    settings = NETWORK
+    Raises:
+        ValueError: as ``experts`` does.
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    >>> model = SharedBottom(Inputs({"user_id": "user"}, dim=4, tasks=("click", "like")))
+    >>> model({"shared": torch.randn(5, 4)}, torch.empty(5, 0)).shape
+    torch.Size([5, 2])
+    """
+
+    name = "shared_bottom"
+    options_type = SharedBottomOptions
+
+    def __init__(
+        self, inputs: Inputs, options: SharedBottomOptions = SharedBottomOptions()
+    ) -> None:
         super().__init__()
-        self.num_tasks = len(schema.tasks)
-        self.owners = {SHARED: tuple(f.name for f in schema.sparse)}
-        self.bottom = experts(1, Inputs.of(schema, dim), config)
-        self.towers = Towers(self.num_tasks, self.bottom.width_out, config)
+        self.num_tasks = len(inputs.tasks)
+        self.owners = {SHARED: inputs.names}
+        self.bottom = experts(
+            options.expert,
+            numbered([SHARED]),
+            inputs.columns,
+            options.expert_widths,
+            options.dropout,
+        )
+        self.towers = Towers(
+            inputs.tasks, self.bottom.width_out, options.tower_widths, options.dropout
+        )
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.bottom.parameters()

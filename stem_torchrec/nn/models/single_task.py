@@ -4,32 +4,52 @@ B rows, I inputs, T tasks, H width of the last expert layer.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.inputs import Inputs
-from stem_torchrec.nn.models.model import NETWORK, Model
+from stem_torchrec.nn.model import ExpertOptions, Model
 from stem_torchrec.nn.towers import Towers
-from stem_torchrec.schema import Schema
+
+
+@dataclass(frozen=True)
+class SingleTaskOptions(ExpertOptions):
+    """Those of any network of an expert and a tower.
+
+    >>> SingleTaskOptions(dropout=0.1).dropout
+    0.1
+    """
 
 
 class SingleTask(Model):
-    """T independent networks, each an expert and a tower, trained side by side."""
+    """T independent networks, each an expert and a tower, trained side by side.
 
-    settings = NETWORK
+    Raises:
+        ValueError: as ``experts`` does.
+
+    >>> inputs = Inputs({"user_id": "user"}, dim=4, tasks=("click", "like"))
+    >>> SingleTask(inputs).owners
+    {'click': ('user_id',), 'like': ('user_id',)}
+    """
+
+    name = "single_task"
+    options_type = SingleTaskOptions
     shared_owners = ()
     boundaries = ()
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    def __init__(self, inputs: Inputs, options: SingleTaskOptions = SingleTaskOptions()) -> None:
         super().__init__()
-        self.tasks = schema.task_names
-        names = tuple(f.name for f in schema.sparse)
-        self.owners = dict.fromkeys(self.tasks, names)
-        self.experts = experts(len(self.tasks), Inputs.of(schema, dim), config)
-        self.towers = Towers(len(self.tasks), self.experts.width_out, config)
+        self.tasks = inputs.tasks
+        self.owners = dict.fromkeys(self.tasks, inputs.names)
+        self.experts = experts(
+            options.expert, self.tasks, inputs.columns, options.expert_widths, options.dropout
+        )
+        self.towers = Towers(
+            self.tasks, self.experts.width_out, options.tower_widths, options.dropout
+        )
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())

@@ -4,19 +4,41 @@ B rows, D embedding dimension, N dense features, T tasks.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.embeddings import SHARED
-from stem_torchrec.errors import UserError
-from stem_torchrec.nn.extraction import ExtractionStack
-from stem_torchrec.nn.gates import Reach
+from stem_torchrec.nn.extraction import ExtractionStack, GateInput
 from stem_torchrec.nn.inputs import Inputs
-from stem_torchrec.nn.models.model import GATED, Model
+from stem_torchrec.nn.model import ExtractionOptions, Model
+from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
-from stem_torchrec.schema import Schema
+
+
+@dataclass(frozen=True)
+class StemNetOptions(ExtractionOptions):
+    """Those of any model with task experts, and what a gate reads and which tables a task has.
+
+    Raises:
+        ValueError: as ``ExtractionOptions`` does.
+
+    >>> StemNetOptions(task_specific_features="user").task_specific_features
+    'user'
+    """
+
+    gate_input: Annotated[
+        GateInput, Doc("features a gate reads: the task's and the shared ones, or one of them")
+    ] = "both"
+    stop_gradient: Annotated[
+        bool, Doc("keep a task's loss from training other tasks' experts and tables")
+    ] = True
+    task_specific_features: Annotated[
+        Literal["all", "none", "user", "item"] | tuple[str, ...],
+        Doc("features with a table per task: all, none, a side, or a list of names"),
+    ] = "all"
 
 
 class StemNet(Model):
@@ -24,31 +46,46 @@ class StemNet(Model):
 
     A task's loss reaches the shared tables and experts and its own, never another task's
     (``layers`` = 1; in a stacked block the shared stream reads all experts, as in the paper).
+
+    Raises:
+        ValueError: a listed feature is not an id or bag feature; or as ``experts`` does.
+
+    >>> inputs = Inputs({"user_id": "user", "item_id": "item"}, dim=4, tasks=("click", "like"))
+    >>> model = StemNet(inputs, StemNetOptions(expert_widths=(32,), num_shared_experts=2))
+    >>> pooled = {owner: torch.randn(5, len(names) * 4) for owner, names in model.owners.items()}
+    >>> model(pooled, torch.empty(5, 0)).shape
+    torch.Size([5, 2])
     """
 
-    settings = GATED | {
-        "num_task_experts",
-        "layers",
-        "gate_input",
-        "stop_gradient",
-        "task_specific_features",
-    }
+    name = "stem_net"
+    options_type = StemNetOptions
     unspecific_columns: Tensor
 
-    def __init__(self, config: ModelConfig, schema: Schema, dim: int) -> None:
+    def __init__(self, inputs: Inputs, options: StemNetOptions = StemNetOptions()) -> None:
         super().__init__()
-        self.tasks = schema.task_names
-        names = tuple(f.name for f in schema.sparse)
-        specific = task_specific_features(config, schema)
+        self.tasks = inputs.tasks
+        names = inputs.names
+        specific = task_specific_features(options.task_specific_features, inputs)
         self.owners = {SHARED: names} | {task: specific for task in self.tasks if specific}
-        rest = [i for i, name in enumerate(names) if name not in specific]
-        columns = (torch.tensor(rest, dtype=torch.long)[:, None] * dim + torch.arange(dim)).ravel()
+        rest = torch.tensor([i for i, name in enumerate(names) if name not in specific])
+        columns = (rest.long()[:, None] * inputs.dim + torch.arange(inputs.dim)).ravel()
         self.register_buffer("unspecific_columns", columns, persistent=False)
-
-        inputs = Inputs.of(schema, dim)
-        reach: Reach = "forward" if config.stop_gradient else "all"
-        self.stack = ExtractionStack(config, self.tasks, inputs, reach, config.gate_input)
-        self.towers = Towers(len(schema.tasks), self.stack.width_out, config)
+        self.stack = ExtractionStack(
+            inputs.tasks,
+            inputs.columns,
+            "forward" if options.stop_gradient else "all",
+            gate_input=options.gate_input,
+            layers=options.layers,
+            num_shared_experts=options.num_shared_experts,
+            num_task_experts=options.num_task_experts,
+            expert=options.expert,
+            expert_widths=options.expert_widths,
+            gate_widths=options.gate_widths,
+            dropout=options.dropout,
+        )
+        self.towers = Towers(
+            inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
+        )
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()
@@ -68,23 +105,21 @@ class StemNet(Model):
         return self.towers(self.stack(self.fork, shared, task_streams))
 
 
-def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ...]:
+def task_specific_features(wanted: str | tuple[str, ...], inputs: Inputs) -> tuple[str, ...]:
     """Names of the features that have a table per task.
 
     Raises:
-        UserError: a listed feature is not an id or bag feature of the data.
+        ValueError: a listed feature is not an id or bag feature.
     """
-    wanted = config.task_specific_features
     if wanted == "all":
-        return tuple(f.name for f in schema.sparse)
+        return inputs.names
     if wanted == "none":
         return ()
-    if wanted in ("user", "item"):
-        return tuple(f.name for f in schema.sparse if f.side == wanted)
-    known = [f.name for f in schema.sparse]
-    if unknown := [name for name in wanted if name not in known]:
-        raise UserError(
-            f"model.task_specific_features: unknown feature {unknown[0]!r}; "
-            f"allowed: all, none, user, item, or some of {', '.join(known)}"
+    if isinstance(wanted, str):
+        return tuple(name for name, side in inputs.features.items() if side == wanted)
+    if unknown := [name for name in wanted if name not in inputs.features]:
+        raise ValueError(
+            f"task_specific_features: unknown feature {unknown[0]!r}; "
+            f"allowed: all, none, user, item, or some of {', '.join(inputs.names)}"
         )
-    return tuple(name for name in known if name in wanted)
+    return tuple(name for name in inputs.names if name in wanted)

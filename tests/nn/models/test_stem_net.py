@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_torchrec.config import EmbeddingConfig, ModelConfig
-from stem_torchrec.embeddings import SHARED, OwnerEmbeddings
-from stem_torchrec.errors import UserError
-from stem_torchrec.nn.models.stem_net import StemNet
+from stem_torchrec.config import EmbeddingConfig
+from stem_torchrec.embeddings import OwnerEmbeddings
+from stem_torchrec.nn import StemNet, StemNetOptions
+from stem_torchrec.nn.owners import SHARED
+from stem_torchrec.recommender import inputs_of as inputs_of_schema
 from stem_torchrec.schema import Feature, Schema, Task
 
 DIM = 4
@@ -36,7 +37,8 @@ def schema_with(num_tasks=3, num_dense=2):
 
 def model_with(schema=None, **keys):
     torch.manual_seed(0)
-    return StemNet(ModelConfig(**SMALL | keys), schema or schema_with(), DIM)
+    inputs = inputs_of_schema(schema or schema_with(), DIM)
+    return StemNet(inputs, StemNetOptions(**SMALL | keys))
 
 
 def inputs_of(model, schema=None, batch=9):
@@ -125,8 +127,8 @@ def test_tables_of_each_owner(wanted, specific):
 
 
 @pytest.mark.parametrize("name", ["nobody", "dense0"])
-def test_an_unknown_feature_is_the_users_error(name):
-    with pytest.raises(UserError, match=f"task_specific_features: unknown feature '{name}'.*tags"):
+def test_an_unknown_feature_is_refused(name):
+    with pytest.raises(ValueError, match=f"task_specific_features: unknown feature '{name}'.*tags"):
         model_with(task_specific_features=("user", name))
 
 
@@ -181,7 +183,10 @@ def test_a_loss_reaches_its_own_and_the_shared_alone(keys, task):
         for gradient in gradients:
             if owner in (task, SHARED):
                 reached = gradient.numel() == 0 or (gradient != 0).any()
-                unread = model.stack.blocks[0].num_shared == 0 and keys.get("gate_input") == "task"
+                unread = (
+                    model.stack.blocks[0].num_shared_experts == 0
+                    and keys.get("gate_input") == "task"
+                )
                 assert reached or (owner == SHARED and unread)
             else:
                 assert (gradient == 0).all(), f"loss of {task} reaches {owner}"
