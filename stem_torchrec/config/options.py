@@ -25,7 +25,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pydantic
 from pydantic import (
@@ -38,6 +48,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Doc
 
+from stem_torchrec.config.import_path import FORM
 from stem_torchrec.config.section import Section
 from stem_torchrec.errors import UserError
 
@@ -77,13 +88,19 @@ class KindSection(Section):
         raise NotImplementedError
 
     @classmethod
+    def kind_names(cls) -> list[str]:
+        """What the section's key may be, but for import paths."""
+        return list(cls.kinds())
+
+    @classmethod
     def with_keys_of(cls, name: str | None) -> type[Self]:
         """This section with the keys of a kind, or (None) with those of all the package's.
 
         Raises:
             ValueError: as ``options_type_of`` does.
         """
-        return _with_keys(cls, None if name is None else cls.options_type_of(name))
+        kind: Any = None if name is None else cls.options_type_of(name)
+        return _with_keys(cls, kind)
 
     @property
     def options(self) -> Any:
@@ -99,6 +116,11 @@ class KindSection(Section):
             if key not in working
             and getattr(self, key) != field.get_default(call_default_factory=True)
         )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other keys, validated anew: another kind has other options."""
+        keys = self.model_dump() | dict(update or {})
+        return cast("Self", _as_declared(type(self)).model_validate(keys))
 
     @model_validator(mode="wrap")
     @classmethod
@@ -193,6 +215,9 @@ def _with_keys(section: type[KindSection], kind: type[Any] | None) -> type[Any]:
     for key, option in own.items():
         owners = of_kinds[key].owners if key in of_kinds else []
         keys[key] = option._replace(owners=owners).key(num_kinds)
+    names = section.model_fields[section.kind_key]
+    text = f"{names.description}: {', '.join(section.kind_names())}, or {FORM} of your own"
+    keys[section.kind_key] = (str, pydantic.Field(names.default, description=text))
     title = section.__name__ if kind is None else f"{section.__name__}[{kind.__name__}]"
     made: Any = create_model(title, __base__=section, __module__=section.__module__, **keys)
     made.options_type = kind

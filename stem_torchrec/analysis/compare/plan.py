@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.checks import check_inputs
 from stem_torchrec.config import Config
+from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.models import MODELS
 from stem_torchrec.session import has_split, selected_schema
