@@ -160,7 +160,7 @@ def _imported_kinds(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
         keys = content.get(section)
         name = keys.get(kind_section.kind_key) if isinstance(keys, Mapping) else None
         option = f"--{section}.{kind_section.kind_key}"
-        for given, after in zip(overrides, [*overrides[1:], ""], strict=True):
+        for given, after in zip(overrides, [*overrides[1:], ""], strict=False):
             if given == option:
                 name = after
             elif given.startswith(f"{option}="):
