@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from stem_torchrec.balancing.install import check_balance
-from stem_torchrec.balancing.rules import SETTINGS, settings_of
 from stem_torchrec.config import Config, Section
 from stem_torchrec.data.manifest import check_split
+from stem_torchrec.distributed.balance import check_balance
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
 from stem_torchrec.distributed.ranks import device_type
@@ -59,7 +58,7 @@ def doubtful_settings(config: Config) -> list[str]:
     ]
     warnings += [
         f"balance.{name} has no effect with balance.rule {balance.rule}"
-        for name in sorted(_changed(balance) & set(SETTINGS) - set(settings_of(balance.rule)))
+        for name in balance.without_effect()
     ]
     if balance.gram_rows is not None and balance.boundary != "pooled":
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")

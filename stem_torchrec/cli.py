@@ -3,7 +3,6 @@
 The commands are in ``commands/``; they and ``console.py`` are all that prints for people.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from stem_torchrec.commands.analyze import add_analyze
 from stem_torchrec.commands.compare import add_compare
 from stem_torchrec.commands.doctor import add_doctor
 from stem_torchrec.commands.evaluate import add_evaluate
+from stem_torchrec.commands.options import CommandParser
 from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("stem-torchrec", description=stem_torchrec.__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser("stem-torchrec", description=stem_torchrec.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)

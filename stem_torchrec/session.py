@@ -6,10 +6,10 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
-from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
+from stem_torchrec.distributed.balance import install
 from stem_torchrec.distributed.parallel import plan_on_first_rank, shard
 from stem_torchrec.distributed.pipeline import Pipeline
 from stem_torchrec.distributed.ranks import Ranks

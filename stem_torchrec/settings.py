@@ -49,23 +49,13 @@ class Key(NamedTuple):
         return _type_words(self.annotation)
 
 
-def all_keys(
-    section: type[BaseModel] = Config, prefix: str = "", named: Mapping[str, str] | None = None
-) -> Iterator[Key]:
-    """Every key that a file or the command line may set, sections' as ``section.key``.
-
-    Args:
-        named: section -> the model or rule that it names. Those outside the package bring keys of
-            their own; the package's are always listed.
-
-    Raises:
-        ValueError: a name that cannot be imported.
-    """
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
+    """Every key that a file or the command line may set, sections' as ``section.key``."""
     for name, field in section.model_fields.items():
         part = field.annotation
         if isinstance(part, type) and issubclass(part, BaseModel):
             if issubclass(part, KindSection):
-                part = part.with_keys_of((named or {}).get(name))
+                part = part.with_keys_of(None)
             yield from all_keys(part, f"{prefix}{name}.")
         elif prefix or section is not Config:
             default = "required" if field.default is PydanticUndefined else field.default
@@ -81,8 +71,7 @@ def load_config(path: Place, overrides: Sequence[str] = ()) -> Config:
     """
     content = _read_yaml(path, "--config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it
-    known = all_keys(named=_imported_kinds(content, overrides))
-    for name, value in parse_options(overrides, known):
+    for name, value in parse_options(overrides, keys_for(content, overrides)):
         section, _, key = name.partition(".")
         part = content.setdefault(section, {})
         if not isinstance(part, dict):
@@ -147,6 +136,23 @@ def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tu
         yield name, _parse_value(keys[name], text)
 
 
+def keys_for(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Key]:
+    """Every key of the package, and those of a model or rule that file or overrides import.
+
+    Raises:
+        UserError: the import fails.
+    """
+    keys = {key.name: key for key in all_keys()}
+    for section, path in _imported_kinds(content, overrides).items():
+        kinds = _kind_sections()[section]
+        try:
+            imported = all_keys(kinds.with_keys_of(path), f"{section}.")
+        except ValueError as error:
+            raise UserError(f"{section}.{kinds.kind_key}: {error}") from None
+        keys |= {key.name: key for key in imported}
+    return list(keys.values())
+
+
 def _imported_kinds(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str]:
     """Section -> import path of the model or rule that file and overrides name in it."""
     found = {}
@@ -154,16 +160,12 @@ def _imported_kinds(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
         keys = content.get(section)
         name = keys.get(kind_section.kind_key) if isinstance(keys, Mapping) else None
         option = f"--{section}.{kind_section.kind_key}"
-        for given, after in zip(overrides, [*overrides, ""][1:], strict=True):
+        for given, after in zip(overrides, [*overrides[1:], ""], strict=False):
             if given == option:
                 name = after
             elif given.startswith(f"{option}="):
                 name = given.removeprefix(f"{option}=")
         if isinstance(name, str) and is_import_path(name):
-            try:
-                kind_section.options_type_of(name)
-            except ValueError as error:
-                raise UserError(f"{option[2:]}: {error}") from None
             found[section] = name
     return found
 

@@ -5,10 +5,12 @@ what the tasks share is Σ_t α_t g_t.
 """
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from stem_torchrec.nn.options import Options
 
 # Every tensor's first dimension is T. Lives on the device of the Gram, goes into checkpoints.
 State = dict[str, Tensor]
@@ -46,15 +48,35 @@ class Balanced(NamedTuple):
     fallback: Tensor
 
 
-class Rule(abc.ABC):
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+class Rule(abc.ABC, Generic[OptionsType]):
     """Maps the Gram matrix and a small state to multipliers.
 
     Implementations make no host sync, branch on no tensor's value and take the same number of
     iterations whatever the data, so that ranks with bit-identical input agree bit for bit.
+
+    Args:
+        options: the rule's settings; their defaults if None.
+        seed: of what the rule draws at random.
+
+    Attributes:
+        name: by which a config names it; not needed where it is named by import path.
+        options_type: class of its options.
+        needs_losses: whether it reads the situation's losses.
     """
 
+    name: ClassVar[str]
+    options_type: ClassVar[type[Options]] = Options
+    needs_losses: bool = False
+
+    def __init__(self, options: OptionsType | None = None, *, seed: int = 0) -> None:
+        self.options: OptionsType = self.options_type() if options is None else options  # type: ignore[assignment]
+        self.seed = seed
+
     def check(self, num_tasks: int) -> None:
-        """Raise a UserError if the rule's settings do not fit the number of tasks."""
+        """Raise a ValueError, ``KEY: ...``, if an option does not fit the number of tasks."""
         return
 
     def initial_state(self, num_tasks: int, device: torch.device | None = None) -> State:

@@ -10,7 +10,7 @@ from stem_torchrec.commands.options import Commands, add_command, config_keys, l
 
 def add_compare(commands: Commands) -> None:
     text = "train models and balancing rules over seeds, and report on them side by side"
-    command = add_command(commands, "compare", text, config_keys())
+    command = add_command(commands, "compare", text, config_keys)
     command.add_argument("--config", type=Path, required=True, metavar="FILE")
     command.add_argument(
         "--models", type=_names, required=True, metavar="a,b,c", help="values of model.name"

@@ -11,7 +11,7 @@ from stem_torchrec.settings import load_config
 
 def add_evaluate(commands: Commands) -> None:
     text = "metrics of a split from a run's checkpoint"
-    command = add_command(commands, "evaluate", text, config_keys())
+    command = add_command(commands, "evaluate", text, config_keys)
     command.add_argument("--run", type=place, required=True, metavar="DIR", dest="run_dir")
     command.add_argument("--split", choices=("train", "valid", "test"), default="test")
     command.add_argument("--nproc", type=positive, metavar="N", help="local workers")

@@ -12,20 +12,38 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, local_path, place_of
 from stem_torchrec.settings import all_keys
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 T = TypeVar("T")
 
 
-def add_command(commands: Commands, name: str, text: str, more: str) -> argparse.ArgumentParser:
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose epilog is made when the help is printed.
+
+    The keys of models and balancing rules stand beside their code, and to import that takes
+    seconds, which no other command should wait for.
+    """
+
+    more: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.more is not None:
+            self.epilog = self.more()
+        return super().format_help()
+
+
+def add_command(
+    commands: Commands, name: str, text: str, more: str | Callable[[], str]
+) -> argparse.ArgumentParser:
     """A command; ``text`` says what it does, ``more`` stands below its options as it is."""
-    return commands.add_parser(
+    command = commands.add_parser(
         name,
         help=text,
         description=text,
-        epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    command.more = more if callable(more) else lambda: more
+    return command
 
 
 def config_keys() -> str:

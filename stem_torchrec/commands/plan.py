@@ -10,7 +10,7 @@ from stem_torchrec.settings import load_config
 
 def add_plan(commands: Commands) -> None:
     text = "print the sharding plan; needs no GPU"
-    command = add_command(commands, "plan", text, config_keys())
+    command = add_command(commands, "plan", text, config_keys)
     command.add_argument("--config", type=Path, required=True, metavar="FILE")
     command.add_argument("--world-size", type=positive, default=1, metavar="N")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cuda")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_train(commands: Commands) -> None:
-    command = add_command(commands, "train", "train, evaluate and save one run", config_keys())
+    command = add_command(commands, "train", "train, evaluate and save one run", config_keys)
     command.add_argument("--config", type=Path, required=True, metavar="FILE")
     command.add_argument(
         "--nproc",

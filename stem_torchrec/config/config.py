@@ -18,10 +18,14 @@ class Config(Section):
     run: RunConfig
     data: DataConfig
     tasks: TasksConfig = TasksConfig()
-    model: SerializeAsAny[ModelConfig] = Field(default_factory=lambda: ModelConfig.model_validate({}))
+    model: SerializeAsAny[ModelConfig] = Field(
+        default_factory=lambda: ModelConfig.model_validate({})
+    )
     embedding: EmbeddingConfig = EmbeddingConfig()
     optim: OptimConfig = OptimConfig()
-    balance: BalanceConfig = BalanceConfig()
+    balance: SerializeAsAny[BalanceConfig] = Field(
+        default_factory=lambda: BalanceConfig.model_validate({})
+    )
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

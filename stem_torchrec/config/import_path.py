@@ -5,9 +5,7 @@ import os
 import re
 import sys
 import traceback
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 FORM = "my_pkg.my_file:MyClass"
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -18,7 +16,7 @@ def is_import_path(name: str) -> bool:
     return _PATH.fullmatch(name) is not None
 
 
-def import_class(path: str, base: type[T]) -> type[T]:
+def import_class(path: str, base: type[Any]) -> type[Any]:
     """The subclass of ``base`` at an import path.
 
     Modules are looked for as Python does and then in the working directory, in which commands are
@@ -31,7 +29,6 @@ def import_class(path: str, base: type[T]) -> type[T]:
     module_name, _, name = path.partition(":")
     module = _imported(path, module_name)
     found = getattr(module, name, None)
-    kind = f"{base.__module__.partition('.')[0]}.{base.__qualname__}"
     if found is None:
         classes = [key for key, value in vars(module).items() if _is_kind(value, base)]
         there = ", ".join(classes) or "none"
@@ -39,7 +36,8 @@ def import_class(path: str, base: type[T]) -> type[T]:
             f"{path!r}: {module_name} has no {name}; subclasses of {base.__name__} in it: {there}"
         )
     if not _is_kind(found, base):
-        raise ValueError(f"{path!r} is {_what(found)}; allowed: a subclass of {kind}")
+        allowed = f"a subclass of {base.__module__}.{base.__qualname__}"
+        raise ValueError(f"{path!r} is {_what(found)}; allowed: {allowed}")
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise ValueError(f"{path!r} does not define {', '.join(missing)}")
@@ -61,7 +59,7 @@ def _imported(path: str, module_name: str) -> Any:
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         hint = ""
         if isinstance(error, ModuleNotFoundError) and not frames:
-            hint = f"; looked for among installed packages, in PYTHONPATH and in {here}"
+            hint = f"; looked for among packages, in PYTHONPATH and the working directory {here}"
         raise ValueError(
             f"{path!r}: the import fails: {type(error).__name__}: {error}{where}{hint}"
         ) from error

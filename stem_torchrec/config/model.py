@@ -18,9 +18,7 @@ class ModelConfig(KindSection):
 
     kind_key: ClassVar[str] = "name"
 
-    name: str = Field(
-        "stem_net", description=f"model to train; one's own by its import path, {FORM}"
-    )
+    name: str = Field("stem_net", description="model to train")
 
     @classmethod
     def kinds(cls) -> Mapping[str, type[Any]]:

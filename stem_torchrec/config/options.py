@@ -25,7 +25,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pydantic
 from pydantic import (
@@ -38,6 +48,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Doc
 
+from stem_torchrec.config.import_path import FORM
 from stem_torchrec.config.section import Section
 from stem_torchrec.errors import UserError
 
@@ -77,6 +88,11 @@ class KindSection(Section):
         raise NotImplementedError
 
     @classmethod
+    def kind_names(cls) -> list[str]:
+        """What the section's key may be, but for import paths."""
+        return list(cls.kinds())
+
+    @classmethod
     def with_keys_of(cls, name: str | None) -> type[Self]:
         """This section with the keys of a kind, or (None) with those of all the package's.
 
@@ -100,6 +116,11 @@ class KindSection(Section):
             if key not in working
             and getattr(self, key) != field.get_default(call_default_factory=True)
         )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other keys, validated anew: another kind has other options."""
+        keys = self.model_dump() | dict(update or {})
+        return cast("Self", _as_declared(type(self)).model_validate(keys))
 
     @model_validator(mode="wrap")
     @classmethod
@@ -153,11 +174,11 @@ class _Option(NamedTuple):
     owners: list[str]
 
     def key(self, num_kinds: int, *, bare: bool = False) -> tuple[Any, Any]:
-        """As pydantic declares it; the description names the owners where they are few."""
+        """As pydantic declares it; the description names the owners unless all are."""
         is_annotated = get_origin(self.annotation) is Annotated
         kind, *extras = get_args(self.annotation) if is_annotated else (self.annotation,)
         text = next((extra.documentation for extra in extras if isinstance(extra, Doc)), "")
-        if self.owners and 2 * len(self.owners) < num_kinds:
+        if self.owners and len(self.owners) < num_kinds:
             text = f"{', '.join(self.owners)}: {text}"
         default: dict[str, Any] = {}
         if self.field.default is not MISSING:
@@ -194,6 +215,9 @@ def _with_keys(section: type[KindSection], kind: type[Any] | None) -> type[Any]:
     for key, option in own.items():
         owners = of_kinds[key].owners if key in of_kinds else []
         keys[key] = option._replace(owners=owners).key(num_kinds)
+    names = section.model_fields[section.kind_key]
+    text = f"{names.description}: {', '.join(section.kind_names())}, or {FORM} of your own"
+    keys[section.kind_key] = (str, pydantic.Field(names.default, description=text))
     title = section.__name__ if kind is None else f"{section.__name__}[{kind.__name__}]"
     made: Any = create_model(title, __base__=section, __module__=section.__module__, **keys)
     made.options_type = kind

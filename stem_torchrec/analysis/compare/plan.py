@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from stem_torchrec.balancing.rules import rule_for
 from stem_torchrec.checks import check_inputs
 from stem_torchrec.config import Config, model_class
-from stem_torchrec.config.import_path import is_import_path
+from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
 from stem_torchrec.session import has_split, selected_schema
-from stem_torchrec.settings import Key, all_keys, load_config, parse_options
+from stem_torchrec.settings import Key, keys_for, load_config, parse_options
 
 SINGLE_TASK = "single_task"
 """The model that a multi-task gain is measured against."""
@@ -178,9 +177,10 @@ def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
 
 
 def _known_keys(request: Request) -> list[Key]:
-    """The keys of a run, those that a model from outside the package brings among them."""
-    named: list[dict[str, str]] = [{"model": m} for m in request.models if is_import_path(m)]
-    return list({key.name: key for n in [*named, {}] for key in all_keys(named=n)}.values())
+    """The keys of a run, those that models and rules from outside the package bring among them."""
+    rules = [{"balance": {"rule": rule}} for rule in request.rules or ()]
+    named = [*({"model": {"name": model}} for model in request.models), *rules]
+    return list({key.name: key for kinds in named for key in keys_for(kinds)}.values())
 
 
 def _varied_settings(request: Request, fixed: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:

@@ -3,14 +3,13 @@
 B rows of the local batch, F features, D embedding dimension, T tasks, W ranks.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.balancing.gradients import inner_products
+from stem_torchrec.recommender import RankMean
 from stem_torchrec.schema import Schema
 
 
@@ -34,7 +33,7 @@ class RowGradients:
         num_owners: int,
         *,
         world_size: int,
-        rank_mean: Callable[[Tensor], Callable[[], Tensor]],
+        rank_mean: RankMean,
         group: dist.ProcessGroup | None,
     ) -> None:
         tables = list(dict.fromkeys(f.table_name for f in schema.sparse))

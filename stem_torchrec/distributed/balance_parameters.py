@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.balancing.fork import BalancedFork, RankMean
+from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.balancing.gradients import inner_products
-from stem_torchrec.balancing.table_rows import RowGradients
+from stem_torchrec.distributed.balance_rows import RowGradients
+from stem_torchrec.recommender import RankMean
 
 
 class ParameterBalance(nn.Module):

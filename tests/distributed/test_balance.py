@@ -7,7 +7,7 @@ import torch
 from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.models import MODELS
-from tests.balancing.oracle import expected_step
+from tests.distributed.balance_oracle import expected_step
 from tests.steps import (
     assert_close,
     batch_of,

@@ -1,18 +1,21 @@
 """Puts balancing into a train step, as the config says."""
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.balancing.fork import BalancedFork, RankMean
+from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.balancing.gram import ExpertsGram, Gram, PooledGram
-from stem_torchrec.balancing.parameters import ParameterBalance
-from stem_torchrec.balancing.rules import rule_for
-from stem_torchrec.balancing.table_rows import RowGradients
-from stem_torchrec.config import Config
+from stem_torchrec.balancing.rule import Rule
+from stem_torchrec.config import BalanceConfig, Config
+from stem_torchrec.config.options import naming
+from stem_torchrec.distributed.balance_parameters import ParameterBalance
+from stem_torchrec.distributed.balance_rows import RowGradients
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn import Model
-from stem_torchrec.recommender import TrainStep
+from stem_torchrec.recommender import RankMean, TrainStep
 from stem_torchrec.schema import Schema
 
 
@@ -24,8 +27,20 @@ class ObserveLosses(nn.Module):
         self._fork = [fork]  # not a submodule: the model owns it
 
     def forward(self, losses: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        self._fork[0].losses = losses.detach()
+        self._fork[0].observe(losses)
         return losses
+
+
+def rule_for(settings: BalanceConfig, num_tasks: int, seed: int = 0) -> Rule[Any]:
+    """The configured rule; ``seed`` is the run's, for rules that draw at random.
+
+    Raises:
+        UserError: it cannot be made with these options, or does not fit the number of tasks.
+    """
+    with naming("balance"):
+        rule = settings.rule_kind_of(settings.rule).make(settings.options, seed=seed)
+        rule.check(num_tasks)
+    return rule
 
 
 def check_balance(config: Config, model: Model, num_tasks: int) -> None:
@@ -80,8 +95,7 @@ def install(
         rule_for(settings, len(schema.tasks), config.run.seed),
         grams.get(settings.boundary),
         num_tasks=len(schema.tasks),
-        rank_mean=rank_mean,
-        world_size=world_size,
+        process_group=group,
         gram_every=settings.gram_every,
     )
     step.balance = ObserveLosses(fork)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.balancing.rule import balance
-from stem_torchrec.balancing.rules import rule_for
+from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.embeddings import table_configs
 from stem_torchrec.nn.fork import Forked, Handle
 from stem_torchrec.nn.losses import labelled, task_losses
