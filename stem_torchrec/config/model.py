@@ -1,6 +1,7 @@
 """The model by name, with the options that it owns beside its code."""
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -43,7 +44,10 @@ def model_class(name: str) -> "type[Model]":
         return MODELS[name]
     if not is_import_path(name):
         raise ValueError(f"{name!r}; allowed: {', '.join(MODELS)}, or one's own as {FORM}")
-    return import_class(name, Model)  # type: ignore[type-abstract]
+    found = import_class(name, Model)  # type: ignore[type-abstract]
+    if not is_dataclass(found.options_type):
+        raise ValueError(f"{name!r}: its options_type is no dataclass")
+    return found
 
 
 def build_model(config: ModelConfig, inputs: "Inputs") -> "Model":

@@ -151,7 +151,7 @@ def test_a_model_of_ones_own(tmp_path: Path, own_model: str) -> None:
         ("no_such_module:Linear", "the import fails: ModuleNotFoundError.*looked for"),
         ("broken_models:Linear", r"the import fails: OSError: no such thing.*line 4"),
         ("linear_models:Lineal", "has no Lineal; subclasses of Model in it: .*Linear"),
-        ("linear_models:number", "is a int; allowed: a subclass of stem_torchrec.Model"),
+        ("linear_models:number", "is a int; allowed: a subclass of stem_torchrec.nn"),
         ("linear_models:LinearOptions", "is the class LinearOptions; allowed: a subclass"),
         ("linear_models:Unfinished", "does not define forward, shared_parameters"),
     ],
@@ -176,7 +176,7 @@ def test_models_of_ones_own_are_compared(tmp_path: Path, own_model: str) -> None
     assert [run.config.model.name for run in runs] == ["mmoe", own_model]
     assert runs[1].config.model.options.scale == 3
     assert runs[0].config.model.options.num_shared_experts == 2
-    with pytest.raises(UserError, match="--models: 'linear_models:Nobody'.*has no Nobody"):
+    with pytest.raises(UserError, match=r"--models: 'linear_models:Nobody'.*has no Nobody"):
         make_plan(Request(**(vars(request) | {"models": ["linear_models:Nobody"]})))
     with pytest.raises(UserError, match="--own: 'linear_models:Other' is not compared"):
         make_plan(Request(**(vars(request) | {"own": ["linear_models:Other:model.scale=3"]})))
