@@ -136,8 +136,17 @@ def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tu
         yield name, _parse_value(keys[name], text)
 
 
-def keys_for(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Key]:
+def keys_in_use(path: Place, overrides: Sequence[str]) -> list[Key]:
     """Every key of the package, and those of a model or rule that file or overrides import.
+
+    Raises:
+        UserError: the file cannot be read, or an import fails.
+    """
+    return keys_for(_read_yaml(path, "--config", "data"), overrides)
+
+
+def keys_for(content: Mapping[str, Any], overrides: Sequence[str]) -> list[Key]:
+    """As ``keys_in_use``, with what the file holds.
 
     Raises:
         UserError: the import fails.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stem_torchrec.commands.options import Commands, local_place, place
+from stem_torchrec.commands.options import CommandParser, Commands, local_place, place
 from stem_torchrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _finish(report(found, _origin()), options.out, "preference", distance_table(found))
 
 
-def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _add_analysis(analyses: Commands, name: str, text: str) -> CommandParser:
     command = analyses.add_parser(
         name, help=text, description=text, epilog=_MORE, allow_abbrev=False
     )

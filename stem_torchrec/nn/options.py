@@ -23,6 +23,13 @@ class Options:
 
     Raises:
         ValueError: ``FIELD: value; allowed: ...`` for a value of another type or out of bounds.
+
+    >>> @dataclass(frozen=True)
+    ... class MyOptions(Options):
+    ...     strength: Annotated[float, Gt(0)] = 1.0
+    >>> MyOptions(strength=0.0)
+    Traceback (most recent call last):
+    ValueError: strength: 0.0; allowed: a finite number, above 0
     """
 
     def __post_init__(self) -> None:
