@@ -16,6 +16,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+MAX_FACTOR = 1e6
+"""Bound of weights and factors; float32 has room for their products."""
+
 
 @dataclass(frozen=True)
 class Options:

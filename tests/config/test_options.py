@@ -79,13 +79,14 @@ def test_options_of_the_named_kind():
     assert shape(name="nothing").options == Options()
 
 
-def test_own_bounds_and_defaults_and_the_bare_types_of_the_others():
+def test_own_bounds_and_defaults_and_those_of_others_where_they_agree():
     assert errors(name="large", width=8) == [
         (("shape", "width"), "Input should be greater than or equal to 100")
     ]
     assert shape(name="large").width == 100
     assert shape(name="nothing").width == 8
     assert shape(name="nothing", width=-1).without_effect() == ["width"]
+    assert errors(name="nothing", depth=0)[0][0] == ("shape", "depth")
     assert errors(name="nothing", width="x")[0][0] == ("shape", "width")
 
 
