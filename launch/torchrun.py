@@ -1,8 +1,8 @@
 """torchrun that ends with the failed rank's message, not with a traceback of the launcher.
 
 Usage: torchrun.py ARGUMENT ... (as torchrun's). Exit code 2 after a mistake of the user, 1 after
-any other failure. SIGTERM and SIGINT go to the ranks; the exit code is 0 where they have left in
-time.
+any other failure. SIGTERM, SIGINT and SIGHUP go to the ranks; the exit code is 0 where they have
+left in time.
 """
 
 import logging
@@ -17,17 +17,22 @@ from torch.distributed.run import parse_args, run
 from stem_torchrec.errors import UserError
 from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
+from stem_torchrec.node_address import local_address, with_host
+from stem_torchrec.parent_watch import ends_its_children
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse_args(list(arguments))
     options.signals_to_handle = LEFT_TO_TORCH
+    if options.rdzv_backend == "c10d" and not options.standalone:
+        options.rdzv_conf = with_host(options.rdzv_conf, options.rdzv_endpoint)
+        options.local_addr = local_address(options.local_addr, options.rdzv_endpoint)
     # Else workers that are started again find addresses of dead ones in the store.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # The failed rank is reported below; the launcher's own log would only repeat it.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:
-        with passing_on_signals() as passed_on:
+        with passing_on_signals() as passed_on, ends_its_children():
             run(options)
     except ChildFailedError as error:
         if passed_on.before_the_first_step(error):

@@ -7,8 +7,10 @@ import torch
 from stem_torchrec.config import Config, Section
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.balance import check_balance
+from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
+from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.parallel import sharder_for
-from stem_torchrec.distributed.plan import World, check_patterns, make_plan, table_names
+from stem_torchrec.distributed.plan import make_plan
 from stem_torchrec.distributed.ranks import device_type
 from stem_torchrec.errors import UserError
 from stem_torchrec.optim import is_fused
@@ -17,17 +19,44 @@ from stem_torchrec.schema import Schema
 from stem_torchrec.session import has_split, selected_schema
 
 
-def check_inputs(config: Config, splits: Sequence[str] | None = None) -> None:
+def check_inputs(
+    config: Config, splits: Sequence[str] | None = None, *, num_workers: int = 1
+) -> None:
     """Raise the UserErrors that config and data can tell before any rank starts.
 
     ``splits`` are the splits a command needs; null: train, and the others where they are.
     """
+    check_data(config, check_settings(config, num_workers), splits)
+
+
+def check_settings(config: Config, num_workers: int) -> Schema:
+    """What config and ``schema.json`` can tell; returns the schema. No data is read.
+
+    Args:
+        num_workers: ranks of this machine.
+
+    Raises:
+        UserError: a name that the schema does not have, or settings that do not fit together or
+            this machine.
+    """
     schema = selected_schema(config)
     with torch.device("meta"):
         recommender = Recommender(config, schema)
-    check_patterns(config.distributed, table_names(recommender))
+    tables = table_rows(recommender)
+    check_patterns(config.distributed, tables)
+    choices(config.distributed, tables, World(1, 1, device_type(config.distributed)))
     check_balance(config, recommender.model, len(schema.tasks))
     check_best(config, schema)
+    check_memory(config, recommender, num_workers)
+    return schema
+
+
+def check_data(config: Config, schema: Schema, splits: Sequence[str] | None = None) -> None:
+    """Compare the footers of the splits' files with the schema; see ``check_inputs``.
+
+    Raises:
+        UserError: as ``check_split`` does.
+    """
     if splits is None:
         others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
         splits = ["train", *others]

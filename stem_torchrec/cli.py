@@ -17,11 +17,14 @@ from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
 from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.parent_watch import end_with_parent
+from stem_torchrec.versions import version_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else."""
     options, rest = _parser().parse_known_args(arguments)
+    end_with_parent()
     try:
         refuse_check_of_source(options)
         code = options.run(options, rest)
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("stem-torchrec", description=stem_torchrec.__doc__)
+    parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)

@@ -20,15 +20,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import api
 
 from stem_torchrec.distributed.interruption import SAME_S
-from stem_torchrec.early_signals import SIGNALS
+from stem_torchrec.early_signals import SIGNALS, stop_signals
 from stem_torchrec.failures import comes_again, error_of
+from stem_torchrec.holder import share_job_name
 
-LEFT_TO_TORCH = "SIGHUP,SIGQUIT"
+LEFT_TO_TORCH = "SIGQUIT"
 """For ``LaunchConfig.signals_to_handle`` and torchrun's ``--signals-to-handle``."""
+
+_FROM_TERMINALS = {signal.SIGINT, signal.SIGHUP}
 
 
 class PassedOn:
-    """SIGTERM or SIGINT goes to the workers as SIGTERM; a second one kills them.
+    """A stop signal goes to the workers as SIGTERM; a second one kills them.
 
     Attributes:
         signal: the first that came, or None.
@@ -66,6 +69,8 @@ def passing_on_signals() -> Iterator[PassedOn]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             passed_on.agents.append(self)
+            handler = self._worker_group.spec.rdzv_handler
+            share_job_name(getattr(handler, "_store", None), handler.get_run_id())
 
         def _start_workers(self, *arguments: Any, **options: Any) -> Any:
             started = super()._start_workers(*arguments, **options)
@@ -80,12 +85,12 @@ def passing_on_signals() -> Iterator[PassedOn]:
                 self._remaining_restarts = 0
             return result
 
-    # Workers inherit the mask: Ctrl-C, which a terminal sends to them too, would end those that
-    # have not begun to train. Python needs one thread that gets the signal.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Workers inherit the mask: what a terminal sends to them too would end those that have not
+    # begun to train. Python needs one thread that gets the signals.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINALS)
     thread = Thread(target=_receive, args=(ended,), daemon=True)
     thread.start()
-    handlers = {name: signal.signal(name, passed_on) for name in SIGNALS}
+    handlers = {name: signal.signal(name, passed_on) for name in stop_signals()}
     agent, api.LocalElasticAgent = api.LocalElasticAgent, Agent
     try:
         yield passed_on
@@ -95,11 +100,11 @@ def passing_on_signals() -> Iterator[PassedOn]:
             signal.signal(name, handler)
         ended.set()
         thread.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINALS)
 
 
 def _receive(ended: Event) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINALS)
     ended.wait()
 
 

@@ -14,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
+from stem_torchrec.parent_watch import ends_its_children
 
 
 def under_torchrun() -> bool:
@@ -27,8 +28,8 @@ def run_workers(
 
     Under torchrun this process is one of its ranks and returns its own result. One worker runs in
     this process, unless it may be started again. When a worker fails the others are ended, and all
-    are started again up to ``max_restarts`` times, but for a UserError. SIGTERM and SIGINT are
-    passed on to workers; the result is None where they came before the workers had begun.
+    are started again up to ``max_restarts`` times, but for a UserError. SIGTERM, SIGINT and SIGHUP
+    are passed on to workers; the result is None where they came before the workers had begun.
 
     Raises:
         UserError: a worker raised it; same message.
@@ -55,7 +56,7 @@ def run_workers(
             signals_to_handle=LEFT_TO_TORCH,
         )
         try:
-            with passing_on_signals() as passed_on:
+            with passing_on_signals() as passed_on, ends_its_children():
                 results = elastic_launch(launch, worker)(*arguments)
         except ChildFailedError as failure:
             if passed_on.before_the_first_step(failure):

@@ -46,10 +46,11 @@ def place_of(text: str | Place) -> Place:
     """A path, or a URL: ``s3://BUCKET/KEY``, ``gs://``, ``hdfs://HOST:PORT/PATH``, ``file://``.
 
     Raises:
-        UserError: a URL of another kind, without a bucket, or with a password in it.
+        UserError: a URL of another kind, without a bucket, or with a password in it; or nothing.
     """
     if not isinstance(text, str):
         return text
+    _refuse_no_path(text)
     scheme, marker, _ = text.partition("://")
     if not marker or "/" in scheme:
         return Path(text)
@@ -73,11 +74,18 @@ def local_path(text: str) -> Path:
     """A path, where a URL cannot be used.
 
     Raises:
-        UserError: it is a URL.
+        UserError: it is a URL, or nothing.
     """
+    _refuse_no_path(text)
     if "://" in text:
         raise UserError(f"{text!r} is a URL; expected a folder on this machine")
     return Path(text)
+
+
+def _refuse_no_path(text: str) -> None:
+    """An empty path would be the current folder, which nobody means by it."""
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{text!r} is no path")
 
 
 def _validated(value: Any) -> Place:

@@ -23,11 +23,14 @@ class StepOutput(NamedTuple):
         losses: (T,) local share of each task's loss; the mean over ranks is the global loss.
         logits: (B, T).
         target: labels and weights, (B, T) each.
+        total_weights: (T,) mean over ranks of each task's summed weight: ``losses`` times this is
+            the weighted sum of the local samples' losses.
     """
 
     losses: Tensor
     logits: Tensor
     target: Labelled
+    total_weights: Tensor
 
 
 class RankMean(Protocol):
@@ -116,5 +119,6 @@ class GlobalBatchLoss(nn.Module):
         self, logits: Tensor, target: Labelled, total_weights: Callable[[], Tensor]
     ) -> tuple[Tensor, StepOutput]:
         penalties = self._penalty(logits) if self._penalty is not None else None
-        losses = task_losses(logits, target, total_weights(), penalties)
-        return losses, StepOutput(losses.detach(), logits.detach(), target)
+        totals = total_weights()
+        losses = task_losses(logits, target, totals, penalties)
+        return losses, StepOutput(losses.detach(), logits.detach(), target, totals)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,13 +122,40 @@ class Board:
             self._writer = None
 
 
+def defined(figures: Any) -> Any:
+    """Figures, nested by name, with None for NaN and infinity: JSON has neither."""
+    if isinstance(figures, Mapping):
+        return {name: defined(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
+
+
 def has_evaluation(run_dir: Place, split: str, step: int) -> bool:
     """Whether the run's records have an evaluation of the split at this step."""
-    file = run_dir / METRICS
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    records = (json.loads(line) for line in lines if line.endswith("\n"))
-    found = ((record["kind"], record.get("split"), record["step"]) for record in records)
+    found = ((r["kind"], r.get("split"), r["step"]) for r in read_records(run_dir))
     return ("eval", split, step) in found
+
+
+def read_records(run_dir: Place) -> list[Record]:
+    """The records of a run; a line that an interruption or a disk has damaged is none."""
+    return [record for line in record_lines(run_dir) if (record := parse_record(line)) is not None]
+
+
+def record_lines(run_dir: Place) -> list[str]:
+    """The lines of ``metrics.jsonl`` with their ends, as they are; empty without the file."""
+    file = run_dir / METRICS
+    text = file.read_bytes().decode(errors="replace") if file.exists() else ""
+    return [f"{line}\n" for line in text.split("\n")[:-1]]
+
+
+def parse_record(line: str) -> Record | None:
+    """The record of a line, which has a kind and a step; None for any other line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    return record if type(record.get("step")) is int else None
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -3,11 +3,12 @@
 import json
 import os
 import socket
-from pathlib import Path
 
 from stem_torchrec import checkpoint
 from stem_torchrec.errors import StoreUnreachable, UserError
+from stem_torchrec.holder import JOB_NAME, Holder
 from stem_torchrec.place import Place, remove
+from stem_torchrec.processes import process_name
 from stem_torchrec.run_folder import JOB, Existing, replace_text
 
 
@@ -28,15 +29,26 @@ def existing_after_restart(run_dir: Place, existing: Existing) -> Existing:
 def this_job() -> dict[str, str] | None:
     """What tells a job from every other, where its launcher starts workers again; else None.
 
-    The launcher's process on rank 0's node lives as long as the job.
+    That is the name which its launchers share. Plain torchrun has none: there the launcher's
+    process on rank 0's node stands for it.
     """
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
         return None
+    if name := os.environ.get(JOB_NAME):
+        return {"run_id": os.environ["TORCHELASTIC_RUN_ID"], "name": name}
     return {
         "run_id": os.environ["TORCHELASTIC_RUN_ID"],
         "host": socket.gethostname(),
-        "launcher": f"{os.getppid()} {_start_time(os.getppid())}",
+        "launcher": process_name(os.getppid()),
     }
+
+
+def holder() -> Holder:
+    """Who writes the run folder: this process, for its job."""
+    job = this_job()
+    if job is None:
+        return Holder.this()
+    return Holder.this(" ".join(job.values()), launcher=os.getppid())
 
 
 def mark(run_dir: Place) -> None:
@@ -55,11 +67,3 @@ def _job_of(run_dir: Place) -> object:
         raise
     except (OSError, UserError, ValueError):
         return None
-
-
-def _start_time(process: int) -> str:
-    """Ticks from the machine's start to the process's: numbers of processes are used again."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, Literal
 
+import yaml
+
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.place import Place, remove
-from stem_torchrec.records import METRICS
+from stem_torchrec.records import METRICS, parse_record, record_lines
 from stem_torchrec.settings import dump_config, load_config
 from stem_torchrec.store_path import StorePath
 
@@ -21,32 +24,57 @@ MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
-OWN_FILES = ("config.yaml", "plan.txt", "init.json", METRICS, "checkpoints", "tb", JOB)
+OWN_FILES = ("plan.txt", "init.json", METRICS, "checkpoints", "tb", "config.yaml", JOB)
+"""What a run writes there, in the order in which a run that is replaced goes: what says that the
+files are a run's goes last."""
 
 
 def check_run_dir(run_dir: Place, existing: Existing) -> None:
     """Refuse a folder that holds a run, unless it is to be resumed or overwritten.
 
     Raises:
-        UserError: it holds a run and ``existing`` is ``refuse``; or it is not a folder; or its
-            bucket does not exist.
+        UserError: it holds a run and ``existing`` is ``refuse``; or other files with a run's names
+            are to be overwritten; or it is not a folder, cannot be made or written; or its bucket
+            does not exist.
     """
     if isinstance(run_dir, StorePath):
         run_dir.require_bucket()
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"run.dir: {str(run_dir)!r} is a file, expected a folder")
-    holds_run = any((run_dir / name).exists() for name in OWN_FILES)
-    if holds_run and existing == "refuse":
+    with usable("run.dir", run_dir):
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UserError(f"run.dir: {str(run_dir)!r} is a file, expected a folder")
+        found = [name for name in OWN_FILES if (run_dir / name).exists()]
+    if found and existing == "refuse":
         raise UserError(
             f"run.dir: {str(run_dir)!r} already holds a run; "
             "choose another folder, or pass --resume or --overwrite"
         )
+    if found and existing == "overwrite" and not _is_run(run_dir, found):
+        raise UserError(
+            f"--overwrite: {str(run_dir)!r} holds {found[0]!r}, but not of a run (no config.yaml "
+            "that a run has written); remove it yourself, or choose another run.dir"
+        )
     if existing == "resume":
         require_run("--resume", run_dir)
+    check_writable("run.dir", run_dir)
+
+
+def _is_run(run_dir: Place, found: Sequence[str]) -> bool:
+    """Whether a run of ours has written the files with these names."""
+    if JOB in found:
+        return True
+    if "config.yaml" not in found:
+        return False
+    try:
+        content = yaml.safe_load((run_dir / "config.yaml").read_text())
+    except (OSError, UserError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and {"run", "data", "versions"} <= content.keys()
 
 
 def check_run(config: Config, existing: Existing) -> None:
-    """As ``check_run_dir``; also refuse to resume a run with another model."""
+    """As ``check_run_dir``; also refuse folders of other things, and to resume another model."""
+    if existing != "resume":  # a run that is there is where it was made
+        refuse_unsafe("run.dir", config.run.dir, config.data.path)
     check_run_dir(config.run.dir, existing)
     if existing == "resume":
         check_resumed(config)
@@ -56,7 +84,9 @@ def require_run(option: str, run_dir: Place) -> None:
     """Raise UserError if the folder holds no run."""
     if isinstance(run_dir, StorePath):
         run_dir.require_bucket()
-    if not (run_dir / "config.yaml").is_file():
+    with usable(option, run_dir):
+        found = (run_dir / "config.yaml").is_file()
+    if not found:
         raise UserError(f"{option}: {str(run_dir)!r} holds no run (no config.yaml)")
 
 
@@ -66,13 +96,14 @@ def clear_run(run_dir: Place, existing: Existing) -> None:
         left = run_dir.glob("bad_batch_rank*.pt") if run_dir.is_dir() else ()
         for path in (*(run_dir / name for name in OWN_FILES if name != JOB), *left):
             remove(path)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with usable("run.dir", run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
 
 
 def create_run(config: Config, plan_report: str) -> None:
     """Write the resolved config and the plan."""
     run_dir = config.run.dir
-    (run_dir / "config.yaml").write_text(dump_config(config, installed_versions()))
+    replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
     (run_dir / "plan.txt").write_text(plan_report)
 
 
@@ -90,18 +121,19 @@ def continue_run(config: Config, plan_report: str, step: int) -> None:
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
     replace_text(run_dir / "plan.txt", plan_report)
-    records = run_dir / METRICS
-    if records.exists():
-        lines = records.read_text(errors="replace").splitlines(keepends=True)
-        replace_text(records, "".join(line for line in lines if _stays(line, step)))
+    cut_records(run_dir, step)
+
+
+def cut_records(run_dir: Place, step: int) -> None:
+    """Leave the records up to ``step`` but for those of the test split; damaged lines go too."""
+    lines = record_lines(run_dir)
+    if (run_dir / METRICS).exists():
+        replace_text(run_dir / METRICS, "".join(line for line in lines if _stays(line, step)))
 
 
 def _stays(line: str, step: int) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    return record["step"] <= step and record.get("split") != "test"
+    record = parse_record(line)
+    return record is not None and record["step"] <= step and record.get("split") != "test"
 
 
 def replace_text(path: Place, text: str) -> None:

@@ -1,25 +1,25 @@
 """What a prepared folder holds: its features, tasks and optional columns (``schema.json``)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import usable
+from stem_torchrec.frozen import Frozen
+from stem_torchrec.hints import did_you_mean, shown
 from stem_torchrec.place import Place
 from stem_torchrec.store_path import StorePath
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
+MAX_EMBEDDINGS = 1 << 40
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Feature(_Frozen):
+class Feature(Frozen):
     """One input column.
 
     ``id`` holds one integer per row, ``bag`` a list of integers that is pooled, ``dense`` a
@@ -29,7 +29,9 @@ class Feature(_Frozen):
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="column name")
     kind: Literal["id", "bag", "dense"]
     side: Literal["user", "item", "context"] = "context"
-    num_embeddings: int | None = Field(None, ge=1, description="rows of the feature's table")
+    num_embeddings: int | None = Field(
+        None, ge=1, le=MAX_EMBEDDINGS, description="rows of the feature's table"
+    )
     pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
     table: str | None = Field(None, description="feature whose table this one shares")
     encoding: Literal["vocabulary", "identity", "hash", "bucket"] = "identity"
@@ -48,7 +50,7 @@ class Feature(_Frozen):
         return self
 
 
-class Task(_Frozen):
+class Task(Frozen):
     """One binary outcome; its column holds 0, 1 or null (not observed)."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
@@ -59,7 +61,7 @@ class Task(_Frozen):
         return self.column or self.name
 
 
-class Schema(_Frozen):
+class Schema(Frozen):
     """Columns of a prepared folder, in the order in which every part of the program uses them."""
 
     features: tuple[Feature, ...] = Field(min_length=1)
@@ -137,15 +139,21 @@ def load_schema(folder: Place) -> Schema:
     Raises:
         UserError: the folder or the file is missing, or its content is not a schema.
     """
-    if not folder.is_dir():
-        if isinstance(folder, StorePath):
-            folder.require_bucket()
-        raise UserError(f"data.path: {str(folder)!r} is not a folder; expected a prepared data set")
     path = folder / SCHEMA_FILE
-    if not path.is_file():
-        raise UserError(f"data.path: {str(path)!r} is missing; a prepared folder has one")
+    with usable("data.path", folder):
+        if not folder.is_dir():
+            if isinstance(folder, StorePath):
+                folder.require_bucket()
+            raise UserError(
+                f"data.path: {str(folder)!r} is not a folder; expected a prepared data set"
+            )
+        if not path.is_file():
+            raise UserError(f"data.path: {str(path)!r} is missing; a prepared folder has one")
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON (nested too deep)") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     return _validated(content, str(path))
@@ -156,15 +164,21 @@ def _validated(content: object, where: str) -> Schema:
         return Schema.model_validate(content)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(part) for part in e['loc']) or 'schema'}: {e['msg']}"
+            f"{'.'.join(str(part) for part in e['loc']) or 'schema'}: {e['msg']}{_found(e)}"
             for e in error.errors()
         ]
         raise UserError(f"{where}: " + "; ".join(lines)) from None
 
 
+def _found(error: Mapping[str, Any]) -> str:
+    """What is there, where the message alone does not tell."""
+    return "" if isinstance(error["input"], Mapping) else f", found {shown(error['input'])}"
+
+
 def _refuse_unknown(key: str, names: Sequence[str], known: dict) -> None:
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{key}: unknown {unknown[0]!r}; the data has {', '.join(known)}")
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"{key}: unknown {unknown[0]!r}{hint}; the data has {', '.join(known)}")
     if doubled := [name for name in names if list(names).count(name) > 1]:
         raise UserError(f"{key}: {doubled[0]!r} is named twice")
     if not names:

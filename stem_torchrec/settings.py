@@ -1,7 +1,8 @@
 """YAML file + ``--section.key value`` -> validated ``Config``, and the reverse."""
 
-import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -20,9 +21,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
+from stem_torchrec.config.careful_yaml import RefusedYaml, careful_load
 from stem_torchrec.config.import_path import is_import_path
 from stem_torchrec.config.options import PLAIN_WORDS, KindSection
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import usable
+from stem_torchrec.hints import did_you_mean, shown, unknown_key
 from stem_torchrec.place import WRONG_PLACE, Place
 from stem_torchrec.store_path import StorePath
 
@@ -63,19 +67,26 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
             yield Key(prefix + name, field.annotation, default, field.description or "")
 
 
-def load_config(path: Place, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Place, overrides: Sequence[str] = (), *, options: Sequence[str] = ()
+) -> Config:
     """Read ``path`` and apply overrides such as ``["--train.epochs", "2"]``.
+
+    Of a key that is given twice the last value counts.
+
+    Args:
+        options: the command's own options, which a mistyped override may have meant.
 
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not allowed.
     """
     content = _read_yaml(path, "--config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it
-    for name, value in parse_options(overrides, keys_for(content, overrides)):
+    for name, value in parse_options(overrides, keys_for(content, overrides), options):
         section, _, key = name.partition(".")
         part = content.setdefault(section, {})
         if not isinstance(part, dict):
-            raise UserError(f"{path}: {section}: expected keys, found {part!r}")
+            raise UserError(f"{path}: {section}: expected keys, found {shown(part)}")
         part[key] = value
     return validate(content)
 
@@ -106,38 +117,64 @@ def load_file(model: type[Model], path: Path, option: str) -> Model:
 
 
 def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{option}: no file {str(path)!r}")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        with usable(option, path):
+            if not path.is_file():
+                raise UserError(f"{option}: no file {str(path)!r}")
+            content = careful_load(path.read_bytes().decode())
+    except RefusedYaml as error:
+        raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
+    if content is None:
+        return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected sections such as '{example}:', found {content!r}")
+        raise UserError(f"{path}: expected sections such as '{example}:', found {shown(content)}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: expected a name such as '{example}:', found {shown(key)}")
     return content
 
 
-def parse_options(arguments: Sequence[str], known: Iterable[Key]) -> Iterator[tuple[str, Any]]:
-    """``--key value`` and ``--key=value`` as (key, YAML value)."""
+def parse_options(
+    arguments: Sequence[str], known: Iterable[Key], options: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """``--key value`` and ``--key=value`` as (key, YAML value), in their order.
+
+    Args:
+        options: other options, for a hint where one is mistyped.
+
+    Raises:
+        UserError: an unknown key, or one without a value.
+    """
     keys = {key.name: key for key in known}
     rest = list(arguments)
     while rest:
         option = rest.pop(0)
         if not option.startswith("--"):
-            raise UserError(f"unexpected argument {option!r}; options are --key value")
+            raise UserError(f"unexpected argument {shown(option)}; options are --key value")
         name, equals, text = option[2:].partition("=")
         name = name.replace("-", "_")
         if name not in keys:
-            raise UserError(unknown_key(name, keys))
-        if not equals:
-            if not rest:
-                raise UserError(f"--{name}: a value is missing")
+            raise UserError(_unknown_option(name, list(keys), options))
+        if not equals and rest:
             text = rest.pop(0)
+        if not text.strip():
+            raise UserError(f"--{name}: a value is missing; null stands for none")
         yield name, _parse_value(keys[name], text)
 
 
-def keys_for(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Key]:
+def keys_in_use(path: Place, overrides: Sequence[str]) -> list[Key]:
     """Every key of the package, and those of a model or rule that file or overrides import.
+
+    Raises:
+        UserError: the file cannot be read, or an import fails.
+    """
+    return keys_for(_read_yaml(path, "--config", "data"), overrides)
+
+
+def keys_for(content: Mapping[str, Any], overrides: Sequence[str]) -> list[Key]:
+    """As ``keys_in_use``, with what the file holds.
 
     Raises:
         UserError: the import fails.
@@ -201,13 +238,13 @@ def dump_config(config: Config, versions: Mapping[str, str]) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def unknown_key(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+def _unknown_option(name: str, keys: Sequence[str], options: Sequence[str]) -> str:
     section = name.rpartition(".")[0]
-    siblings = [key for key in known if key.rpartition(".")[0] == section]
-    allowed = ", ".join(siblings or sorted({key.split(".")[0] for key in known}))
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name}: unknown key{hint} (allowed: {allowed})"
+    siblings = [key for key in keys if key.rpartition(".")[0] == section]
+    by_name = {option.removeprefix("--").replace("-", "_"): option for option in options}
+    if "." not in name and (near := get_close_matches(name, list(by_name), n=1, cutoff=0.75)):
+        return f"--{name.replace('_', '-')}: unknown option; did you mean {by_name[near[0]]}?"
+    return unknown_key(name, siblings, [*keys, *options])
 
 
 def _type_words(annotation: Any) -> str:
@@ -229,7 +266,9 @@ def _type_words(annotation: Any) -> str:
 
 def _parse_value(key: Key, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = careful_load(text)
+    except RefusedYaml as error:
+        raise UserError(f"--{key.name}: {error}, found {shown(text)}") from None
     except yaml.YAMLError:
         value = text
     is_list = "tuple[" in str(key.annotation)
@@ -275,7 +314,7 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     names = [key.name for key in all_keys(model)]
     full = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return unknown_key(full, _keys_beside(model, location))
+        return unknown_key(full, _keys_beside(model, location), names)
     if error["type"] == "missing":
         return f"{full}: required"
     # A location goes on into lists and alternatives; the key a person knows is its start.
@@ -284,4 +323,7 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return f"{key}: {error['msg']}"
     if error["type"] == PLAIN_WORDS:
         return f"{full}: {error['msg']}"
-    return f"{key or 'config'}: {error['msg']}, found {error['input']!r}"
+    hint = ""
+    if error["type"] == "literal_error":
+        hint = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    return f"{key or 'config'}: {error['msg']}, found {shown(error['input'])}{hint}"

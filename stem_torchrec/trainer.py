@@ -1,5 +1,6 @@
 """One run, read top to bottom: build, loop, evaluate, save."""
 
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from stem_torchrec import checkpoint
@@ -7,10 +8,11 @@ from stem_torchrec.config import Config
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.interruption import Interruption, Stopped
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.folder_lock import locked
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
 from stem_torchrec.records import Listener, Record, Recorder
-from stem_torchrec.restart import existing_after_restart, mark
+from stem_torchrec.restart import existing_after_restart, holder, mark
 from stem_torchrec.run_folder import (
     Existing,
     check_run,
@@ -20,6 +22,7 @@ from stem_torchrec.run_folder import (
     write_init,
 )
 from stem_torchrec.session import Session, build, has_split, open_split
+from stem_torchrec.shared_folder import check_shared
 from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
@@ -56,9 +59,33 @@ def train(
         initial: another run whose weights are the first ones; not when resuming.
         existing: what to do with a run that the folder already holds.
         listener: gets every record, on rank 0 alone.
+
+    Raises:
+        UserError: the folder is not to be written, or another job is at work in it.
     """
-    existing = ranks.on_first(lambda: existing_after_restart(config.run.dir, existing))
-    ranks.on_first(lambda: check_run(config, existing))
+    with ExitStack() as claim:
+        existing = ranks.on_first(lambda: _claim(claim, config, existing))
+        check_shared("run.dir", config.run.dir, ranks)
+        return _train(config, ranks, existing, listener, initial)
+
+
+def _claim(claim: ExitStack, config: Config, existing: Existing) -> Existing:
+    """Hold the run's folder, if it may be written; what to do with the run in it."""
+    check_run(config, existing_after_restart(config.run.dir, existing))
+    claim.enter_context(locked("run.dir", config.run.dir, holder()))
+    # The job that was at work there before may have ended only now.
+    existing = existing_after_restart(config.run.dir, existing)
+    check_run(config, existing)
+    return existing
+
+
+def _train(
+    config: Config,
+    ranks: Ranks,
+    existing: Existing,
+    listener: Listener,
+    initial: checkpoint.Initial | None,
+) -> Outcome:
     session = build(config, ranks)
     reader = open_split(session, "train", for_training=True)
     metrics = train_metrics(session)

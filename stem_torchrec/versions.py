@@ -14,6 +14,13 @@ def installed(package: str) -> str | None:
         return None
 
 
+def version_line() -> str:
+    """The program's version, and those of what it trains with."""
+    packages = ("torch", "torchrec", *FBGEMM_OF_DEVICE.values())
+    found = [f"{package} {version}" for package in packages if (version := installed(package))]
+    return f"stem-torchrec {installed('stem-torchrec')} ({', '.join(found)})"
+
+
 def misfit(device: str, versions: dict[str, str | None]) -> str | None:
     """What the version numbers tell, without importing anything."""
     for package, version in versions.items():

@@ -1,10 +1,26 @@
 """Fixtures that more than one folder of tests uses."""
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from tests.distributed.processes import Processes
+
+
+@pytest.fixture
+def ordinary_signals() -> Iterator[None]:
+    """This process and its children take SIGINT and SIGHUP, however the tests were started.
+
+    A shell has ``nohup tests &`` ignore both, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before_hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, before_hangup)
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ def outputs(num_steps, *, weighted=True, null_share=0.3):
         labels[torch.rand(BATCH, 2, generator=generator) < null_share] = float("nan")
         weights = torch.rand(BATCH, generator=generator) + 0.1 if weighted else None
         target = labelled(labels, weights)
-        losses = task_losses(logits, target, target.weights.sum(0))
-        result.append(StepOutput(losses, logits, target))
+        total = target.weights.sum(0)
+        result.append(StepOutput(task_losses(logits, target, total), logits, target, total))
     return result
 
 
@@ -30,6 +30,13 @@ def metrics_with(window=BATCH * 1000):
     return TrainMetrics(
         TASKS, batch_size=BATCH, window=window, rank=0, world_size=1, device=torch.device("cpu")
     )
+
+
+def expected_loss(steps):
+    """Mean loss over the labelled samples of some steps, by their weight, per task."""
+    totals = torch.stack([step.total_weights for step in steps])
+    losses = torch.stack([step.losses for step in steps])
+    return ((losses * totals).sum(0) / totals.sum(0)).tolist()
 
 
 def expected_figures(steps):
@@ -62,8 +69,7 @@ def test_figures(weighted):
         assert found["ne"][task] == pytest.approx(ne, rel=1e-5)
         assert found["ne_window"][task] == pytest.approx(ne, rel=1e-5)
         assert found["calibration"][task] == pytest.approx(calibration, rel=1e-5)
-        mean_loss = torch.stack([step.losses for step in steps]).mean(0)[index].item()
-        assert found["loss"][task] == pytest.approx(mean_loss, rel=1e-6)
+        assert found["loss"][task] == pytest.approx(expected_loss(steps)[index], rel=1e-6)
 
 
 def test_the_window_forgets_and_the_lifetime_does_not():
@@ -86,16 +92,73 @@ def test_the_loss_is_the_mean_since_the_last_report():
     metrics.compute()
     for step in steps[1:]:
         metrics.update(step)
-    expected = (steps[1].losses + steps[2].losses) / 2
     found = metrics.compute()["loss"]
-    assert [found[task] for task in TASKS] == pytest.approx(expected.tolist(), rel=1e-6)
+    assert [found[task] for task in TASKS] == pytest.approx(expected_loss(steps[1:]), rel=1e-6)
+
+
+def without_labels(step, task):
+    """The step with null labels of one task."""
+    kept = torch.ones(2)
+    kept[TASKS.index(task)] = 0
+    target = step.target._replace(weights=step.target.weights * kept)
+    return StepOutput(step.losses * kept, step.logits, target, step.total_weights * kept)
+
+
+def with_labels(step, value):
+    """The step with the same label in all of its samples."""
+    target = step.target._replace(labels=torch.full_like(step.target.labels, value))
+    return step._replace(target=target, losses=task_losses(step.logits, target, step.total_weights))
+
+
+def test_steps_without_a_label_do_not_dilute_the_loss():
+    steps = outputs(10)
+    metrics = metrics_with()
+    metrics.update(steps[0])
+    for step in steps[1:]:
+        metrics.update(without_labels(step, "like"))
+    found = metrics.compute()["loss"]
+    assert found["like"] == pytest.approx(steps[0].losses[1].item(), rel=1e-6)
+    assert found["click"] == pytest.approx(expected_loss(steps)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_what_one_kind_of_label_does_not_define_is_none(value):
+    metrics = metrics_with()
+    for step in outputs(3):
+        metrics.update(with_labels(step, value))
+    found = metrics.compute()
+    for task in TASKS:
+        assert found["loss"][task] > 0
+        assert found["ne"][task] is found["ne_window"][task] is None
+        assert (found["calibration"][task] is None) == (value == 0)
+
+
+def test_a_window_is_judged_by_its_own_labels():
+    """Not by those that have left it; weights of any size leave rounding behind."""
+    steps = outputs(8)
+    metrics = metrics_with(window=2 * BATCH)
+    for step in steps[:4]:
+        metrics.update(step)
+    for step in steps[4:6]:
+        metrics.update(with_labels(step, 0.0))
+    found = metrics.compute()
+    for task in TASKS:
+        assert found["ne"][task] > 0
+        assert found["ne_window"][task] is found["calibration"][task] is None
+    for step in steps[6:]:
+        metrics.update(without_labels(step, "like"))
+    found = metrics.compute()
+    assert found["ne"]["like"] > 0
+    assert (
+        found["loss"]["like"] is found["ne_window"]["like"] is found["calibration"]["like"] is None
+    )
+    assert found["ne_window"]["click"] > 0
 
 
 def test_null_labels_alone_leave_other_tasks_as_they_are():
     step = outputs(1)[0]
-    target = step.target._replace(weights=step.target.weights * torch.tensor([1.0, 0.0]))
     metrics = metrics_with()
-    metrics.update(step._replace(target=target))
+    metrics.update(without_labels(step, "like"))
     found = metrics.compute()
     assert found["ne"]["click"] == pytest.approx(expected_figures([step])["click"][0], rel=1e-5)
     assert found["ne"]["like"] is found["loss"]["like"] is None
@@ -115,7 +178,7 @@ def test_a_resumed_stream_is_the_stream():
 
 
 def test_ranks_are_merged():
-    """Sums are those of both ranks, the loss is their mean, the window holds what comes after."""
+    """Sums are those of both ranks, the window holds what comes after."""
     steps, after = outputs(6)[:5], outputs(6)[5]
     states = []
     for part in (steps[:2], steps[2:4]):
@@ -129,11 +192,11 @@ def test_ranks_are_merged():
     found = merged.compute()
     everything = expected_figures([*steps[:4], after])
     new = expected_figures([after])
-    losses = (sum(step.losses for step in steps[:4]) / 2 + after.losses) / 3
     for index, task in enumerate(TASKS):
         assert found["ne"][task] == pytest.approx(everything[task][0], rel=1e-6)
         assert found["ne_window"][task] == pytest.approx(new[task][0], rel=1e-6)
-        assert found["loss"][task] == pytest.approx(losses[index].item(), rel=1e-5)
+        loss = expected_loss([*steps[:4], after])[index]
+        assert found["loss"][task] == pytest.approx(loss, rel=1e-6)
 
 
 def test_a_record_off_the_schedule_leaves_the_mean_loss():
@@ -142,5 +205,22 @@ def test_a_record_off_the_schedule_leaves_the_mean_loss():
     metrics.update(one)
     metrics.compute(start_anew=False)
     metrics.update(two)
-    mean = (one.losses + two.losses) / 2
-    assert metrics.compute()["loss"]["click"] == pytest.approx(mean[0].item(), rel=1e-6)
+    mean = expected_loss([one, two])[0]
+    assert metrics.compute()["loss"]["click"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_state_of_losses_by_step_still_loads():
+    """Checkpoints once held losses added up over steps, weights twice, and the steps' number."""
+    steps = outputs(3, weighted=False, null_share=0.0)
+    rank = metrics_with()
+    for step in steps[:2]:
+        rank.update(step)
+    losses = sum(step.losses for step in steps[:2])
+    weights = sum(step.total_weights for step in steps[:2])
+    old = rank.state_dict() | {"sums": torch.stack([losses, weights, weights]), "loss_steps": 2}
+    for load in ("load_state_dict", "merge"):
+        resumed = metrics_with()
+        getattr(resumed, load)(old if load == "load_state_dict" else [old])
+        resumed.update(steps[2])
+        found = resumed.compute()["loss"]
+        assert [found[task] for task in TASKS] == pytest.approx(expected_loss(steps), rel=1e-6)

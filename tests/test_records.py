@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stem_torchrec.records import METRICS, Recorder
+from stem_torchrec.records import METRICS, Recorder, defined
 
 
 @contextmanager
@@ -48,3 +48,8 @@ def test_what_a_full_disk_does_not_take_comes_later(
         if "train/qps" in events.Tags()["scalars"]:
             steps |= {event.step for event in events.Scalars("train/qps")}
     assert {1, 5} <= steps
+
+
+def test_what_json_does_not_have_is_none() -> None:
+    figures = {"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}, "e": 3, "f": None}
+    assert defined(figures) == {"a": None, "b": {"c": None, "d": 1.5}, "e": 3, "f": None}

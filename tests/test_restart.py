@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
+from stem_torchrec.holder import JOB_NAME, share_job_name
 from stem_torchrec.restart import existing_after_restart, mark
 from stem_torchrec.run_folder import Existing, clear_run
 
@@ -16,6 +18,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of this job's run, before its first checkpoint."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this")
+    monkeypatch.delenv(JOB_NAME, raising=False)
     clear_run(tmp_path / "run", "refuse")
     mark(tmp_path / "run")
     return tmp_path / "run"
@@ -53,6 +56,24 @@ def test_another_jobs_run_stays_another_jobs(
     assert existing_after_restart(run_dir, existing) == existing
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     assert existing_after_restart(run_dir, existing) == existing
+
+
+def test_a_node_that_comes_back_knows_its_jobs_run(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has another launcher, at the same store."""
+    store = HashStore()
+    monkeypatch.setenv(JOB_NAME, "before")
+    share_job_name(store, "this")
+    mark(run_dir)
+    save(run_dir, "step_4")
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    share_job_name(store, "this")
+    assert existing_after_restart(run_dir, "refuse") == "resume"
+    for other, run_id in ((store, "another"), (HashStore(), "this")):
+        share_job_name(other, run_id)
+        assert existing_after_restart(run_dir, "refuse") == "refuse"
 
 
 def test_a_job_that_dies_as_it_clears_its_folder_knows_it_again(run_dir: Path) -> None:

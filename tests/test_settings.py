@@ -1,5 +1,7 @@
 """Files and overrides to a config, and what the user is told about mistakes."""
 
+import re
+
 import pytest
 import yaml
 from pydantic import BaseModel, Field
@@ -122,6 +124,12 @@ def test_a_wrong_override_is_the_users_error(load, overrides, message):
         ("- 1", r"expected sections.*found \[1\]"),
         ("a: [", "not valid YAML"),
         ("", "run: required"),
+        ("0", r"expected sections.*found 0"),
+        ("1: 2", r"expected a name.*found 1"),
+        ("run: {dir: x}\ndata: {path: y}\nrun: {dir: z}", r"line 3: key 'run' is there twice"),
+        ("run: {dir: x}\ndata: {path: y,\n path: z}", r"line 3: key 'path' is there twice"),
+        ("train: [" + "9," * 5000 + "]", r"train: .{,100}found \[9, 9, .{,100}\.\.\.\]"),
+        ("a: &a [*a]", "line 1: alias 'a' stands for what it is in"),
         (
             SMALL | {"distributed": {"tables": {"x": {"shard": 1}}}},
             r"tables\.x\.shard: unknown key",
@@ -135,6 +143,76 @@ def test_a_wrong_override_is_the_users_error(load, overrides, message):
 def test_a_wrong_file_is_the_users_error(load, content, message):
     with pytest.raises(UserError, match=message):
         load(content=content)
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--data.days", "2022-02-30"], r"data\.days: .*expected a day.*found '2022-02-30'"),
+        (["--data.days", "2022-04-08 25:00:00"], r"data\.days: .*expected a day"),
+        (["--train.epochs", HUGE], r"train\.epochs: .{,100}found .{,160}$"),
+        (["--train.epochs", "0x" + "f" * 9000], r"train\.epochs: .{,200}$"),
+        (["--optim.lr", "!!float x"], r"optim\.lr: .*valid number.*found '!!float x'"),
+        (["--tasks.names", "[" * 900 + "]" * 900], r"--tasks\.names: line 1: nested deeper than"),
+        (["--train.batch_size", "true"], r"train\.batch_size: .*a number, found True"),
+        (["--model.expert_widths", "[true]"], r"model\.expert_widths: .*a number, found \[True\]"),
+        (["--balance.weights", "[1, no]"], r"balance\.weights: .*a number"),
+        (["--embedding.dim", "6"], r"embedding\.dim: .*multiple of 4, found 6"),
+        (["--model.name", "stemnet"], r"model\.name: .*found 'stemnet'; did you mean 'stem_net'\?"),
+        (["--train.epochs="], r"--train\.epochs: a value is missing; null stands for none"),
+        (["--run.dir", ""], r"--run\.dir: a value is missing"),
+        (["--distributed.tables", "{a: {}, a: {}}"], r"--distributed\.tables: line 1: key 'a' is"),
+        (["--run.seed", str(2**64)], r"run\.seed: .*less than or equal to"),
+        (["--distributed.timeout_s", "1000000000000000"], r"distributed\.timeout_s: .*less than"),
+        (["--distributed.hbm_gib", "1.0e300"], r"distributed\.hbm_gib: .*less than"),
+    ],
+)
+def test_values_that_only_look_right(load, overrides, message):
+    with pytest.raises(UserError, match=message) as found:
+        load(*overrides)
+    assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "key",
+    [k for k in all_keys() if {"integer", "number"} & {*k.allowed.split(" | ")}],
+    ids=lambda key: key.name,
+)
+def test_every_number_has_bounds(load, key):
+    for value in ("1e300", "-1e300"):
+        with pytest.raises(UserError, match=rf"{key.name}: "):
+            load(f"--{key.name}", value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train.lr", "optim.lr or embedding.lr"),
+        ("model.dim", "embedding.dim"),
+        ("embedding.learning_rate", "optim.lr or embedding.lr"),
+        ("train.step", "train.max_steps"),
+        ("max_steps", "train.max_steps"),
+        ("train.evaluate_every", "train.log_every"),
+        ("train.checkpoint_every", "checkpoint.every"),
+        ("bs", "train.batch_size"),
+        ("optim.weight_deacy", "optim.weight_decay"),
+    ],
+)
+def test_a_hint_looks_into_all_sections(load, name, expected):
+    with pytest.raises(UserError, match=re.escape(f"did you mean {expected}?")):
+        load(f"--{name}", "3")
+
+
+def test_a_mistyped_option_of_the_command(tmp_path, load):
+    load()
+    path = tmp_path / "config.yaml"
+    with pytest.raises(UserError, match=r"--init-form: unknown option; did you mean --init-from\?"):
+        load_config(path, ["--init-form", "run"], options=["--init-from", "--nproc"])
+    with pytest.raises(UserError, match="did you mean --nproc"):
+        load_config(path, ["--num_workers", "2"], options=["--init-from", "--nproc"])
 
 
 def test_a_missing_file_is_the_users_error(tmp_path):

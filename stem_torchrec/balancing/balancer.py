@@ -211,6 +211,8 @@ class TorchJd(Balancer):
 
     Raises:
         ValueError: TorchJD, or a solver it needs, is not installed; an unknown name or option.
+
+    >>> balancer = TorchJd(2, "MGDA")  # doctest: +SKIP
     """
 
     def __init__(

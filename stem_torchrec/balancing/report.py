@@ -15,9 +15,9 @@ def balance_metrics(gram: Tensor, balanced: Balanced) -> dict[str, Tensor]:
 
     Returns:
         ``weight`` (T,) multipliers α; ``gradient_norm`` (T,) of the global batch, NaN or inf where
-        the gradient is; ``cosine`` (T,) mean cosine to the other active tasks, 0 for a task that
+        the gradient is; ``cosine`` (T,) mean cosine to the other active tasks, NaN for a task that
         is left out or alone; ``conflict_share`` () share of the pairs of active tasks whose cosine
-        is negative, 0 without pairs; ``fallback`` () 1 where the rule gave nothing usable. All
+        is negative, NaN without pairs; ``fallback`` () 1 where the rule gave nothing usable. All
         float32.
     """
     active = balanced.active
@@ -25,12 +25,11 @@ def balance_metrics(gram: Tensor, balanced: Balanced) -> dict[str, Tensor]:
     pairs = pairs & ~torch.eye(len(active), dtype=torch.bool, device=active.device)
     gram = gram.detach().double()
     cosine = cosines(gram)
-    others = pairs.sum(dim=1).clamp_min(1)
-    conflicts = (pairs & (cosine < 0)).sum() / pairs.sum().clamp_min(1)
+    conflicts = (pairs & (cosine < 0)).sum() / pairs.sum()
     return {
         "weight": balanced.multipliers,
         "gradient_norm": gradient_norms(gram).float(),
-        "cosine": (torch.where(pairs, cosine, 0.0).sum(dim=1) / others).float(),
+        "cosine": (torch.where(pairs, cosine, 0.0).sum(dim=1) / pairs.sum(dim=1)).float(),
         "conflict_share": conflicts.float(),
         "fallback": balanced.fallback.float(),
     }

@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stem_torchrec.commands.options import Commands, local_place, place
+from stem_torchrec.commands.options import (
+    CommandParser,
+    Commands,
+    HelpFormatter,
+    local_place,
+    place,
+)
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_choice import check_writable, make_folder
 
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
@@ -56,7 +63,12 @@ def add_analyze(commands: Commands) -> None:
 
     text = "what each task's gate reads: mean weight per group of experts"
     command = analyses.add_parser(
-        "gates", help=text, description=text, epilog=_MORE, allow_abbrev=False
+        "gates",
+        help=text,
+        description=text,
+        epilog=_MORE,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     _add_runs(command, "runs of models with gates; seeds of one model are put together")
     command.set_defaults(run=gates)
@@ -121,9 +133,14 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _finish(report(found, _origin()), options.out, "preference", distance_table(found))
 
 
-def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _add_analysis(analyses: Commands, name: str, text: str) -> CommandParser:
     command = analyses.add_parser(
-        name, help=text, description=text, epilog=_MORE, allow_abbrev=False
+        name,
+        help=text,
+        description=text,
+        epilog=_MORE,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     command.add_argument(
         "--single",
@@ -141,7 +158,9 @@ def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.Argument
 def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
     """The options of every analysis."""
     command.add_argument("--runs", type=place, nargs="+", required=True, metavar="RUN", help=text)
-    command.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    command.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="rows to look at"
+    )
     command.add_argument(
         "--out", type=local_place, required=True, metavar="DIR", help="report's folder"
     )
@@ -167,8 +186,7 @@ def _read(
 def _check_place(options: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("analyze: runs in one process; start it without torchrun")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out: {str(options.out)!r} is a file, expected a folder")
+    check_writable("--out", options.out)
 
 
 def _task_pair(text: str) -> tuple[str, str]:
@@ -189,6 +207,7 @@ def _check_seeds(singles: Sequence["Run"], runs: Sequence["Run"], tasks: Sequenc
 def _finish(report: "Report", out: Path, name: str, table: "Table") -> None:
     from stem_torchrec.console import print_report
 
+    make_folder("--out", out)
     written = report.write(out, name)
     print_report(report.title, table, written)
 

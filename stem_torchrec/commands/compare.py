@@ -3,15 +3,20 @@
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
-from stem_torchrec.commands.options import Commands, add_command, config_keys, local_place
+from stem_torchrec.commands.options import (
+    Commands,
+    add_command,
+    add_config,
+    config_keys,
+    local_place,
+)
 
 
 def add_compare(commands: Commands) -> None:
     text = "train models and balancing rules over seeds, and report on them side by side"
     command = add_command(commands, "compare", text, config_keys)
-    command.add_argument("--config", type=Path, required=True, metavar="FILE")
+    add_config(command)
     command.add_argument(
         "--models", type=_names, required=True, metavar="a,b,c", help="values of model.name"
     )
@@ -26,7 +31,7 @@ def add_compare(commands: Commands) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="runs of each combination, with seeds from run.seed on (default: 3)",
+        help="runs of each combination, with seeds from run.seed on",
     )
     command.add_argument(
         "--out", type=local_place, required=True, metavar="DIR", help="runs and report"
@@ -47,13 +52,15 @@ def add_compare(commands: Commands) -> None:
         metavar="MODEL:section.key=value",
         help="a setting for one model's runs",
     )
-    command.add_argument("--nproc", type=int, metavar="N", help="ranks of each run, as in train")
+    command.add_argument(
+        "--nproc", type=int, metavar="N", help="ranks of each run (default: as in train)"
+    )
     command.add_argument(
         "--parallel",
         type=int,
         default=1,
         metavar="P",
-        help="runs at a time (default: 1); samples/s is comparable with 1 only",
+        help="runs at a time; samples/s is comparable with 1 only",
     )
     command.add_argument(
         "--overwrite", action="store_true", help="run everything anew, what is finished too"

@@ -19,10 +19,14 @@ def add_doctor(commands: Commands) -> None:
         metavar="DIR",
         dest="run_dir",
         default=Path("runs"),
-        help="its disk",
+        help="run folder whose disk is tried",
     )
     command.add_argument(
-        "--distributed.device", choices=("auto", "cpu", "cuda"), default="auto", dest="device"
+        "--distributed.device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        dest="device",
+        help="device of the ranks",
     )
     command.set_defaults(run=doctor)
 

@@ -4,7 +4,14 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from stem_torchrec.commands.options import Commands, add_command, config_keys, place, positive
+from stem_torchrec.commands.options import (
+    Commands,
+    add_command,
+    config_keys,
+    own_options,
+    place,
+    positive,
+)
 from stem_torchrec.errors import WorkerError
 from stem_torchrec.settings import load_config
 
@@ -12,9 +19,20 @@ from stem_torchrec.settings import load_config
 def add_evaluate(commands: Commands) -> None:
     text = "metrics of a split from a run's checkpoint"
     command = add_command(commands, "evaluate", text, config_keys)
-    command.add_argument("--run", type=place, required=True, metavar="DIR", dest="run_dir")
-    command.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    command.add_argument("--nproc", type=positive, metavar="N", help="local workers")
+    command.add_argument(
+        "--run",
+        type=place,
+        required=True,
+        metavar="DIR",
+        dest="run_dir",
+        help="run folder or its URL",
+    )
+    command.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="rows to evaluate"
+    )
+    command.add_argument(
+        "--nproc", type=positive, metavar="N", help="local workers (default: as in train)"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=evaluate)
 
@@ -29,7 +47,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
     require_run("--run", options.run_dir)
     overrides = ["--run.dir", str(options.run_dir), *rest]
-    config = load_config(options.run_dir / "config.yaml", overrides)
+    config = load_config(options.run_dir / "config.yaml", overrides, options=own_options(options))
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)

@@ -39,16 +39,45 @@ def add_command(
         name,
         help=text,
         description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     command.more = more if callable(more) else lambda: more
+    command.set_defaults(parser=command)
     return command
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML file with keys of a run"
+    )
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Says of every option what holds where it is not given; texts stand as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if not action.option_strings or action.default is argparse.SUPPRESS or "(default" in text:
+            return text
+        if action.required:
+            return f"{text} (required)"
+        if action.nargs == 0:
+            return f"{text} (default: off)"
+        default = "none" if action.default in (None, []) else action.default
+        return f"{text} (default: {default})"
+
+
+def own_options(options: argparse.Namespace) -> list[str]:
+    """The command's own options, ``--nproc`` and the like; a mistyped key may have meant one."""
+    parser: argparse.ArgumentParser = options.parser
+    return [name for name in parser._option_string_actions if name.startswith("--")]
 
 
 def config_keys() -> str:
     """Help on every key of a run."""
-    return _help("config keys", "--section.key value", Config)
+    note = "; of a key or option that is given twice the last value counts"
+    return _help("config keys", f"--section.key value{note}", Config)
 
 
 def option_keys(model: type[BaseModel]) -> str:

@@ -2,27 +2,35 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from stem_torchrec.commands.options import Commands, add_command, config_keys, positive
+from stem_torchrec.commands.options import (
+    Commands,
+    add_command,
+    add_config,
+    config_keys,
+    own_options,
+    positive,
+)
 from stem_torchrec.settings import load_config
 
 
 def add_plan(commands: Commands) -> None:
     text = "print the sharding plan; needs no GPU"
     command = add_command(commands, "plan", text, config_keys)
-    command.add_argument("--config", type=Path, required=True, metavar="FILE")
-    command.add_argument("--world-size", type=positive, default=1, metavar="N")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    add_config(command)
+    command.add_argument("--world-size", type=positive, default=1, metavar="N", help="ranks in all")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda", help="device of the ranks"
+    )
     command.set_defaults(run=plan)
 
 
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.checks import plan_offline
-    from stem_torchrec.distributed.plan import World
+    from stem_torchrec.distributed.constraints import World
     from stem_torchrec.notices import hide_dependency_notices
 
     hide_dependency_notices()
-    config = load_config(options.config, rest)
+    config = load_config(options.config, rest, options=own_options(options))
     per_node = config.distributed.ranks_per_node or min(options.world_size, 8)
     print(plan_offline(config, World(options.world_size, per_node, options.device)), end="")

@@ -26,7 +26,9 @@ def add_prepare(commands: Commands) -> None:
 
     text = "a KuaiRand release, or files in its format"
     kuairand = add_command(sources, "kuairand", text, option_keys(KuaiRandConfig))
-    kuairand.add_argument("--source", type=place, required=True, metavar="DIR")
+    kuairand.add_argument(
+        "--source", type=place, required=True, metavar="DIR", help="folder of the release"
+    )
     kuairand.set_defaults(run=prepare_kuairand)
 
     text = "start anew, without what an interrupted run has left"
@@ -36,7 +38,9 @@ def add_prepare(commands: Commands) -> None:
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=place, required=True, metavar="DIR")
+    command.add_argument(
+        "--out", type=place, required=True, metavar="DIR", help="prepared folder to write"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the folder")
 
 

@@ -22,8 +22,12 @@ def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
 
     text = "delimited or Parquet files, described by a YAML file"
     command = add_command(sources, "csv", text, option_keys(PrepareOptions))
-    command.add_argument("--source", nargs="+", required=True, metavar="FILE", help="or patterns")
-    command.add_argument("--describe", type=Path, required=True, metavar="FILE")
+    command.add_argument(
+        "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
+    )
+    command.add_argument(
+        "--describe", type=Path, required=True, metavar="FILE", help="YAML file about the raw files"
+    )
     command.set_defaults(run=prepare_csv)
     added = [command]
     for name, text, run in (
@@ -31,7 +35,9 @@ def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
         ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video),
     ):
         command = add_command(sources, name, text, option_keys(PublicSetOptions))
-        command.add_argument("--source", nargs="+", required=True, metavar="FILE")
+        command.add_argument(
+            "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
+        )
         command.set_defaults(run=run)
         added.append(command)
     return added

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in good order: its blocks are left, one line says the rest."""
+"""A signal ends a command in good order: its blocks are left, one line says the rest."""
 
 import argparse
 import signal
@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from types import FrameType
 
-from stem_torchrec.early_signals import SIGNALS
+from stem_torchrec.early_signals import stop_signals
 
 Command = Callable[[argparse.Namespace, Sequence[str]], int | None]
 
@@ -23,7 +23,7 @@ def stoppable(command: Command) -> Command:
             received.append(signal.Signals(number))
             raise KeyboardInterrupt
 
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
+        before = {number: signal.signal(number, stop) for number in stop_signals()}
         try:
             return command(options, rest)
         except BaseException:  # a library may have made another one of it

@@ -2,14 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stem_torchrec.commands.options import (
     Commands,
     add_command,
+    add_config,
     at_least_zero,
     config_keys,
+    own_options,
     place,
     positive,
 )
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_train(commands: Commands) -> None:
     command = add_command(commands, "train", "train, evaluate and save one run", config_keys)
-    command.add_argument("--config", type=Path, required=True, metavar="FILE")
+    add_config(command)
     command.add_argument(
         "--nproc",
         type=positive,
@@ -37,7 +38,7 @@ def add_train(commands: Commands) -> None:
         default=0,
         metavar="K",
         help="start the local workers again up to K times when one is lost; they go on from the "
-        "newest checkpoint (default: 0; torchrun has an option of its own)",
+        "newest checkpoint (torchrun has an option of its own)",
     )
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -66,20 +67,22 @@ def _add_initial(command: argparse.ArgumentParser) -> None:
         "--init-new-tasks",
         choices=("shared", "fresh"),
         default="shared",
-        help="what the tables of a task that is not there start from (default: shared)",
+        help="what the tables of a task that is not there start from",
     )
 
 
 @leaving_at_signals()
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.checks import check_inputs
+    from stem_torchrec.checks import check_data, check_settings
     from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
+    from stem_torchrec.folder_lock import refuse_locked
+    from stem_torchrec.holder import Holder
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import Existing, check_run
     from stem_torchrec.workers import train_worker
 
-    config = load_config(options.config, rest)
+    config = load_config(options.config, rest, options=own_options(options))
     existing: Existing = (
         "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
     )
@@ -89,8 +92,10 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
+        schema = check_settings(config, num_workers)
         check_run(config, existing)
-        check_inputs(config)
+        refuse_locked("run.dir", config.run.dir, Holder.this())
+        check_data(config, schema)
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
     )

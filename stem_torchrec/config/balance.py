@@ -7,6 +7,7 @@ from pydantic import Field
 
 from stem_torchrec.config.import_path import FORM, import_class, is_import_path
 from stem_torchrec.config.options import KindSection
+from stem_torchrec.config.section import MAX_ROWS, MAX_STEPS
 
 if TYPE_CHECKING:
     from stem_torchrec.balancing.rules import RuleKind
@@ -25,9 +26,14 @@ class BalanceConfig(KindSection):
         "pooled", description="which gradients are compared"
     )
     gram_rows: int | None = Field(
-        None, ge=1, description="rows of the local batch in the Gram matrix (pooled); all if null"
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="rows of the local batch in the Gram matrix (pooled); all if null",
     )
-    gram_every: int = Field(1, ge=1, description="steps from one Gram matrix to the next")
+    gram_every: int = Field(
+        1, ge=1, le=MAX_STEPS, description="steps from one Gram matrix to the next"
+    )
 
     @classmethod
     def kinds(cls) -> Mapping[str, type[Any]]:

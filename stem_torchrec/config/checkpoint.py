@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stem_torchrec.config.section import Section
+from stem_torchrec.config.section import MAX_STEPS, Section
 
 METRIC_DIRECTIONS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1}
 """Metrics by which one run is better than another: 1 where more is better."""
@@ -27,9 +27,12 @@ def metric_direction(name: str) -> int:
 
 class CheckpointConfig(Section):
     every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; only at the end if null"
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="steps between checkpoints; only at the end if null",
     )
-    keep: int = Field(2, ge=1, description="checkpoints to keep, newest first")
+    keep: int = Field(2, ge=1, le=MAX_STEPS, description="checkpoints to keep, newest first")
     keep_best: str | None = Field(
         None,
         description="also keep the best one by this metric of the valid split: valid/auc_mean, or "

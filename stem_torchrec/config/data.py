@@ -18,7 +18,7 @@ class DataConfig(Section):
     )
     shuffle: bool = Field(True, description="seeded shuffle of row groups and rows each epoch")
     shuffle_row_groups: int = Field(
-        4, ge=1, description="row groups whose rows are shuffled together"
+        4, ge=1, le=1_000_000, description="row groups whose rows are shuffled together"
     )
     days: str | None = Field(
         None,
@@ -32,7 +32,9 @@ class DataConfig(Section):
         description="share of the training rows without any positive label that is kept, each "
         "with weight 1 / this, so that losses and probabilities need no correction",
     )
-    prefetch_batches: int = Field(2, ge=1, description="batches prepared in the background")
+    prefetch_batches: int = Field(
+        2, ge=1, le=100_000, description="batches prepared in the background"
+    )
 
     @field_validator("days", mode="before")
     @classmethod

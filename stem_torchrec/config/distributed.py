@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stem_torchrec.config.section import Section
+from stem_torchrec.config.section import MAX_GIB, MAX_SECONDS, Section
 
 ShardingName = Literal[
     "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
@@ -16,7 +16,11 @@ class TableConstraint(Section):
     sharding: tuple[ShardingName, ...] | None = Field(None, description="sharding types to allow")
     kernel: tuple[KernelName, ...] | None = Field(None, description="compute kernels to allow")
     min_partition: int | None = Field(
-        None, ge=1, description="smallest column shard, in columns (column-wise sharding)"
+        None,
+        ge=4,
+        le=65536,
+        multiple_of=4,
+        description="smallest column shard, in columns, a multiple of 4 (column-wise sharding)",
     )
 
 
@@ -31,18 +35,27 @@ class DistributedConfig(Section):
         "auto", description="one compute kernel for all tables, or the planner's choice"
     )
     hbm_gib: float | None = Field(
-        None, gt=0, description="device memory per rank for the plan, GiB; the device's if null"
+        None,
+        gt=0,
+        le=MAX_GIB,
+        description="device memory per rank for the plan, GiB; the device's if null",
     )
     host_gib: float | None = Field(
-        None, gt=0, description="host memory per rank for the plan, GiB; the planner's if null"
+        None,
+        gt=0,
+        le=MAX_GIB,
+        description="host memory per rank for the plan, GiB; the planner's if null",
     )
     ranks_per_node: int | None = Field(
-        None, ge=1, description="ranks per node for the plan; torchrun's if null"
+        None, ge=1, le=4096, description="ranks per node for the plan; torchrun's if null"
     )
     tables: dict[str, TableConstraint] = Field(
         default_factory=dict,
         description="constraints per table (owner__feature; * and ? match), over the global ones",
     )
     timeout_s: int = Field(
-        600, ge=1, description="limit of one step, seconds; a collective has 10 more"
+        600,
+        ge=1,
+        le=MAX_SECONDS,
+        description="limit of one step, seconds; a collective has 10 more",
     )

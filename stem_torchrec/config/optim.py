@@ -4,25 +4,39 @@ from typing import Literal
 
 from pydantic import Field
 
-from stem_torchrec.config.section import Section
+from stem_torchrec.config.section import MAX_GRADIENT, MAX_RATE, MAX_STEPS, Section
 
 
 class EmbeddingConfig(Section):
-    dim: int = Field(16, ge=1, description="embedding dimension D of every table")
+    dim: int = Field(
+        16,
+        ge=4,
+        le=65536,
+        multiple_of=4,
+        description="embedding dimension D of every table, a multiple of 4",
+    )
     layout: Literal["separate"] = Field("separate", description="one table per owner and feature")
     init_std: float = Field(
-        0.01, ge=0, description="standard deviation of the uniform initial values"
+        0.01,
+        ge=0,
+        le=MAX_RATE,
+        description="standard deviation of the uniform initial values",
     )
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         "rowwise_adagrad", description="optimizer of the tables, fused into their backward"
     )
-    lr: float = Field(0.02, gt=0, description="peak learning rate of the tables")
-    eps: float = Field(1e-8, ge=0, description="epsilon of Adagrad and Adam")
+    lr: float = Field(0.02, gt=0, le=MAX_RATE, description="peak learning rate of the tables")
+    eps: float = Field(1e-8, ge=0, le=MAX_RATE, description="epsilon of Adagrad and Adam")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second-moment decay")
-    weight_decay: float = Field(0.0, ge=0, description="L2 factor on the rows a step looks up")
+    weight_decay: float = Field(
+        0.0, ge=0, le=MAX_RATE, description="L2 factor on the rows a step looks up"
+    )
     max_gradient: float | None = Field(
-        None, gt=0, description="clip each element of the pooled features' gradient to +-this"
+        None,
+        gt=0,
+        le=MAX_GRADIENT,
+        description="clip each element of the pooled features' gradient to +-this",
     )
 
 
@@ -30,20 +44,32 @@ class OptimConfig(Section):
     optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = Field(
         "adam", description="optimizer of the dense weights"
     )
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of the dense weights")
-    eps: float = Field(1e-8, ge=0, description="epsilon of Adam and Adagrad")
+    lr: float = Field(
+        1e-3, gt=0, le=MAX_RATE, description="peak learning rate of the dense weights"
+    )
+    eps: float = Field(1e-8, ge=0, le=MAX_RATE, description="epsilon of Adam and Adagrad")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second-moment decay")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of the dense weights")
-    clip_norm: float | None = Field(
-        None, gt=0, description="clip the global norm of the dense gradient to this"
+    weight_decay: float = Field(
+        0.0, ge=0, le=MAX_RATE, description="weight decay of the dense weights"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, dense and tables")
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_GRADIENT,
+        description="clip the global norm of the dense gradient to this",
+    )
+    warmup_steps: int = Field(
+        0, ge=0, le=MAX_STEPS, description="steps of linear warm-up, dense and tables"
+    )
     decay: Literal["none", "linear", "cosine"] = Field(
         "none", description="learning-rate decay after the warm-up, dense and tables"
     )
     decay_steps: int | None = Field(
-        None, ge=1, description="steps until the decay ends; the run's last step if null"
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="steps until the decay ends; the run's last step if null",
     )
     final_lr_ratio: float = Field(
         0.0, ge=0, le=1, description="learning rate at the decay's end, as a share of the peak"

@@ -5,8 +5,8 @@ section pydantic sees these fields:
 
 - the common keys, declared in the section's class;
 - the keys of the named kind's options, with its types, bounds and defaults;
-- the keys of the package's other kinds, of their bare types. They have no effect, and are allowed
-  because one file may serve several kinds.
+- the keys of the package's other kinds. They have no effect, and are allowed because one file may
+  serve several kinds. Their bounds hold, unless the kinds that have the key disagree on them.
 
 So a key that nobody owns is unknown, and ``without_effect`` follows from the types.
 
@@ -48,9 +48,10 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Doc
 
-from stem_torchrec.config.import_path import FORM
+from stem_torchrec.config.import_path import FORM, is_import_path
 from stem_torchrec.config.section import Section
 from stem_torchrec.errors import UserError
+from stem_torchrec.hints import did_you_mean
 
 PLAIN_WORDS = "plain_words"
 """Type of an error whose message says value and what is allowed by itself."""
@@ -133,7 +134,8 @@ class KindSection(Section):
         try:
             section = cls.with_keys_of(name)
         except ValueError as error:
-            raise _mistake(cls, str(error), name, cls.kind_key) from None
+            hint = "" if is_import_path(name) else did_you_mean(name, cls.kind_names())
+            raise _mistake(cls, f"{error}{hint}", name, cls.kind_key) from None
         return section.model_validate(keys)
 
     @model_validator(mode="after")
@@ -172,6 +174,7 @@ class _Option(NamedTuple):
     annotation: Any
     field: Field[Any]
     owners: list[str]
+    agreed: bool = True
 
     def key(self, num_kinds: int, *, bare: bool = False) -> tuple[Any, Any]:
         """As pydantic declares it; the description names the owners unless all are."""
@@ -198,8 +201,17 @@ def _options_of_kinds(section: type[KindSection]) -> dict[str, _Option]:
     found: dict[str, _Option] = {}
     for name, kind in section.kinds().items():
         for key, option in _options_in(kind).items():
-            found.setdefault(key, option).owners.append(name)
+            known = found.setdefault(key, option)
+            known.owners.append(name)
+            if _bounds(known.annotation) != _bounds(option.annotation):
+                found[key] = known._replace(agreed=False)
     return found
+
+
+def _bounds(annotation: Any) -> tuple[Any, ...]:
+    """Type and bounds of an option, without its description."""
+    parts = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    return tuple(part for part in parts if not isinstance(part, Doc))
 
 
 @cache
@@ -210,7 +222,7 @@ def _with_keys(section: type[KindSection], kind: type[Any] | None) -> type[Any]:
         raise ValueError(f"option {min(taken)} has the name of a key that all kinds have")
     num_kinds = len(section.kinds())
     keys: dict[str, Any] = {
-        key: option.key(num_kinds, bare=key not in own) for key, option in of_kinds.items()
+        key: option.key(num_kinds, bare=not option.agreed) for key, option in of_kinds.items()
     }
     for key, option in own.items():
         owners = of_kinds[key].owners if key in of_kinds else []

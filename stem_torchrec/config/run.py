@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from stem_torchrec.config.section import Section
+from stem_torchrec.config.section import MAX_ROWS, MAX_SECONDS, MAX_SEED, MAX_STEPS, Section
 from stem_torchrec.place import PlaceField
 
 
@@ -10,37 +10,53 @@ class RunConfig(Section):
     dir: PlaceField = Field(
         description="run folder, or its URL: config, plan, metrics, checkpoints, TensorBoard"
     )
-    seed: int = Field(0, ge=0, description="seed of weights, tables and row order")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, tables and row order")
     grace_s: int = Field(
         60,
         ge=1,
-        description="seconds from SIGTERM or SIGINT in which a run saves a checkpoint and ends",
+        le=MAX_SECONDS,
+        description="seconds from a stop signal in which a run saves a checkpoint and ends",
     )
 
 
 class TrainConfig(Section):
-    epochs: int = Field(1, ge=1, description="passes over the train split")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many steps")
-    batch_size: int = Field(4096, ge=1, description="rows per rank and step")
-    log_every: int = Field(100, ge=1, description="steps between train records")
+    epochs: int = Field(1, ge=1, le=MAX_STEPS, description="passes over the train split")
+    max_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="stop after this many steps"
+    )
+    batch_size: int = Field(4096, ge=1, le=MAX_ROWS, description="rows per rank and step")
+    log_every: int = Field(100, ge=1, le=MAX_STEPS, description="steps between train records")
     qps_warmup_steps: int = Field(
-        5, ge=0, description="first steps that the samples-per-second figure leaves out"
+        5,
+        ge=0,
+        le=MAX_STEPS,
+        description="first steps that the samples-per-second figure leaves out",
     )
     max_skipped_steps: int = Field(
         10,
         ge=1,
+        le=MAX_STEPS,
         description="steps in a row left out for a loss or gradient that is not finite, until the "
         "run ends",
     )
     ne_window: int = Field(
-        1_000_000, ge=1, description="samples (all ranks) in the window of the windowed NE"
+        1_000_000,
+        ge=1,
+        le=MAX_STEPS,
+        description="samples (all ranks) in the window of the windowed NE",
     )
 
 
 class EvalConfig(Section):
     every: int | None = Field(
-        None, ge=1, description="steps between evaluations of the valid split; per epoch if null"
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="steps between evaluations of the valid split; per epoch if null",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="rows per rank and evaluation step; train.batch_size if null"
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="rows per rank and evaluation step; train.batch_size if null",
     )

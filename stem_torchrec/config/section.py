@@ -1,17 +1,21 @@
-"""What every section of the config has in common."""
+"""What every section of the config has in common, and the bounds of its numbers.
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+Bounds are far beyond any use: they keep a slip of the keyboard from being a day of waiting or a
+message of the allocator.
+"""
+
+from stem_torchrec.frozen import Frozen
+
+MAX_SEED = (1 << 63) - 1
+MAX_STEPS = 10**15
+MAX_ROWS = 1 << 30
+"""Rows of a batch."""
+MAX_SECONDS = 366 * 24 * 3600
+MAX_GIB = 1_000_000
+MAX_RATE = 1e6
+"""Learning rates, weights and factors; float32 has room for their products."""
+MAX_GRADIENT = 1e30
 
 
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, no silent conversion of NaN or inf."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
-            raise ValueError("Input should be a number")
-        return value
+class Section(Frozen):
+    """Base of all sections."""

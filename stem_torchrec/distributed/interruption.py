@@ -8,10 +8,8 @@ import faulthandler
 import os
 import select
 import signal
-import sys
 import tempfile
 import time
-from contextlib import suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.early_signals import SIGNALS
-from stem_torchrec.errors import WorkerError
+from stem_torchrec.early_signals import SIGNALS, stop_signals
+from stem_torchrec.ending import end_process
 
 STDERR = 2
 OTHERS_S = 3.0
@@ -36,7 +34,7 @@ class Stopped(Exception):
 
 
 class Interruption:
-    """While it is entered, SIGTERM and SIGINT do not end the process; they ask for a stop.
+    """While it is entered, SIGTERM, SIGINT and SIGHUP do not end the process; they ask for a stop.
 
     All ranks stop at the same point, where ``agreed`` or ``check`` says so. The process ends at
     once, with an exit code other than 0, where it has not left ``grace_s`` after the signal, at a
@@ -61,7 +59,7 @@ class Interruption:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         if current_thread() is main_thread():
             self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._handlers = {name: signal.signal(name, _noted) for name in SIGNALS}
+            self._handlers = {name: signal.signal(name, _noted) for name in stop_signals()}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have blocked it
         self._thread = Thread(target=self._watch, name="stem_torchrec-interruption", daemon=True)
         self._thread.start()
@@ -160,15 +158,7 @@ class Interruption:
         if stacks:
             os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
             time.sleep(OTHERS_S)
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-            get_error_handler().record_exception(WorkerError(message))
-        elif not stacks:
-            print(f"error: {message}", file=sys.__stderr__, flush=True)
-        with suppress(Exception):
-            sys.stdout.flush()
-        os._exit(code)
+        end_process(message, code, said=stacks)
 
 
 def _stacks() -> str:

@@ -1,51 +1,32 @@
 """The sharding plan: TorchRec's planner under the config's constraints, and its report."""
 
-from collections.abc import Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Stats
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Config, DistributedConfig
+from stem_torchrec.distributed.constraints import (
+    Sharder,
+    World,
+    check_patterns,
+    choices,
+    table_rows,
+)
 from stem_torchrec.errors import UserError
 from stem_torchrec.optim import is_fused
 
 GIB = 1024**3
-# Column shards: the planner's own lower bound is 128 columns, too wide for small tables.
-MIN_COLUMNS = 4
 # Proposals in a row that may be worse than the best before the search ends: hundreds of small
 # tables would otherwise take minutes.
 PATIENCE = 50
 # Share of memory left to the dense weights, activations and the caching allocator.
 RESERVED_SHARE = 0.15
-
-
-class World(NamedTuple):
-    """The ranks a plan is made for.
-
-    Attributes:
-        size: ranks in all.
-        per_node: ranks on one node.
-        device: ``cpu`` or ``cuda``.
-    """
-
-    size: int
-    per_node: int
-    device: str
-
-
-class Sharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder with the sharding types that work on CPU too, though it hides them."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [*super().sharding_types("cuda")]
 
 
 class Planned(NamedTuple):
@@ -57,9 +38,10 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
     """Plan the tables of ``module`` (on the meta device) for ``world``; needs no device.
 
     Raises:
-        UserError: a constraint names no table, or no plan fits the memory and the constraints.
+        UserError: a constraint names no table or a kernel that the device does not have, or no plan
+            fits the memory and the constraints.
     """
-    tables = table_names(module)
+    tables = table_rows(module)
     check_patterns(config.distributed, tables)
     plan, options = _search(config, module, world, sharder, tables)
     if not is_fused(config.embedding, world.device):
@@ -67,31 +49,12 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
     return Planned(plan, plan_report(options, world))
 
 
-def table_names(module: nn.Module) -> list[str]:
-    """Names ``owner__feature`` of the tables of an unsharded module."""
-    return [
-        table.name
-        for part in module.modules()
-        if isinstance(part, EmbeddingBagCollection)
-        for table in part.embedding_bag_configs()
-    ]
-
-
-def check_patterns(config: DistributedConfig, tables: Sequence[str]) -> None:
-    """Raise UserError if a pattern of ``distributed.tables`` matches no table."""
-    for pattern in config.tables:
-        if not any(fnmatch(table, pattern) for table in tables):
-            raise UserError(
-                f"distributed.tables: {pattern!r} matches no table; there are {', '.join(tables)}"
-            )
-
-
 def _search(
-    config: Config, module: nn.Module, world: World, sharder: Sharder, tables: Sequence[str]
+    config: Config, module: nn.Module, world: World, sharder: Sharder, tables: Mapping[str, int]
 ) -> tuple[ShardingPlan, list[ShardingOption]]:
     recorder = _Recorder()
     failure: PlannerError | None = None
-    for free in _free_choices(world):
+    for limits in choices(config.distributed, tables, world):
         planner = EmbeddingShardingPlanner(
             topology=_topology(config.distributed, world),
             batch_size=config.train.batch_size,
@@ -101,7 +64,7 @@ def _search(
                 GreedyProposer(use_depth=False, threshold=PATIENCE),
                 UniformProposer(),
             ],
-            constraints=constraints(config.distributed, tables, free),
+            constraints=limits,
             stats=recorder,
             debug=False,
         )
@@ -114,44 +77,6 @@ def _search(
         f"({world.size} {world.device} ranks, hbm_gib {config.distributed.hbm_gib}, host_gib "
         f"{config.distributed.host_gib}); the planner says: {str(failure).strip()}"
     )
-
-
-class Free(NamedTuple):
-    """What the planner may choose from where the config leaves a choice."""
-
-    sharding: tuple[str, ...]
-    kernel: tuple[str, ...] | None
-
-
-def _free_choices(world: World) -> list[Free]:
-    """In order of preference; the next one is tried where nothing fits.
-
-    The planner's cost model is of GPUs. On CPU ranks whole tables are cheapest (no bucketing of
-    ids, no reduce-scatter). On GPU, tables in device memory come before tables on the host.
-    """
-    every = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
-    first = every[:1] if world.device == "cpu" else every
-    return [Free(first, ("fused", "dense")), Free(every, None)]
-
-
-def constraints(
-    config: DistributedConfig, tables: Sequence[str], free: Free
-) -> dict[str, ParameterConstraints]:
-    """The planner's constraints of each table: the first matching pattern's, else the global.
-
-    ``free`` holds where the config names nothing for a table.
-    """
-    result = {}
-    for table in tables:
-        own = next((c for pattern, c in config.tables.items() if fnmatch(table, pattern)), None)
-        asked = (own and own.sharding) or _one(config.sharding)
-        kernel = (own and own.kernel) or _one(config.kernel) or free.kernel
-        result[table] = ParameterConstraints(
-            sharding_types=list(asked or free.sharding),
-            compute_kernels=list(kernel) if kernel else None,
-            min_partition=(own and own.min_partition) or (MIN_COLUMNS if asked else None),
-        )
-    return result
 
 
 def plan_report(options: Sequence[ShardingOption], world: World) -> str:
@@ -222,10 +147,6 @@ def _use_dense_kernel(plan: ShardingPlan, options: Sequence[ShardingOption]) -> 
             sharding.compute_kernel = "dense"
     for option in options:
         option.compute_kernel = "dense"
-
-
-def _one(value: str) -> tuple[str, ...] | None:
-    return None if value == "auto" else (value,)
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.host_memory import keep_freed_memory
 from stem_torchrec.errors import UserError
+from stem_torchrec.parent_watch import end_with_parent
 
 T = TypeVar("T")
 
@@ -117,8 +118,10 @@ def check_devices(config: DistributedConfig, local_world_size: int) -> None:
 def start_ranks(config: DistributedConfig) -> Ranks:
     """Join the job that torchrun (or ``--nproc``) started. Collective.
 
-    Reads the environment torch elastic sets; a process started alone is a job of one rank.
+    Reads the environment torch elastic sets; a process started alone is a job of one rank. A rank
+    ends with its launcher.
     """
+    end_with_parent()
     env = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} | dict(
         os.environ
     )

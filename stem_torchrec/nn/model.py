@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Le, Lt, MaxLen, MinLen
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -94,7 +94,12 @@ class Model(nn.Module, abc.ABC):
         return role
 
 
-Width = Annotated[int, Ge(1)]
+MAX_EXPERTS = 4096
+MAX_DEPTH = 64
+"""Layers within a perceptron, and of experts and gates."""
+
+Widths = tuple[Annotated[int, Ge(1), Le(1 << 20)], ...]
+"""Units of the layers of a perceptron."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,14 @@ class DeepOptions(Options):
     (512, 512, 512)
     """
 
-    expert_widths: Annotated[tuple[Width, ...], MinLen(1), Doc("an expert's layers")] = (
-        512,
-        512,
-        512,
+    expert_widths: Annotated[
+        Widths, MinLen(1), MaxLen(MAX_DEPTH), Doc("units of an expert's layers")
+    ] = (512, 512, 512)
+    tower_widths: Annotated[Widths, MaxLen(MAX_DEPTH), Doc("units of a tower's hidden layers")] = (
+        128,
+        64,
     )
-    tower_widths: Annotated[tuple[Width, ...], Doc("hidden layers of a tower")] = (128, 64)
-    dropout: Annotated[float, Ge(0), Lt(1), Doc("dropout after each hidden layer")] = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1), Doc("dropout after each hidden layer, share")] = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,16 @@ class GatedOptions(ExpertOptions):
 
     >>> GatedOptions(num_shared_experts=0)
     Traceback (most recent call last):
-    ValueError: num_shared_experts: 0; allowed: an integer, at least 1
+    ValueError: num_shared_experts: 0; allowed: an integer, at least 1, at most 4096
     """
 
-    num_shared_experts: Annotated[int, Ge(1), Doc("shared experts per layer (M_s)")] = 1
-    gate_widths: Annotated[tuple[Width, ...], Doc("hidden layers of a gate")] = (128, 64)
+    num_shared_experts: Annotated[
+        int, Ge(1), Le(MAX_EXPERTS), Doc("shared experts per layer (M_s)")
+    ] = 1
+    gate_widths: Annotated[Widths, MaxLen(MAX_DEPTH), Doc("units of a gate's hidden layers")] = (
+        128,
+        64,
+    )
 
 
 @dataclass(frozen=True)
@@ -161,9 +172,13 @@ class ExtractionOptions(GatedOptions):
     0
     """
 
-    num_shared_experts: Annotated[int, Ge(0), Doc("shared experts per layer (M_s)")] = 1
-    num_task_experts: Annotated[int, Ge(0), Doc("experts per task and layer (M_t)")] = 1
-    layers: Annotated[int, Ge(1), Doc("stacked blocks of experts and gates")] = 1
+    num_shared_experts: Annotated[
+        int, Ge(0), Le(MAX_EXPERTS), Doc("shared experts per layer (M_s)")
+    ] = 1
+    num_task_experts: Annotated[
+        int, Ge(0), Le(MAX_EXPERTS), Doc("experts per task and layer (M_t)")
+    ] = 1
+    layers: Annotated[int, Ge(1), Le(MAX_DEPTH), Doc("stacked blocks of experts and gates")] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.nn.losses import labelled
-from stem_torchrec.records import Record, has_evaluation
+from stem_torchrec.records import Record, defined, has_evaluation
 from stem_torchrec.session import Session, has_split, open_split
 from stem_torchrec.training.position import Position
 
@@ -17,7 +17,7 @@ def evaluate(session: Session, split: str, step: int) -> Record:
     reader, tasks = open_split(session, split), session.schema.task_names
     joined = predict(session, reader)
     record = {"kind": "eval", "split": split, "step": step, "samples": reader.num_rows}
-    return session.ranks.on_first(lambda: record | evaluation(tasks, joined))
+    return session.ranks.on_first(lambda: record | defined(evaluation(tasks, joined)))
 
 
 def predict(session: Session, reader: ParquetReader) -> Joined | None:

@@ -1,10 +1,11 @@
 """The figures that a run records while it trains."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from stem_torchrec.memory import peak_memory_bytes
 from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.records import Record
+from stem_torchrec.records import Record, defined
 from stem_torchrec.session import Session
 from stem_torchrec.throughput import Throughput
 from stem_torchrec.training.position import Position
@@ -53,10 +54,14 @@ def train_record(
 
 
 def _balance_record(session: Session) -> Record:
-    """The balancing of the last step, per task; empty where the tasks' gradients just add up."""
+    """The balancing of the last Gram matrix, per task; empty where gradients just add up.
+
+    A figure that the step does not define, such as the cosine of a task without labels, is None.
+    """
     figures = session.fork.metrics() if session.fork is not None else {}
     tasks = session.schema.task_names
-    return {
+    record = {
         name: dict(zip(tasks, value.tolist(), strict=True)) if value.dim() else value.item()
         for name, value in figures.items()
     }
+    return cast(Record, defined(record))

@@ -84,6 +84,14 @@ def test_a_combination_that_lacks_seeds_is_not_marked() -> None:
     assert overview.rows[1][:3] == ["stem_net equal", "1/2", "0.9900"]
 
 
+def test_a_figure_that_one_seed_has_not_is_not_marked() -> None:
+    undefined = {k: v for k, v in figures(0.99).items() if k not in ("ne/a", "logloss/a")}
+    results = RESULTS | {STEM: {0: figures(0.99), 1: undefined}}
+    report = report_of(results)
+    assert marked(table(report, "Normalized entropy")) == {"a": ["mmoe"]}
+    assert marked(table(report, "AUC")) == {"a": ["stem_net"], "mean": ["stem_net"]}
+
+
 def test_cells() -> None:
     report = report_of(RESULTS)
     assert table(report, "Overview").rows[1] == [

@@ -175,7 +175,8 @@ def test_other_number_of_ranks_is_refused(scripts: dict[int, str], tmp_path: Pat
         action_for(outcome.run, 1, overwrite=False)
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("ordinary_signals")
 def test_interruption_ends_the_processes(
     scripts: dict[int, str], tmp_path: Path, by: signal.Signals
 ) -> None:

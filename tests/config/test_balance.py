@@ -98,6 +98,7 @@ def test_help_names_the_rules_and_whose_a_key_is():
     ("balance", "words"),
     [
         ({"rule": "gradnorm"}, ["balance.rule", "gradnorm", *rules(), "torchjd:NAME", "my_pkg"]),
+        ({"rule": "multibalance"}, ["balance.rule", "did you mean 'multi_balance'?"]),
         ({"rule": "torchjd"}, ["balance.rule", "torchjd:NAME"]),
         ({"rule": "torchjd:Nope"}, ["balance.rule", "torchjd:Nope", "torchjd:UPGrad"]),
         ({"rule": "torchjd:Krum"}, ["balance.torchjd_options", "n_byzantine"]),
@@ -153,9 +154,10 @@ def test_file_of_before_is_read_without_a_warning(tmp_path):
         assert again.balance.without_effect() == []
 
 
-def test_value_without_effect_only_has_to_be_of_the_type():
-    balance = config_with(rule="equal", gamma=7).balance
-    assert balance.without_effect() == ["gamma"]
+def test_bounds_hold_for_what_has_no_effect():
+    assert config_with(rule="equal", gamma=0.5).balance.without_effect() == ["gamma"]
+    with pytest.raises(UserError, match=r"balance\.gamma: .*found 7"):
+        config_with(rule="equal", gamma=7)
 
 
 def test_missing_package_gives_the_install_line(monkeypatch):

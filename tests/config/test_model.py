@@ -87,7 +87,7 @@ def test_every_key_of_before_is_a_key_with_the_models_that_have_it() -> None:
         f"model.{key}" for key in KEYS_OF_BEFORE
     }
     assert keys["model.layers"].description.startswith("me_ple, ple, stem_net: ")
-    assert keys["model.dropout"].description == "dropout after each hidden layer"
+    assert keys["model.dropout"].description == "dropout after each hidden layer, share"
     assert all(model in keys["model.name"].description for model in MODELS)
     assert keys["model.expert_widths"].default_text == "512,512,512"
 

@@ -156,6 +156,14 @@ def test_eight_steps_on_two_ranks_equal_one_rank(tmp_path, pair, alone, boundary
         assert_close(after.dense, other.dense, 1e-5)
 
 
+def test_names_in_checkpoints_stay(tmp_path, alone):
+    session = start(config(tmp_path, "multi_balance"), alone)
+    names = {name for name, _ in session.fork.named_buffers()}
+    assert names == {"multipliers", "state_norm_average", "state_weights", "state_steps"}
+    assert set(session.fork.state_dict()) == names
+    assert "recommender.model.fork.state_steps" in session.model.module.state_dict()
+
+
 def test_equal_is_bit_for_bit_no_balancing(tmp_path, alone):
     parts = two_parts()
     _, plain, _, _ = balanced_step(alone, config(tmp_path / "a", "equal"), parts, 5)

@@ -13,6 +13,8 @@ import torch
 from stem_torchrec.distributed.interruption import Interruption
 from stem_torchrec.distributed.ranks import Ranks
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # however the tests were started
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 ranks = Ranks(0, 1, 0, 1, torch.device("cpu"), None, None, None)
 
 def leave_in_time():
@@ -21,6 +23,21 @@ def leave_in_time():
         os.kill(os.getpid(), signal.SIGINT)
         while not interruption.agreed():
             time.sleep(0.01)
+
+def hangup():
+    with Interruption(ranks, grace_s=60, limit_s=60) as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        while not interruption.agreed():
+            time.sleep(0.01)
+
+def left_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interruption(ranks, grace_s=60, limit_s=60) as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(1)
+        assert not interruption.agreed()
 
 def outlast_the_grace():
     with Interruption(ranks, grace_s=1, limit_s=60):
@@ -57,8 +74,8 @@ def afterwards():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
-for case in (leave_in_time, outlast_the_grace, second_signal, the_same_signal_twice, hang, rest,
-             afterwards):
+for case in (leave_in_time, hangup, left_ignored, outlast_the_grace, second_signal,
+             the_same_signal_twice, hang, rest, afterwards):
     child = os.fork()
     if child == 0:
         case()
@@ -89,6 +106,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, int], str
     ("case", "code"),
     [
         ("leave_in_time", 0),
+        ("hangup", 0),
+        ("left_ignored", 0),
         ("outlast_the_grace", 1),
         ("second_signal", 128 + signal.SIGTERM),
         ("the_same_signal_twice", 0),

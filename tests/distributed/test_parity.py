@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from stem_torchrec.nn.models import MODELS
+from stem_torchrec.schema import Feature
 from tests.steps import (
+    DIM,
     SCHEMA,
     assert_close,
     assert_moved,
@@ -172,6 +174,30 @@ def test_a_task_without_labels_trains_nothing_of_its_own(tmp_path, pair, shardin
         name for name in moves if name.startswith(f"{silent}__")
     }
     assert (trained.losses[:, 1] == 0).all()
+
+
+def train_tiny(ranks, config, steps, schema):
+    return train_on(ranks, config, [batch_of(parts[ranks.rank], schema) for parts in steps])
+
+
+@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
+def test_a_table_of_fewer_rows_than_ranks(tmp_path, pair, alone, tables):
+    tiny = Feature(name="tiny", kind="id", num_embeddings=1)
+    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, tiny)})
+    generator = np.random.default_rng(3)
+    steps = [[random_rows(generator, 8, schema) for _ in range(2)] for _ in range(3)]
+    config = config_of(
+        tmp_path,
+        schema,
+        embedding={"optimizer": tables, "lr": TABLE_RATE[tables], "eps": EPSILON},
+        optim={"optimizer": "sgd"},
+        distributed={"sharding": "row_wise"},
+    )
+    trained = pair.run(train_tiny, config, steps, schema)[0]
+    reference = train_tiny(alone, config, [[join_rows(parts)] for parts in steps], schema)
+    assert trained.after.tables["shared__tiny"].shape == (1, DIM)
+    assert_moved(trained)
+    assert_close(trained.after.tables, reference.after.tables, TOLERANCE)
 
 
 def test_padding_rows_change_nothing(tmp_path, alone):

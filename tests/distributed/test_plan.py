@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from stem_torchrec.distributed.constraints import Free, World, choices, constraints
 from stem_torchrec.distributed.parallel import sharder_for
-from stem_torchrec.distributed.plan import World, constraints, make_plan
+from stem_torchrec.distributed.plan import make_plan
 from stem_torchrec.errors import UserError
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.schema import Feature, Schema, Task
@@ -18,7 +19,11 @@ SCHEMA = Schema(
     ),
     tasks=(Task(name="click"), Task(name="like")),
 )
-TABLES = [f"{o}__{f.name}" for o in ("shared", "click", "like") for f in SCHEMA.features]
+TABLES = {
+    f"{owner}__{feature.name}": feature.num_embeddings
+    for owner in ("shared", "click", "like")
+    for feature in SCHEMA.features
+}
 ONE_NODE = World(8, 8, "cuda")
 SHARDINGS = ["table_wise", "column_wise", "row_wise", "table_row_wise", "data_parallel"]
 
@@ -43,6 +48,45 @@ def shards_of(found, table):
 
 def ranks_of(found, table):
     return [shard.placement.rank() for shard in shards_of(found, table)]
+
+
+def sharding_of(folder, rows, world, sharding="row_wise"):
+    """What a table of some rows gets where row shards are asked for."""
+    config = config_of(folder, SCHEMA, distributed={"sharding": sharding})
+    (found, *_) = choices(config.distributed, {"t": rows}, world)
+    return found["t"].sharding_types
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "divided"),
+    [
+        *((1, 1, True), (1, 2, False), (2, 2, True), (3, 4, False), (4, 4, True), (5, 4, False)),
+        *((6, 4, False), (7, 4, True), (1000, 64, False), (1009, 64, True)),
+    ],
+)
+def test_row_shards_leave_no_rank_without_a_row(tmp_path, rows, ranks, divided):
+    expected = "row_wise" if divided else "table_wise"
+    assert sharding_of(tmp_path, rows, World(ranks, ranks, "cpu")) == [expected]
+    expected = "table_row_wise" if divided else "table_wise"
+    node = World(2 * ranks, ranks, "cuda")
+    assert sharding_of(tmp_path, rows, node, "table_row_wise") == [expected]
+
+
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
+@pytest.mark.parametrize("key", ["kernel", "tables"])
+def test_a_kernel_that_the_device_does_not_have_is_the_users_error(tmp_path, kernel, key):
+    value = kernel if key == "kernel" else {"*__user": {"kernel": [kernel]}}
+    distributed = {key: value, "sharding": "row_wise"}
+    message = rf"distributed\.{key}: table 'shared__user'.*{kernel}.*cpu ranks.*they have fused$"
+    with pytest.raises(UserError, match=message):
+        planned(tmp_path, World(2, 2, "cpu"), distributed=distributed)
+    assert kernel in planned(tmp_path, ONE_NODE, distributed=distributed).report
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_dense_kernel_is_that_of_data_parallel_tables(tmp_path, device):
+    found = planned(tmp_path, World(2, 2, device), distributed={"kernel": "dense"})
+    assert {p.sharding_type for p in by_table(found).values()} == {"data_parallel"}
 
 
 def test_a_plan_for_eight_gpus_is_made_on_a_cpu(tmp_path):
@@ -149,8 +193,6 @@ def test_whole_tables_on_cpu_ranks(tmp_path):
 
 
 def test_the_first_pattern_that_matches_counts(tmp_path):
-    from stem_torchrec.distributed.plan import Free
-
     config = config_of(
         tmp_path,
         SCHEMA,
@@ -159,7 +201,7 @@ def test_the_first_pattern_that_matches_counts(tmp_path):
         },
     )
     free = Free(("data_parallel",), None)
-    found = constraints(config.distributed, TABLES, free)
+    found = constraints(config.distributed, TABLES, free, ONE_NODE)
     chosen = {name: constraint.sharding_types for name, constraint in found.items()}
     assert chosen == {
         name: ["row_wise" if name.startswith("like") else "table_wise"] for name in TABLES

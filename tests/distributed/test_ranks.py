@@ -78,7 +78,7 @@ def figures(ranks, parts):
         logits, labels = parts(step, ranks.rank)
         target = labelled(labels, None)
         total = ranks.rank_mean(target.weights.sum(0))()
-        metrics.update(StepOutput(task_losses(logits, target, total), logits, target))
+        metrics.update(StepOutput(task_losses(logits, target, total), logits, target, total))
     return metrics.compute()
 
 

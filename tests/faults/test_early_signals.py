@@ -59,8 +59,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (1, signal.SIGINT, 3.0),
         (2, signal.SIGINT, 0.0),
         (2, signal.SIGTERM, 5.0),
+        (2, signal.SIGHUP, 1.0),
     ],
 )
+@pytest.mark.usefixtures("ordinary_signals")
 def test_a_resume_may_be_stopped_as_it_starts(
     config: Path, nproc: int, number: signal.Signals, wait_s: float
 ) -> None:

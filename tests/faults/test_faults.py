@@ -2,15 +2,19 @@
 
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from stem_torchrec.cli import main
+from stem_torchrec.processes import is_there, process_name
+from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
 from tests.faults.kills import undisturbed
 from tests.faults.moments import kill_often
+from tests.faults.observed import RANKS
 from tests.prepared import small_config, small_data
 
 
@@ -49,6 +53,38 @@ def test_sigterm_saves_and_resume_ends_as_if_nothing_had_been(
     assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
     with Job(tmp_path, data) as job:
         assert differences(job.result(), expected) == []
+
+
+def test_a_killed_launcher_takes_its_ranks_along(
+    tmp_path: Path, data: Path, expected: Result
+) -> None:
+    """They save first: nothing is lost."""
+    with Job(tmp_path, data) as job:
+        job.wait_for("step", after=10)
+        ranks = [process_name(events(tmp_path, rank)[-1].process) for rank in range(RANKS)]
+        job.process.kill()
+        while any(is_there(rank) for rank in ranks):
+            time.sleep(0.05)
+        stopped = job.result()
+    assert stopped.log.count("has gone: this job is stopped") == 1
+    last = max(stopped.rows)
+    assert last < 32
+    assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
+    assert not (job.run_dir / ".lock").exists()
+    with Job(tmp_path, data) as job:
+        assert differences(job.result(), expected) == []
+
+
+def test_a_second_job_is_refused_and_changes_nothing(tmp_path: Path, data: Path) -> None:
+    with Job(tmp_path, data) as job:
+        job.wait_for("step", after=10)
+        before = (job.run_dir / "config.yaml").stat()
+        config = str(tmp_path / "config.yaml")
+        for existing in ("--resume", "--overwrite"):
+            assert main(["train", "--config", config, existing, "--run.seed", "7"]) == 2
+        assert (job.run_dir / "config.yaml").stat() == before
+        assert job.result().code == 0
+    assert not (job.run_dir / ".lock").exists()
 
 
 def test_a_hung_rank_ends_the_job_with_every_ranks_stack(tmp_path: Path, data: Path) -> None:

@@ -13,10 +13,10 @@ from stem_torchrec.analysis.compare.results import (
     count_parameters,
     figures_of,
     last_test,
-    read_records,
     summarize,
 )
 from stem_torchrec.analysis.compare.runs import (
+    Action,
     Finished,
     Ranks,
     action_for,
@@ -26,8 +26,11 @@ from stem_torchrec.analysis.compare.runs import (
 from stem_torchrec.console import print_note
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_lock import locked
+from stem_torchrec.holder import Holder
 from stem_torchrec.launcher import default_num_workers, under_torchrun
 from stem_torchrec.place import Place
+from stem_torchrec.records import read_records
 
 
 class Comparison(NamedTuple):
@@ -54,6 +57,17 @@ def compare(request: Request, command: str) -> Comparison:
     if SINGLE_TASK not in request.models:
         print_note(f"add {SINGLE_TASK} to --models to see the gain of training tasks together")
 
+    with locked("--out", request.out, Holder.this()):
+        return _run_and_report(request, command, plan, actions, nproc)
+
+
+def _run_and_report(
+    request: Request,
+    command: str,
+    plan: Plan,
+    actions: Sequence[tuple[PlannedRun, Action]],
+    nproc: int,
+) -> Comparison:
     progress = Progress(plan.runs)
     ranks = Ranks(nproc, request.parallel)
     finished = run_all(actions, request.config, ranks, progress.started, progress.ended)

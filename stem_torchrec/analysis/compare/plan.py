@@ -12,7 +12,7 @@ from stem_torchrec.config import Config, model_class
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
 from stem_torchrec.session import has_split, selected_schema
-from stem_torchrec.settings import Key, keys_for, load_config, parse_options
+from stem_torchrec.settings import Key, keys_in_use, load_config, parse_options
 
 SINGLE_TASK = "single_task"
 """The model that a multi-task gain is measured against."""
@@ -117,12 +117,13 @@ def make_plan(request: Request) -> Plan:
             model_class(model)
         except ValueError as error:
             raise UserError(f"--models: {error}") from None
-    fixed = [name for name, _ in parse_options(request.overrides, _known_keys(request))]
+    keys = _known_keys(request)
+    fixed = [name for name, _ in parse_options(request.overrides, keys)]
     for name in fixed:
         if name in _SET_OTHERWISE:
             raise UserError(f"{name}: set by {_SET_OTHERWISE[name]} here")
-    varied = _varied_settings(request, fixed)
-    _own_settings(request, taken=[name for name, _ in varied[0]])
+    varied = _varied_settings(request.vary, fixed, keys)
+    _own_settings(request, keys, taken=[name for name, _ in varied[0]])
     chosen = [f"--run.dir={request.out}", f"--model.name={request.models[0]}"]
     base = load_config(request.config, [*request.overrides, *chosen])
     if not has_split(base.data.path, "test"):
@@ -153,7 +154,7 @@ def _planned(request: Request, combination: Combination, seed: int) -> PlannedRu
         f"--run.seed={seed}",
         f"--model.name={combination.model}",
         f"--balance.rule={combination.rule}",
-        *_own_settings(request).get(combination.model, []),
+        *_own_settings(request, _known_keys(request)).get(combination.model, []),
         *(f"--{key}={text}" for key, text in combination.varied),
     ]
     return PlannedRun(combination, load_config(request.config, overrides), overrides)
@@ -177,21 +178,27 @@ def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
 
 
 def _known_keys(request: Request) -> list[Key]:
-    """The keys of a run, those that models and rules from outside the package bring among them."""
-    rules = [{"balance": {"rule": rule}} for rule in request.rules or ()]
-    named = [*({"model": {"name": model}} for model in request.models), *rules]
-    return list({key.name: key for kinds in named for key in keys_for(kinds)}.values())
+    """Every key, those of imported models and rules included."""
+    chosen = [f"--model.name={model}" for model in request.models]
+    chosen += [f"--balance.rule={rule}" for rule in request.rules or ()]
+    found: dict[str, Key] = {}
+    for option in chosen:
+        of_option = keys_in_use(request.config, [*request.overrides, option])
+        found |= {key.name: key for key in of_option}
+    return list(found.values())
 
 
-def _varied_settings(request: Request, fixed: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+def _varied_settings(
+    options: Sequence[str], fixed: Sequence[str], keys: Sequence[Key]
+) -> list[tuple[tuple[str, str], ...]]:
     """``["a.b=1;2", "c.d=3"]`` -> every choice of one value per key."""
     values: dict[str, list[str]] = {}
-    for option in request.vary:
+    for option in options:
         key, equals, text = option.partition("=")
         parts = [part.strip() for part in text.split(";")]
         if not (key and equals and all(parts)):
             raise UserError(f"--vary: {option!r}; expected section.key=value;value")
-        ((name, _),) = parse_options([f"--{key}={parts[0]}"], _known_keys(request))
+        ((name, _),) = parse_options([f"--{key}={parts[0]}"], keys)
         if name in _SAME_FOR_ALL:
             instead = _SET_OTHERWISE.get(name)
             hint = f"use {instead}" if instead else "compared runs have it in common"
@@ -203,7 +210,9 @@ def _varied_settings(request: Request, fixed: Sequence[str]) -> list[tuple[tuple
     return [tuple(zip(values, choice, strict=True)) for choice in product(*values.values())]
 
 
-def _own_settings(request: Request, taken: Sequence[str] = ()) -> dict[str, list[str]]:
+def _own_settings(
+    request: Request, keys: Sequence[Key], taken: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """``["MODEL:a.b=1"]`` -> model -> ``--a.b=1`` each; ``taken`` keys are set otherwise."""
     found: dict[str, list[str]] = {}
     compared = ", ".join(request.models)
@@ -214,7 +223,7 @@ def _own_settings(request: Request, taken: Sequence[str] = ()) -> dict[str, list
             raise UserError(f"--own: {option!r}; expected MODEL:section.key=value")
         if model not in request.models:
             raise UserError(f"--own: {model!r} is not compared; --models has {compared}")
-        ((name, _),) = parse_options([f"--{key}={text}"], _known_keys(request))
+        ((name, _),) = parse_options([f"--{key}={text}"], keys)
         if name in _SAME_FOR_ALL:
             raise UserError(f"--own: {name} cannot differ between models")
         if name in taken:

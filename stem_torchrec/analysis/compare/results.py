@@ -1,11 +1,9 @@
 """From the records of finished runs to figures per combination, over seeds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -13,9 +11,9 @@ from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
 from stem_torchrec.recommender import Recommender
+from stem_torchrec.records import Record
 from stem_torchrec.session import selected_schema
 
-Record = dict[str, Any]
 Figures = dict[str, float]
 """Figures of a run by name, such as ``auc_mean`` or ``ne/click``; undefined ones are left out."""
 
@@ -50,21 +48,9 @@ class Row:
     reference: Combination | None
 
 
-def read_records(run_dir: Path) -> list[Record]:
-    """The run's records; a line that an interruption has cut off is none."""
-    file = run_dir / "metrics.jsonl"
-    records = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
 def last_test(records: Sequence[Record]) -> Record | None:
     """The newest evaluation of the test split."""
-    found = [r for r in records if r["kind"] == "eval" and r["split"] == "test"]
+    found = [r for r in records if r["kind"] == "eval" and r.get("split") == "test"]
     return found[-1] if found else None
 
 
@@ -72,12 +58,18 @@ def figures_of(records: Sequence[Record]) -> Figures:
     """The figures of a finished run; speed and memory are those of its last train record."""
     test = last_test(records)
     assert test is not None, "only finished runs have figures"
-    found = {f"{name}/{task}": v for name in PER_TASK for task, v in test[name].items()}
-    found["auc_mean"] = test["auc_mean"]
+    by_task = {name: test.get(name) for name in PER_TASK}
+    found = {
+        f"{name}/{task}": value
+        for name, values in by_task.items()
+        if isinstance(values, Mapping)
+        for task, value in values.items()
+    }
+    found["auc_mean"] = test.get("auc_mean")
     for name, key in (("qps", "qps_total"), ("peak_memory_bytes", "peak_memory_bytes")):
         known = [r[key] for r in records if r["kind"] == "train" and r.get(key) is not None]
         found[name] = known[-1] if known else None
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if type(value) in (int, float)}
 
 
 def count_parameters(config: Config) -> Parameters:

@@ -17,8 +17,12 @@ import yaml
 
 from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
-from stem_torchrec.analysis.compare.results import last_test, read_records
+from stem_torchrec.analysis.compare.results import last_test
+from stem_torchrec.config.careful_yaml import careful_load
+from stem_torchrec.early_signals import stop_signals
 from stem_torchrec.errors import UserError
+from stem_torchrec.parent_watch import ends_its_children
+from stem_torchrec.records import read_records
 from stem_torchrec.settings import dump_config
 
 Action = Literal["keep", "resume", "overwrite"]
@@ -72,11 +76,11 @@ def difference_of(run: PlannedRun, nproc: int) -> str | None:
     Versions and the place of the folder do not count.
     """
     try:
-        content = yaml.safe_load((run.dir / "config.yaml").read_text())
-    except yaml.YAMLError:
+        content = careful_load((run.dir / "config.yaml").read_bytes().decode())
+    except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     found = dict(_flat(content if isinstance(content, dict) else {}))
-    wanted = dict(_flat(yaml.safe_load(dump_config(run.config, {}))))
+    wanted = dict(_flat(careful_load(dump_config(run.config, {}))))
     start = _start_file(run)
     if start.is_file():
         found["--nproc"] = json.loads(start.read_text())["nproc"]
@@ -102,7 +106,7 @@ def run_all(
 ) -> list[Finished]:
     """Train what is not there yet, ``ranks.parallel`` at a time; the others go on when one fails.
 
-    Whatever ends this function early, Ctrl-C and SIGTERM too, ends the processes it started.
+    Whatever ends this function early, a signal too, ends the processes it started.
     """
     waiting, finished = list(runs), []
     processes: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
@@ -111,7 +115,7 @@ def run_all(
         finished.append(outcome)
         ended(outcome)
 
-    with _sigterm_as_exit():
+    with _signals_as_exit(), ends_its_children():
         try:
             while waiting or processes:
                 while waiting and len(processes) < ranks.parallel:
@@ -183,12 +187,16 @@ def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
+def _signals_as_exit() -> Iterator[None]:
+    """SIGTERM and SIGHUP; Python does so with Ctrl-C."""
+
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    handled = set(stop_signals()) - {signal.SIGINT}
+    before = {name: signal.signal(name, leave) for name in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -86,14 +86,14 @@ def paired_table(rows: Sequence[Row], num_seeds: int) -> Table:
 def figures_table(rows: Sequence[Row], columns: Sequence[Column], num_seeds: int) -> Table:
     """Cells ``mean ± spread``; the best mean of each column that has a better side is marked.
 
-    A combination that lacks seeds is not compared: its mean is of other runs.
+    A figure that a combination has not of every seed is not compared: its mean is of other runs.
     """
     marked = set()
     for j, column in enumerate(columns, start=1):
         higher = _HIGHER_IS_BETTER.get(column.figure.partition("/")[0])
         if higher is None:
             continue
-        means = [_mean(row, column.figure) if len(row.seeds) == num_seeds else None for row in rows]
+        means = [_mean(row, column.figure, num_seeds) for row in rows]
         marked |= {(i, j) for i in best(means, higher=higher)}
     return Table(
         ["combination", *(column.heading for column in columns)],
@@ -125,6 +125,6 @@ def gibibytes(value: float) -> str:
     return f"{value / (1 << 30):.3f}"
 
 
-def _mean(row: Row, figure: str) -> float | None:
+def _mean(row: Row, figure: str, num_seeds: int) -> float | None:
     found = row.figures.get(figure)
-    return None if found is None else found.mean
+    return found.mean if found is not None and len(found.known) == num_seeds else None

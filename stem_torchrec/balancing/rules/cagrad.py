@@ -28,7 +28,9 @@ class CaGradOptions(Options):
         cagrad_c: c, the radius of the search around g_0 relative to its norm, in [0, 1).
     """
 
-    cagrad_c: Annotated[float, Ge(0), Lt(1), Doc("distance from the average gradient")] = 0.5
+    cagrad_c: Annotated[
+        float, Ge(0), Lt(1), Doc("distance from the average gradient, share of its norm")
+    ] = 0.5
 
 
 class CaGradRule(Rule[CaGradOptions]):

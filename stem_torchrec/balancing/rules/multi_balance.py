@@ -11,7 +11,7 @@ from typing_extensions import Doc
 from stem_torchrec.balancing.cosine import cosines, gradient_norms
 from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.balancing.simplex import project_on_simplex
-from stem_torchrec.nn.options import Options
+from stem_torchrec.nn.options import MAX_FACTOR, Options
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class MultiBalanceOptions(Options):
         matrix: what stands for C, ``cosine`` or ``gram``.
     """
 
-    gamma: Annotated[float, Gt(0), Le(1), Doc("share of the newest norm, (0, 1]")] = 0.01
-    rho: Annotated[float, Ge(0), Doc("pull of the average gradient, >= 0")] = 0.1
+    gamma: Annotated[float, Gt(0), Le(1), Doc("share of the newest norm")] = 0.01
+    rho: Annotated[float, Ge(0), Le(MAX_FACTOR), Doc("pull of the average gradient")] = 0.1
     beta: Annotated[
-        float | None, Gt(0), Doc("step of the weights; 1 / largest row sum if null")
+        float | None, Gt(0), Le(MAX_FACTOR), Doc("step of the weights; 1 / largest row sum if null")
     ] = None
     matrix: Annotated[Literal["cosine", "gram"], Doc("matrix in use")] = "cosine"
 

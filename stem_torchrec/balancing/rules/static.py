@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import Doc
 
 from stem_torchrec.balancing.rule import Rule, Situation, State
-from stem_torchrec.nn.options import Options
+from stem_torchrec.nn.options import MAX_FACTOR, Options
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class StaticOptions(Options):
         weights: one per task, finite, not negative, and not all of them 0.
     """
 
-    weights: Annotated[tuple[Annotated[float, Ge(0)], ...] | None, Doc("one weight per task")] = (
-        None
-    )
+    weights: Annotated[
+        tuple[Annotated[float, Ge(0), Le(MAX_FACTOR)], ...] | None, Doc("one weight per task")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

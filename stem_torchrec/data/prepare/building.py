@@ -7,21 +7,22 @@
 .NAME.building/replaced/   what was ``out``, until its successor is in place
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from stem_torchrec.data.prepare.occupied import refuse_occupied
 from stem_torchrec.data.prepare.stages import Watcher
 from stem_torchrec.errors import UserError, WorkKept
+from stem_torchrec.folder_choice import refuse_unsafe, usable
+from stem_torchrec.folder_lock import LOCK, locked
+from stem_torchrec.holder import Holder
 
-_LOCK, _REQUEST, _WORK, _PREPARED, _REPLACED = ".lock", "request", "work", "prepared", "replaced"
+_REQUEST, _WORK, _PREPARED, _REPLACED = "request", "work", "prepared", "replaced"
 
 Request = dict[str, Any]
 
@@ -80,15 +81,15 @@ def building(
             that no adapter wrote, or its parent cannot be written, or a living process is building
             it.
     """
-    out, folder = out.expanduser().resolve(), building_folder(out)
-    refuse_occupied(out, overwrite=overwrite)
-    with _writing(out):
-        lock = _lock(folder)
-    with lock:
+    with usable("output folder", out):
+        out, folder = out.expanduser().resolve(), building_folder(out)
+        refuse_unsafe("output folder", out)
+        refuse_occupied(out, overwrite=overwrite)
+    with locked("output folder", folder, Holder.this(), mode=0o700, shown=out):
         try:
             _put_back(folder / _REPLACED, out)
             refuse_occupied(out, overwrite=overwrite)  # another process may have finished it
-            with _writing(out):
+            with usable("output folder", out):
                 made = _open(folder, request or {}, fresh=fresh)
             yield made
             if out.exists():  # it goes only when its successor is there
@@ -103,39 +104,6 @@ def building(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except BlockingIOError:
-        raise UserError(
-            f"output folder {str(out)!r} is being prepared by another process"
-        ) from None
-    except OSError as error:
-        raise UserError(f"output folder {str(out)!r} cannot be written: {error.strerror}") from None
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The folder's lock, which the system lets go when the process ends in any way."""
-    while True:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Who has held it may have finished meanwhile, and removed the folder with it.
-        with suppress(FileNotFoundError):
-            return _locked(folder / _LOCK)
-
-
-def _locked(path: Path) -> IO[str]:
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise FileNotFoundError
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
 def _open(folder: Path, request: Request, *, fresh: bool) -> Building:
     request, before = json.loads(json.dumps(request)), _read_request(folder)
     if before == request and not fresh and (folder / _PREPARED).is_dir():
@@ -143,7 +111,7 @@ def _open(folder: Path, request: Request, *, fresh: bool) -> Building:
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != _LOCK:
+        elif entry.name != LOCK:
             entry.unlink()
     changed = () if before is None or fresh else tuple(_changed(before, request))
     made = Building(folder, request, changed)

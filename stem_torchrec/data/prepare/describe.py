@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from stem_torchrec.schema import SPLITS
+from stem_torchrec.frozen import Frozen
+from stem_torchrec.schema import MAX_EMBEDDINGS, SPLITS
 
 GROUP_COLUMN = "group"
 WEIGHT_COLUMN = "sample_weight"
+MAX_SEED = (1 << 63) - 1
+MAX_COUNT = 10**15
 
 Scalar = int | float | str | bool
 Moment = int | date | datetime | str
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Described(Frozen):
+    """Base of all parts of a description."""
 
 
 class RawFormat(_Described):
@@ -71,7 +74,10 @@ class DescribedFeature(_Value):
         "vocabulary", description="how values become ids"
     )
     num_embeddings: int | None = Field(
-        None, ge=2, description="rows of the table; for hash and identity"
+        None,
+        ge=2,
+        le=MAX_EMBEDDINGS,
+        description="rows of the table; for hash and identity",
     )
     table: str | None = Field(None, description="feature whose table and encoding this one shares")
 
@@ -98,7 +104,7 @@ class RandomSplit(_Described):
     shares: tuple[Share, Share, Share] = Field(
         (0.8, 0.1, 0.1), description="of train, valid and test; their sum is 1"
     )
-    seed: int = Field(0, ge=0, description="seed of the split")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the split")
 
     @model_validator(mode="after")
     def _shares_fill_the_whole(self) -> "RandomSplit":
@@ -159,7 +165,10 @@ class Description(_Described):
         discriminator="by", description="how rows are divided into train, valid and test"
     )
     min_count: int = Field(
-        10, ge=1, description="rows of train a value needs for an id of its own (vocabulary)"
+        10,
+        ge=1,
+        le=MAX_COUNT,
+        description="rows of train a value needs for an id of its own (vocabulary)",
     )
     shuffle: bool | None = Field(
         None, description="train in random order; null: unless split by time, then ordered by it"

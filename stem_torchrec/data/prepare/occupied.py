@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
-from stem_torchrec.schema import SCHEMA_FILE
+from stem_torchrec.place import Place, relative
+from stem_torchrec.schema import SCHEMA_FILE, SPLITS
+
+_OWN = {*SPLITS, SCHEMA_FILE, "stats.json", "encoder.json", "vocab", "truth"}
+"""What a prepared folder may hold; files of other programs start with . or _."""
 
 
 def refuse_occupied(out: Place, *, overwrite: bool) -> None:
@@ -22,3 +25,17 @@ def refuse_occupied(out: Place, *, overwrite: bool) -> None:
             f"output folder {str(out)!r} holds files but no {SCHEMA_FILE}: it is not a prepared "
             "folder and is not replaced"
         )
+    for name in _names(out):
+        others_mark = name.startswith((".", "_")) and not (out / name).is_dir()
+        if name not in _OWN and not others_mark:
+            raise UserError(
+                f"output folder {str(out)!r} holds {name!r}, which preparing does not write: the "
+                "folder is not replaced; move it away, or choose another folder"
+            )
+
+
+def _names(out: Place) -> set[str]:
+    """Of files and folders in it."""
+    if isinstance(out, Path):
+        return {entry.name for entry in out.iterdir()}
+    return {relative(file, out).parts[0] for file in out.files()}

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 
 import duckdb
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from stem_torchrec.early_signals import SIGNALS
+
 _AGAIN_S = 0.2
 
 
 @contextmanager
 def interrupted_by_signals(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """SIGINT and SIGTERM end the connection's query; their handlers are called after it.
+    """A stop signal ends the connection's query; their handlers are called after it.
 
     Only signals that Python handles; outside of the main thread, which is theirs, none.
     """
@@ -41,7 +42,7 @@ def interrupted_by_signals(connection: duckdb.DuckDBPyConnection) -> Iterator[No
 
 def _interrupt(received: socket.socket, connection: duckdb.DuckDBPyConnection) -> None:
     while number := received.recv(1):
-        if number[0] in _SIGNALS:
+        if number[0] in SIGNALS:
             break
     received.settimeout(_AGAIN_S)
     while number:

@@ -3,26 +3,30 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from stem_torchrec.frozen import Frozen
 from stem_torchrec.schema import Feature, Schema, Task
 
 _FREQUENT, _RARE = 0.28, 0.016
+_MAX_SEED = (1 << 63) - 1
+_MAX_ROWS = 10**12
+_MAX_IDS = 1 << 31
 _TASK_NAMES = ("click", "like", "follow", "forward", "comment", "hate")
 
 Side = Literal["user", "item", "context"]
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Frozen):
     """What the generator plants. Strengths are standard deviations in the logit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
-    train_rows: int = Field(400_000, ge=1, description="rows of the train split")
-    valid_rows: int = Field(50_000, ge=1, description="rows of the valid split")
-    test_rows: int = Field(50_000, ge=1, description="rows of the test split")
-    row_group_rows: int = Field(65_536, ge=1, description="rows drawn and written at once")
+    seed: int = Field(0, ge=0, le=_MAX_SEED, description="seed of everything that is drawn")
+    train_rows: int = Field(400_000, ge=1, le=_MAX_ROWS, description="rows of the train split")
+    valid_rows: int = Field(50_000, ge=1, le=_MAX_ROWS, description="rows of the valid split")
+    test_rows: int = Field(50_000, ge=1, le=_MAX_ROWS, description="rows of the test split")
+    row_group_rows: int = Field(
+        65_536, ge=1, le=1 << 27, description="rows drawn and written at once"
+    )
 
     num_users: int = Field(2_000, ge=1, le=100_000_000, description="users")
     num_items: int = Field(1_000, ge=1, le=100_000_000, description="items")
@@ -56,14 +60,16 @@ class SyntheticConfig(BaseModel):
     num_user_features: int = Field(3, ge=0, le=500, description="id features telling of the user")
     num_item_features: int = Field(3, ge=0, le=500, description="id features telling of the item")
     num_noise_features: int = Field(0, ge=0, le=500, description="id features telling nothing")
-    feature_size: int = Field(100, ge=2, description="ids of each of these features, 0 included")
+    feature_size: int = Field(
+        100, ge=2, le=_MAX_IDS, description="ids of each of these features, 0 included"
+    )
     vocabulary_sizes: tuple[int, ...] | None = Field(
         None,
         description="ids (0 included) of user_id, item_id, user, item and noise features in turn; "
         "replaces num_users, num_items and feature_size",
     )
     num_bags: int = Field(0, ge=0, le=500, description="bag features, of items and users in turn")
-    bag_size: int = Field(61, ge=2, description="ids of each bag feature, 0 included")
+    bag_size: int = Field(61, ge=2, le=_MAX_IDS, description="ids of each bag feature, 0 included")
     bag_length: int = Field(
         6, ge=1, le=1_000, description="longest bag, ids; the shortest is empty"
     )
@@ -161,7 +167,7 @@ class SyntheticConfig(BaseModel):
                 "id features (user_id, item_id, num_user_features, num_item_features, "
                 "num_noise_features)"
             )
-        if bad := [size for size in self.vocabulary_sizes if not 2 <= size <= 2**31]:
+        if bad := [size for size in self.vocabulary_sizes if not 2 <= size <= _MAX_IDS]:
             raise ValueError(f"vocabulary_sizes: {bad[0]} is not between 2 and 2^31")
         replaced = {"num_users", "num_items", "feature_size"} & self.model_fields_set
         if replaced:

@@ -18,6 +18,9 @@ import pyarrow.fs as fs
 
 from stem_torchrec.data.prepare.occupied import refuse_occupied
 from stem_torchrec.errors import UserError
+from stem_torchrec.folder_lock import Locked
+from stem_torchrec.holder import Holder
+from stem_torchrec.lease import leased
 from stem_torchrec.place import Place, relative
 from stem_torchrec.schema import SCHEMA_FILE
 from stem_torchrec.store_path import StorePath
@@ -65,11 +68,20 @@ def local_target(out: Place, *, overwrite: bool) -> Iterator[Path]:
         return
     out.require_bucket()
     refuse_occupied(out, overwrite=overwrite)
-    with _temporary_folder() as folder:
+    with _claimed(out), _temporary_folder() as folder:
+        refuse_occupied(out, overwrite=overwrite)  # another process may have finished it
         local = folder / (out.name or out.host)
         with _named(local, out):
             yield local
             _upload(local, out)
+
+
+@contextmanager
+def _claimed(out: StorePath) -> Iterator[None]:
+    """Prepare into it alone. Beside the folder: the files in it are those that are prepared."""
+    file = out.parent / f".{out.name or out.host}.lock"
+    with leased(file, Holder.this(), lambda other: Locked("--out", out, other)):
+        yield
 
 
 @contextmanager

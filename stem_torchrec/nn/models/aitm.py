@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -33,7 +33,7 @@ class AitmOptions(DeepOptions):
         Doc("tasks that follow one another: esmm, a pair; aitm, all of them"),
     ] = None
     calibrator_weight: Annotated[
-        float, Ge(0), Doc("weight of the penalty on a task likelier than its predecessor")
+        float, Ge(0), Le(1e6), Doc("weight of the penalty on a task likelier than its predecessor")
     ] = 0.6
 
 

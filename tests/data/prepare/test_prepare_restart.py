@@ -206,6 +206,7 @@ def test_a_database_that_was_damaged_is_made_anew(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("read", [False, True])
+@pytest.mark.usefixtures("ordinary_signals")
 def test_a_signal_keeps_finished_stages_and_says_so(
     tmp_path: Path, number: signal.Signals, read: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_signal_keeps_finished_stages_and_says_so(
     assert contents(tmp_path / "sets" / "out") == contents(tmp_path / "sets" / "expected")
 
 
+@pytest.mark.usefixtures("ordinary_signals")
 def test_a_signal_ends_a_query_that_would_go_on_for_hours(tmp_path: Path) -> None:
     process = child(ENDLESS, str(tmp_path))
     assert process.stdout is not None
@@ -283,7 +285,7 @@ def test_a_folder_is_prepared_by_one_process_at_a_time(
     command = csv_command(tmp_path, "out")
     with building(tmp_path / "sets" / "out"):
         assert main(command) == 2
-        assert "out' is being prepared by another process" in capsys.readouterr().err
+        assert "out' is being written by process" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
 
 

@@ -1,0 +1,60 @@
+"""Whether this machine can hold a model at all: a lower bound, before anything is allocated."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from stem_torchrec.config import Config
+from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.errors import UserError
+from stem_torchrec.recommender import Recommender
+
+GIB = 1024**3
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+# Numbers per weight: itself, its gradient where there is one, and what its optimizer keeps.
+_DENSE = {"sgd": 2, "adagrad": 3, "adam": 4, "adamw": 4}
+_TABLES = {"sgd": 1, "rowwise_adagrad": 1, "adagrad": 2, "adam": 3}
+
+
+def check_memory(config: Config, recommender: Recommender, num_workers: int) -> None:
+    """Refuse a model that is larger than the memory of the ranks on this machine.
+
+    Tables may be spread over other machines, so they count where all ranks are here, on a CPU. On
+    GPUs the sharding plan knows their memory.
+
+    Args:
+        recommender: on the meta device.
+
+    Raises:
+        UserError: weights, gradients and optimizer states alone do not fit.
+    """
+    dense, tables = (
+        4 * sum(parameter.numel() for parameter in part.parameters())
+        for part in (recommender.model, recommender.embeddings)
+    )
+    dense *= _DENSE[config.optim.optimizer]
+    tables *= _TABLES[config.embedding.optimizer]
+    if device_type(config.distributed) == "cuda":
+        num_workers, tables = 1, 0
+        room = torch.cuda.get_device_properties(0).total_memory
+    else:
+        room = host_memory_bytes()
+    need = num_workers * dense + tables
+    if need > room:
+        raise UserError(
+            f"model, embedding: weights, gradients and optimizer states need "
+            f"{need / GIB:,.1f} GiB ({num_workers} x {dense / GIB:,.1f} dense, "
+            f"{tables / GIB:,.1f} tables), but there are {room / GIB:,.1f} GiB; see "
+            "model.expert_widths, model.num_shared_experts, model.layers, embedding.dim"
+        )
+
+
+def host_memory_bytes() -> int:
+    """Memory of this machine, or what its container may use of it."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in map(Path, _LIMITS):
+        if file.is_file() and (text := file.read_text().strip()).isdigit():
+            sizes.append(int(text))
+    return min(sizes)
