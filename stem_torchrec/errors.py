@@ -13,8 +13,20 @@ class StoreUnreachable(UserError):
     """An object store does not answer, or refuses to; nothing is known about what it holds."""
 
 
+class SplitRefused(UserError):
+    """A split cannot be evaluated: its files are gone or damaged. All ranks raise it."""
+
+
 class WorkKept(UserError):
     """The machine did not suffice; what is finished of a long work stays to be gone on with."""
+
+
+class EnvironmentFailure(Exception):
+    """The machine fails or does not suffice: a full disk, missing permissions, no memory.
+
+    The command line prints the message, one line, and exits with code 1. ``environment.py`` makes
+    it of what Python and its libraries raise.
+    """
 
 
 class CheckpointError(Exception):

@@ -24,14 +24,14 @@ Place = Path | StorePath
 
 
 def remove(place: Place) -> None:
-    """Remove a file, or a folder with all in it, if it is there.
+    """Remove a file, or a folder with all in it, if it is there; of a link, the link alone.
 
     Raises:
         OSError, UserError: it cannot be removed, here or in a store.
     """
     if isinstance(place, StorePath):
         place.remove()
-    elif place.is_dir():
+    elif place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,6 +16,13 @@ from stem_torchrec.store_path import StorePath
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 MAX_EMBEDDINGS = 1 << 40
+
+
+class Vocabulary(Frozen):
+    """What tells a vocabulary from every other: see ``data/vocabulary_identity.py``."""
+
+    num_values: int = Field(ge=0, description="values with an id of their own")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="hash over them in the ids' order")
 
 
 class Feature(Frozen):
@@ -35,6 +41,8 @@ class Feature(Frozen):
     pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
     table: str | None = Field(None, description="feature whose table this one shares")
     encoding: Literal["vocabulary", "identity", "hash", "bucket"] = "identity"
+    vocabulary: Vocabulary | None = Field(None, description="identity of the table's vocabulary")
+    hash_function: str | None = Field(None, description="name of the hash that made the ids")
 
     @property
     def table_name(self) -> str:
@@ -100,7 +108,7 @@ class Schema(Frozen):
             _refuse_unknown("tasks.names", tasks, by_task)
         kept_features = [f for f in self.features if features is None or f.name in features]
         kept_tasks = self.tasks if tasks is None else [by_task[name] for name in tasks]
-        return _validated(
+        return schema_from(
             {**self.model_dump(), "features": kept_features, "tasks": kept_tasks},
             "the selected features and tasks",
         )
@@ -129,8 +137,12 @@ class Schema(Frozen):
                 raise ValueError(f"bags that share table {table!r} differ in pooling")
         return self
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place) -> None:
         (folder / SCHEMA_FILE).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n")
+
+    def content(self) -> dict[str, Any]:
+        """As JSON has it; ``schema_from`` reads it."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 def load_schema(folder: Place) -> Schema:
@@ -151,28 +163,43 @@ def load_schema(folder: Place) -> Schema:
             raise UserError(f"data.path: {str(path)!r} is missing; a prepared folder has one")
         text = path.read_bytes()
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_each_once)
     except RecursionError:
         raise UserError(f"{path}: not valid JSON (nested too deep)") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-    return _validated(content, str(path))
+    return schema_from(content, str(path))
 
 
-def _validated(content: object, where: str) -> Schema:
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return content
+
+
+def schema_from(content: object, where: str) -> Schema:
+    """The schema that JSON content stands for.
+
+    Raises:
+        UserError: it stands for none.
+    """
     try:
         return Schema.model_validate(content)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(part) for part in e['loc']) or 'schema'}: {e['msg']}{_found(e)}"
+            f"{'.'.join(str(part) for part in e['loc']) or 'schema'}: {_told(e)}"
             for e in error.errors()
         ]
         raise UserError(f"{where}: " + "; ".join(lines)) from None
 
 
-def _found(error: Mapping[str, Any]) -> str:
-    """What is there, where the message alone does not tell."""
-    return "" if isinstance(error["input"], Mapping) else f", found {shown(error['input'])}"
+def _told(error: Mapping[str, Any]) -> str:
+    """What is wrong, and what is there where the message alone does not tell."""
+    message = error["msg"].removeprefix("Value error, ")
+    found = error["input"]
+    return message if isinstance(found, Mapping) else f"{message}, found {shown(found)}"
 
 
 def _refuse_unknown(key: str, names: Sequence[str], known: dict) -> None:

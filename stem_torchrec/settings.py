@@ -319,11 +319,12 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return f"{full}: required"
     # A location goes on into lists and alternatives; the key a person knows is its start.
     key = next((name for name in names if full == name or full.startswith(name + ".")), full)
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:
-        return f"{key}: {error['msg']}"
+        return f"{key}: {message}"
     if error["type"] == PLAIN_WORDS:
-        return f"{full}: {error['msg']}"
+        return f"{full}: {message}"
     hint = ""
     if error["type"] == "literal_error":
         hint = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-    return f"{key or 'config'}: {error['msg']}, found {shown(error['input'])}{hint}"
+    return f"{key or 'config'}: {message}, found {shown(error['input'])}{hint}"

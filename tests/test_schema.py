@@ -81,6 +81,8 @@ ID = {"name": "a", "kind": "id", "num_embeddings": 3}
         ({"tasks": [{"name": "like"}, {"name": "like"}]}, r"task names occur twice: \['like'\]"),
         ({"tasks": [{"name": "shared"}]}, "may not be named 'shared'"),
         ({"colour": "red"}, "colour.*not permitted"),
+        ({"features": [ID | {"num_embeddings": True}]}, r"num_embeddings: .*number, found True"),
+        ({"features": [ID | {"num_embeddings": 2**41}]}, r"num_embeddings: .*less than or equal"),
     ],
 )
 def test_a_wrong_file_is_the_users_error(tmp_path, changes, message):
@@ -96,5 +98,10 @@ def test_missing_and_damaged_files_are_the_users_error(tmp_path):
     with pytest.raises(UserError, match=r"schema\.json' is missing"):
         load_schema(tmp_path)
     (tmp_path / "schema.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    for text in ("{", "[" * 100_000, '{"tasks": 1e999', "9" * 5000, "\ud800"):
+        (tmp_path / "schema.json").write_bytes(text.encode(errors="surrogatepass"))
+        with pytest.raises(UserError, match="not valid JSON"):
+            load_schema(tmp_path)
+    (tmp_path / "schema.json").write_text('{"tasks": [], "tasks": []}')
+    with pytest.raises(UserError, match="key 'tasks' is there twice"):
         load_schema(tmp_path)

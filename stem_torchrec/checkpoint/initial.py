@@ -7,25 +7,29 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharding_spec import ShardMetadata
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.folders import newest_valid
+from stem_torchrec.checkpoint.index import Index, read_index
 from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import read_manifest
-from stem_torchrec.checkpoint.matching import Initial, Match, Piece, Source, matches
-from stem_torchrec.checkpoint.weight_owners import owners_in, weight_owners
+from stem_torchrec.checkpoint.matching import Here, Initial, Match, Piece, Source, matches
+from stem_torchrec.checkpoint.weight_owners import owners_in, reading_features, weight_owners
+from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.place import Place
-from stem_torchrec.schema import Schema
+from stem_torchrec.schema import Schema, schema_from
 
 _MODEL = "model."
 
 
 @torch.no_grad()
 def load_initial(
-    model: DistributedModelParallel, schema: Schema, initial: Initial, ranks: Ranks
+    model: DistributedModelParallel,
+    config: Config,
+    schema: Schema,
+    initial: Initial,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Tables and dense weights from another run's newest valid checkpoint, by name. Collective.
 
@@ -38,29 +42,41 @@ def load_initial(
         UserError: the run has no valid checkpoint; otherwise as ``matches`` does.
     """
     folder = newest_valid(initial.run_dir, ranks)
-    source = ranks.on_first(lambda: _source(folder, initial.run_dir))
+    index = ranks.on_first(lambda: read_index(folder))
+    source = ranks.on_first(lambda: _source(folder, index, initial.run_dir))
     state = model.state_dict()
-    shapes = {name: tuple(value.size()) for name, value in state.items()}
-    owners = weight_owners(model.module.recommender.model)
-    found = matches(shapes, owners, schema.task_names, source, initial)
+    here = Here(
+        {name: tuple(value.size()) for name, value in state.items()},
+        schema.task_names,
+        _features(schema),
+        weight_owners(model.module.recommender.model),
+        reading_features(config, schema),
+    )
+    found = matches(here, source, initial)
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
     for part in _rounds({name: match for name, match in loaded.items() if match.rows is not None}):
-        _read_tables(folder, state, part, ranks)
+        _read_tables(folder, index, state, part, ranks)
     dense = {name: match for name, match in loaded.items() if match.rows is None}
-    _read_dense(folder, state, dense, source, ranks)
+    _read_dense(folder, index, state, dense, ranks)
     model.load_state_dict(state)
-    return _report(folder, source, found, shapes)
+    return _report(folder, source, found, here.shapes)
 
 
-def _source(folder: Place, run_dir: Place) -> Source:
-    metadata = Reader(folder).read_metadata().state_dict_metadata
+def _features(schema: Schema) -> list[str]:
+    """In the order in which networks read them."""
+    return [feature.name for feature in (*schema.sparse, *schema.dense)]
+
+
+def _source(folder: Place, index: Index, run_dir: Place) -> Source:
     shapes = {
-        name.removeprefix(_MODEL): tuple(value.size)
-        for name, value in metadata.items()
-        if name.startswith(_MODEL) and isinstance(value, TensorStorageMetadata)
+        name.removeprefix(_MODEL): tensor.size
+        for name, tensor in index.tensors.items()
+        if name.startswith(_MODEL)
     }
     about = read_manifest(folder).about
-    return Source(shapes, about["tasks"], owners_in(about, run_dir))
+    schema = schema_from(about["schema"], str(folder)) if "schema" in about else None
+    features = _features(schema) if schema is not None else None
+    return Source(shapes, about["tasks"], owners_in(about, run_dir), features)
 
 
 def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
@@ -73,28 +89,24 @@ def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
 
 
 def _read_tables(
-    folder: Place, state: Mapping[str, Any], part: Mapping[str, Match], ranks: Ranks
+    folder: Place, index: Index, state: Mapping[str, Any], part: Mapping[str, Match], ranks: Ranks
 ) -> None:
     targets: dict[str, Any] = {}
     for name, match in part.items():
         assert match.rows is not None
         targets[match.source] = _first_rows(state[name], match.rows)
-    read(folder, {"model": targets}, ranks)
+    read(folder, index, {"model": targets}, ranks)
 
 
 def _read_dense(
-    folder: Place,
-    state: Mapping[str, Any],
-    loaded: Mapping[str, Match],
-    source: Source,
-    ranks: Ranks,
+    folder: Place, index: Index, state: Mapping[str, Any], loaded: Mapping[str, Match], ranks: Ranks
 ) -> None:
     values: dict[str, Tensor] = {}
     for name, match in loaded.items():
         for piece in match.pieces:
-            shape = source.shapes[piece.source]
+            shape = index.tensors[_MODEL + piece.source].size
             values[piece.source] = torch.empty(shape, dtype=state[name].dtype)
-    read(folder, {"model": values}, ranks)
+    read(folder, index, {"model": values}, ranks)
     for name, match in loaded.items():
         for piece in match.pieces:
             _copy_weight(state[name], values[piece.source], piece)

@@ -1,10 +1,7 @@
-"""Which tensor of another run's checkpoint a tensor of this model starts from.
-
-T tasks here, S tasks there.
-"""
+"""Which tensor of another run's checkpoint a tensor of this model starts from."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from stem_torchrec.errors import UserError
@@ -41,11 +38,13 @@ class Source(NamedTuple):
         shapes: by tensor's name there.
         tasks: in their order there.
         owners: whose each dense weight is, by its name.
+        features: those of tables, then dense ones, in their order there; None if not known.
     """
 
     shapes: Mapping[str, Shape]
     tasks: Sequence[str]
     owners: Mapping[str, Ownership]
+    features: Sequence[str] | None = None
 
 
 class Piece(NamedTuple):
@@ -58,6 +57,21 @@ class Piece(NamedTuple):
 
     source: str
     indices: tuple[Pairs, ...] | None = None
+
+
+class Here(NamedTuple):
+    """The model that takes them.
+
+    Attributes:
+        shapes, tasks, features, owners: as of ``Source``.
+        reading: names of the dense weights that read the features.
+    """
+
+    shapes: Mapping[str, Shape]
+    tasks: Sequence[str]
+    features: Sequence[str]
+    owners: Mapping[str, Ownership]
+    reading: Set[str]
 
 
 class Match(NamedTuple):
@@ -79,40 +93,32 @@ class Match(NamedTuple):
         return ", ".join(piece.source for piece in self.pieces)
 
 
-def matches(
-    here: Mapping[str, Shape],
-    owners: Mapping[str, Ownership],
-    tasks: Sequence[str],
-    source: Source,
-    initial: Initial,
-) -> dict[str, Match | str]:
+def matches(here: Here, source: Source, initial: Initial) -> dict[str, Match | str]:
     """For every tensor here what it starts from, or why it keeps its initial values.
 
     Tables are found by name, dense weights by what they do and whose they are: a weight of several
     tasks takes each one's part from wherever that lies there.
 
-    Args:
-        here: shapes by name.
-        owners: whose each dense weight is, by its name.
-        tasks: in their order here.
-
     Raises:
         UserError: a table has fewer rows or another dimension here; a name of ``names`` is not
-            there.
+            there, or not here, or is taken.
     """
-    rename = _renaming(source, initial)
+    rename = _renaming(here, source, initial)
     there = {rename(name): name for name in source.shapes}
     their_tasks = [_renamed_part(task, initial.names) for task in source.tasks]
     by_role = _weights_by_role(source, rename, initial.names)
+    their_features = [_renamed_part(name, initial.names) for name in source.features or ()]
+    same_features = source.features is None or their_features == list(here.features)
     found: dict[str, Match | str] = {}
-    for name, shape in here.items():
+    for name, shape in here.shapes.items():
         if _NOT_WEIGHTS in name:
             continue
         if TABLES not in name:
-            of = owners.get(name, Ownership(name))
-            found[name] = _dense(shape, of, by_role.get(of.role, []))
+            found[name] = _dense(name, here, by_role, same_features)
             continue
-        origin = there.get(name) or _origin_of_new_task(name, there, their_tasks, tasks, initial)
+        origin = there.get(name) or _origin_of_new_task(
+            name, there, their_tasks, here.tasks, initial
+        )
         found[name] = (
             Match((Piece(origin),), _rows(name, shape, origin, source.shapes[origin]))
             if origin is not None
@@ -177,22 +183,28 @@ def _weights_by_role(
     return found
 
 
-def _dense(here: Shape, of: Ownership, weights: Sequence[_Weight]) -> Match | str:
+def _dense(
+    name: str, here: Here, by_role: Mapping[str, Sequence[_Weight]], same_features: bool
+) -> Match | str:
     """What a weight takes from those that do the same there."""
+    shape, of = here.shapes[name], here.owners.get(name, Ownership(name))
+    weights = by_role.get(of.role, ())
+    if weights and name in here.reading and not same_features:
+        return "reads other features there"
     pieces, num_taken, reason = [], 0, _NOT_THERE
     for weight in weights:
-        indices = _indices(here, of, weight)
+        indices = _indices(shape, of, weight)
         if isinstance(indices, str):
             reason = indices
             continue
-        whole = here == weight.shape and all(i == j for pairs in indices for i, j in pairs)
+        whole = shape == weight.shape and all(i == j for pairs in indices for i, j in pairs)
         taken = math.prod(map(len, indices))
-        whole = whole and taken == math.prod(here)
+        whole = whole and taken == math.prod(shape)
         pieces.append(Piece(weight.name, None if whole else indices))
         num_taken += taken
     if not pieces:
         return reason
-    return Match(tuple(pieces), in_part=num_taken < math.prod(here))
+    return Match(tuple(pieces), in_part=num_taken < math.prod(shape))
 
 
 def _indices(here: Shape, of: Ownership, weight: _Weight) -> tuple[Pairs, ...] | str:
@@ -218,13 +230,28 @@ def _indices(here: Shape, of: Ownership, weight: _Weight) -> tuple[Pairs, ...] |
     return tuple(indices)
 
 
-def _renaming(source: Source, initial: Initial) -> Callable[[str], str]:
-    known = {part for name in source.shapes for part in _parts(name)} | set(source.tasks)
-    for old, _ in initial.names:
-        if old not in known:
+def _renaming(here: Here, source: Source, initial: Initial) -> Callable[[str], str]:
+    theirs = _all_parts(source.shapes, source.tasks, source.features or ())
+    ours = _all_parts(here.shapes, here.tasks, here.features)
+    olds, news = [old for old, _ in initial.names], [new for _, new in initial.names]
+    for old, new in initial.names:
+        if old not in theirs:
             raise UserError(
                 f"--init-map: {old!r} is no part of a name in {initial.run_dir}; tasks there: "
                 f"{', '.join(source.tasks)}"
+            )
+        if new not in ours:
+            raise UserError(
+                f"--init-map: {new!r} is no part of a name here; tasks: {', '.join(here.tasks)}; "
+                f"features: {', '.join(here.features)}"
+            )
+        if olds.count(old) > 1 or news.count(new) > 1:
+            twice = old if olds.count(old) > 1 else new
+            raise UserError(f"--init-map: {twice!r} is mapped twice")
+        if new in theirs and new not in olds:
+            raise UserError(
+                f"--init-map: {old}={new}, but {initial.run_dir} has a {new!r} of its own; map "
+                "that to another name, too"
             )
 
     def renamed(name: str) -> str:
@@ -234,6 +261,10 @@ def _renaming(source: Source, initial: Initial) -> Callable[[str], str]:
         )
 
     return renamed
+
+
+def _all_parts(*names: Iterable[str]) -> set[str]:
+    return {part for some in names for name in some for part in _parts(name)}
 
 
 def _parts(name: str) -> list[str]:

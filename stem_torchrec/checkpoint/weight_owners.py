@@ -1,13 +1,16 @@
 """Whose the dense weights of a checkpoint are: kept in its manifest, and read from there."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from stem_torchrec.config import build_model
+from stem_torchrec.config import Config, build_model
 from stem_torchrec.nn import Inputs, Model, Ownership
 from stem_torchrec.place import Place
+from stem_torchrec.recommender import inputs_of
+from stem_torchrec.schema import Schema
 from stem_torchrec.settings import load_config
 
 _PREFIX = "recommender.model."
@@ -20,6 +23,15 @@ def weight_owners(model: Model) -> dict[str, Ownership]:
         f"{_PREFIX}{name}": of._replace(role=f"{_PREFIX}{of.role}")
         for name, of in model.ownership().items()
     }
+
+
+def reading_features(config: Config, schema: Schema) -> frozenset[str]:
+    """Names of the dense weights that read the features: their shapes go by how many there are."""
+    inputs = inputs_of(schema, config.embedding.dim)
+    more = replace(inputs, features={**inputs.features, "one more": "context"})
+    with torch.device("meta"):
+        one, other = (build_model(config.model, of).state_dict() for of in (inputs, more))
+    return frozenset(f"{_PREFIX}{name}" for name in one if one[name].shape != other[name].shape)
 
 
 def about_owners(model: Model) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
-        check_inputs(config, splits=[options.split])
+        check_inputs(config, splits=[options.split], of_run=True)
     record = run_workers(num_workers, evaluate_worker, config, options.split)
     if record is None and not under_torchrun():
         raise WorkerError("ended by a signal")

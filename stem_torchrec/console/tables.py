@@ -35,7 +35,9 @@ class Cells(Protocol):
 
 def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> None:
     """The metrics of one split as a table, one row per task."""
-    title = f"{record['split']}, {record['samples']:,} samples, step {record['step']}"
+    epoch = f" (epoch {record['epoch']})" if record.get("epoch") is not None else ""
+    weights = f"weights of step {record['step']}{epoch}"
+    title = f"{record['split']}, {record['samples']:,} samples, {weights}"
     table = Table("task", *METRICS, "labels", title=title)
     for task in record["auc"]:
         figures = [figure(record[name][task]) for name in METRICS]

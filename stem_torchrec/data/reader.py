@@ -76,6 +76,7 @@ class ParquetReader:
         found = manifest or find_rows(path, split, schema, days=days, negatives=negatives)
         self._row_groups = found.row_groups
         self.num_rows = found.num_rows
+        self._files = found.files
         self._negatives = negatives
         self._whole = whole(self.num_rows, world_size, batch_size)
         self.steps_per_epoch = self._whole.steps
@@ -102,7 +103,7 @@ class ParquetReader:
 
     def start(self, epoch: int = 0) -> ReadPosition:
         """The place before the first step of an epoch."""
-        return ReadPosition(epoch, 0, self._whole, self.order)
+        return ReadPosition(epoch, 0, self._whole, self.order, self._files)
 
     def after(self, position: ReadPosition) -> ReadPosition:
         """The place one step further on; after an epoch's last step, the next one's start."""
@@ -117,7 +118,8 @@ class ParquetReader:
         others the rest of the epoch is divided anew; every row still comes once per epoch.
 
         Raises:
-            UserError: it lies inside an epoch whose rows have another order here.
+            UserError: it lies inside an epoch whose rows have another order here, or come from
+                other files.
         """
         position = position_from(state)
         if position.is_start:
@@ -128,6 +130,12 @@ class ParquetReader:
                 "its order of rows has changed since; it depends on the files of the train split, "
                 "run.seed, data.shuffle, data.shuffle_row_groups, data.days and "
                 "data.negative_rate"
+            )
+        if position.files not in (None, self._files):
+            raise UserError(
+                f"--resume: the run stopped inside epoch {position.epoch} (counted from 0), and "
+                "the files of the train split are others since (a name, a size or what a footer "
+                "says); go on with the files it was begun with"
             )
         return position.reshaped(self._whole.world_size, self._whole.batch_size)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from stem_torchrec.hints import did_you_mean
+
 
 def ordered_pair(order: Sequence[str] | None, tasks: Sequence[str]) -> tuple[int, int]:
     """Indices of the two tasks of an order.
@@ -38,7 +40,10 @@ def full_order(order: Sequence[str] | None, tasks: Sequence[str]) -> list[int]:
 
 def _indices(order: Sequence[str], tasks: Sequence[str]) -> list[int]:
     if unknown := [name for name in order if name not in tasks]:
-        raise ValueError(f"task_order: unknown task {unknown[0]!r}; allowed: {', '.join(tasks)}")
+        raise ValueError(
+            f"task_order: unknown task {unknown[0]!r}{did_you_mean(unknown[0], tasks)}; "
+            f"allowed: {', '.join(tasks)}"
+        )
     if doubled := [name for name in order if order.count(name) > 1]:
         raise ValueError(f"task_order: {doubled[0]!r} is named twice")
     return [list(tasks).index(name) for name in order]

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from stem_torchrec.checks import check_inputs
-from stem_torchrec.config import Config, model_class
+from stem_torchrec.config import Config, ModelConfig, model_class
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
-from stem_torchrec.session import has_split, selected_schema
+from stem_torchrec.hints import did_you_mean
+from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.session import has_split
 from stem_torchrec.settings import Key, keys_in_use, load_config, parse_options
 
 SINGLE_TASK = "single_task"
@@ -116,7 +118,8 @@ def make_plan(request: Request) -> Plan:
         try:
             model_class(model)
         except ValueError as error:
-            raise UserError(f"--models: {error}") from None
+            hint = did_you_mean(model, ModelConfig.kind_names())
+            raise UserError(f"--models: {error}{hint}") from None
     keys = _known_keys(request)
     fixed = [name for name, _ in parse_options(request.overrides, keys)]
     for name in fixed:

@@ -10,8 +10,9 @@ import pyarrow.types as types
 from numpy.typing import NDArray
 
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
-from stem_torchrec.data.prepare.prepared import STATS_FILE, VOCABULARY_FOLDER
+from stem_torchrec.data.prepare.prepared import STATS_FILE
 from stem_torchrec.data.prepare.split_counts import SplitCounts
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER, identity_of
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.place import Place
 from stem_torchrec.schema import Feature, Schema
@@ -56,6 +57,11 @@ def _check_vocabulary(file: Place, feature: Feature) -> None:
         raise UserError(
             f"{file}: {entries} entries, but feature {feature.name!r} has num_embeddings {rows}: "
             f"{rows - 1} and the default id 0"
+        )
+    if feature.vocabulary is not None and identity_of(file) != feature.vocabulary:
+        raise UserError(
+            f"{file}: its values are not those whose hash feature {feature.name!r} has in "
+            "schema.json; training goes by the hash"
         )
 
 

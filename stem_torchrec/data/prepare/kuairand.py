@@ -25,7 +25,6 @@ from stem_torchrec.data.prepare.kuairand_source import (
 )
 from stem_torchrec.data.prepare.prepared import (
     ROW_GROUP_ROWS,
-    VOCABULARY_FOLDER,
     folders_of_splits,
     write_metadata,
 )
@@ -33,6 +32,7 @@ from stem_torchrec.data.prepare.request import request_of
 from stem_torchrec.data.prepare.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.prepare.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.data.prepare.working_database import Resources, WorkingDatabase, working_database
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, Schema, Task
 

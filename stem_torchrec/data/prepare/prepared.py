@@ -12,10 +12,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from stem_torchrec.data.prepare.building import building
-from stem_torchrec.schema import SPLITS, Feature, Schema
+from stem_torchrec.data.prepare.row_hash import HASH_FUNCTION
+from stem_torchrec.data.vocabulary_identity import (
+    VOCABULARY_FOLDER,
+    identity_of,
+    vocabulary_file,
+)
+from stem_torchrec.schema import SPLITS, Feature, Schema, Vocabulary
 
 STATS_FILE = "stats.json"
-VOCABULARY_FOLDER = "vocab"
 ROW_GROUP_ROWS = 131_072
 COMPRESSION = "snappy"
 
@@ -74,15 +79,39 @@ def write_metadata(
 ) -> dict[str, Any]:
     """Write ``schema.json`` and ``stats.json`` beside the splits; returns the statistics.
 
+    The schema gets the identities of the vocabularies that are there.
+
     Args:
         user_column, item_column: columns of the splits whose distinct values are counted, if given.
         extra: further entries of the statistics; they replace computed ones of the same name.
     """
-    schema.save(folder)
+    with_identities(schema, folder).save(folder)
     stats = compute_stats(folder, schema, user_column=user_column, item_column=item_column)
     stats |= dict(extra or {})
     (folder / STATS_FILE).write_text(json.dumps(stats, indent=2) + "\n")
     return stats
+
+
+def with_identities(schema: Schema, folder: Path) -> Schema:
+    """The schema with what tells the ids of its features from others of the same number.
+
+    Vocabularies are those in the folder; ids of other encodings are a function of the raw value.
+    """
+    of_tables: dict[str, Vocabulary] = {}
+
+    def identified(feature: Feature) -> Feature:
+        if feature.encoding == "hash":
+            return feature.model_copy(update={"hash_function": HASH_FUNCTION})
+        file = vocabulary_file(folder, feature)
+        if feature.encoding != "vocabulary" or not file.is_file():
+            return feature
+        table = feature.table_name
+        if table not in of_tables:
+            of_tables[table] = identity_of(file)
+        return feature.model_copy(update={"vocabulary": of_tables[table]})
+
+    features = tuple(identified(feature) for feature in schema.features)
+    return schema.model_copy(update={"features": features})
 
 
 def compute_stats(

@@ -83,6 +83,8 @@ def working_database(folder: Path, resources: Resources) -> Iterator[WorkingData
             # Without these two a connection counts no progress for others to ask for.
             connection.execute("SET enable_progress_bar = true")
             connection.execute("SET enable_progress_bar_print = false")
+            # Days and hours are those of UTC, wherever the work is done.
+            connection.execute("SET TimeZone = 'UTC'")
             for macro in HASH_MACROS:
                 connection.execute(macro)
             database = WorkingDatabase(folder.parent, connection, StageLog(connection))

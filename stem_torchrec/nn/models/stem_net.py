@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+from stem_torchrec.hints import did_you_mean
 from stem_torchrec.nn.extraction import ExtractionStack, GateInput
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.model import ExtractionOptions, Model
@@ -118,8 +119,9 @@ def task_specific_features(wanted: str | tuple[str, ...], inputs: Inputs) -> tup
     if isinstance(wanted, str):
         return tuple(name for name, side in inputs.features.items() if side == wanted)
     if unknown := [name for name in wanted if name not in inputs.features]:
+        hint = did_you_mean(unknown[0], inputs.names)
         raise ValueError(
-            f"task_specific_features: unknown feature {unknown[0]!r}; "
+            f"task_specific_features: unknown feature {unknown[0]!r}{hint}; "
             f"allowed: all, none, user, item, or some of {', '.join(inputs.names)}"
         )
     return tuple(name for name in inputs.names if name in wanted)
