@@ -4,18 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
-from stem_torchrec.balancing.install import check_balance
-from stem_torchrec.balancing.rules import SETTINGS, settings_of
 from stem_torchrec.config import Config, Section
 from stem_torchrec.data.dense_scale import scale_warnings, train_scales
 from stem_torchrec.data.manifest import check_split
+from stem_torchrec.distributed.balance import check_balance
 from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
 from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import make_plan
 from stem_torchrec.distributed.ranks import device_type
 from stem_torchrec.errors import UserError
-from stem_torchrec.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.run_schema import fitted_schema, selected_schema
@@ -94,11 +92,11 @@ def doubtful_settings(config: Config) -> list[str]:
     balance = config.balance
     warnings = [
         f"model.{name} has no effect with model.name {config.model.name}"
-        for name in sorted(_changed(config.model) - MODELS[config.model.name].settings)
+        for name in config.model.without_effect()
     ]
     warnings += [
         f"balance.{name} has no effect with balance.rule {balance.rule}"
-        for name in sorted(_changed(balance) & set(SETTINGS) - set(settings_of(balance.rule)))
+        for name in balance.without_effect()
     ]
     if balance.gram_rows is not None and balance.boundary != "pooled":
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")

@@ -3,18 +3,17 @@
 The commands are in ``commands/``; they and ``console.py`` are all that prints for people.
 """
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import stem_torchrec
 from stem_torchrec.commands.analyze import add_analyze
 from stem_torchrec.commands.compare import add_compare
 from stem_torchrec.commands.doctor import add_doctor
 from stem_torchrec.commands.evaluate import add_evaluate
+from stem_torchrec.commands.options import CommandParser
 from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
@@ -22,7 +21,6 @@ from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.environment import environment_failure
 from stem_torchrec.errors import CheckpointError, UserError, WorkerError
 from stem_torchrec.parent_watch import end_with_parent
-from stem_torchrec.redaction import without_passwords
 from stem_torchrec.versions import version_line
 
 
@@ -66,15 +64,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code or 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Of the commands, too: argparse echoes what it does not understand."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(without_passwords(message))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser("stem-torchrec", description=stem_torchrec.__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser("stem-torchrec", description=stem_torchrec.__doc__)
     parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)

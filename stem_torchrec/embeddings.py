@@ -12,13 +12,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stem_torchrec.config import EmbeddingConfig
-from stem_torchrec.layers.pooled_gradient import PooledGradient
-from stem_torchrec.schema import SHARED, Feature, Schema
-
-__all__ = ["SHARED", "ByOwner", "OwnerEmbeddings", "Owners", "table_configs"]
-
-Owners = Mapping[str, Sequence[str]]
-"""Owner of tables (``shared`` or a task) -> names of the features it has tables for."""
+from stem_torchrec.distributed.pooled_gradient import PooledGradient
+from stem_torchrec.nn.owners import Owners
+from stem_torchrec.schema import Feature, Schema
 
 
 class OwnerEmbeddings(nn.Module):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stem_torchrec.auc import auc, grouped_auc
-from stem_torchrec.layers.losses import Labelled
+from stem_torchrec.nn.losses import Labelled
 
 Floats = NDArray[np.float64]
 

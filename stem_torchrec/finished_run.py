@@ -12,7 +12,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.evaluation import Joined
-from stem_torchrec.layers.gates import Gates
+from stem_torchrec.nn import Gates
 from stem_torchrec.place import Place
 from stem_torchrec.records import Record, last_test, read_records
 from stem_torchrec.run_schema import schema_of_run

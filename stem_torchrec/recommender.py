@@ -6,9 +6,9 @@ B rows of the local batch, T tasks.
 from torch import Tensor, nn
 
 from stem_torchrec.batch import Batch
-from stem_torchrec.config import Config
+from stem_torchrec.config import Config, build_model
 from stem_torchrec.embeddings import OwnerEmbeddings
-from stem_torchrec.models import MODELS
+from stem_torchrec.nn import Inputs
 from stem_torchrec.schema import Schema
 
 
@@ -23,9 +23,15 @@ class Recommender(nn.Module):
 
     def __init__(self, config: Config, schema: Schema, world_size: int = 1) -> None:
         super().__init__()
-        model = MODELS[config.model.name](config.model, schema, config.embedding.dim)
+        model = build_model(config.model, inputs_of(schema, config.embedding.dim))
         self.embeddings = OwnerEmbeddings(schema, model.owners, config.embedding, world_size)
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
         return self.model(self.embeddings(batch.sparse), batch.dense)
+
+
+def inputs_of(schema: Schema, dim: int) -> Inputs:
+    """What a model is told of the data: its features and tasks, and the embedding dimension."""
+    sides = {feature.name: feature.side for feature in schema.sparse}
+    return Inputs(sides, dim, schema.task_names, len(schema.dense))

@@ -7,10 +7,10 @@ from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
-from stem_torchrec.balancing.install import install
 from stem_torchrec.config import Config
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
+from stem_torchrec.distributed.balance import install
 from stem_torchrec.distributed.dense_step import DenseStep
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.ranks import Ranks

@@ -22,6 +22,8 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import RefusedYaml, careful_load
+from stem_torchrec.config.import_path import is_import_path
+from stem_torchrec.config.options import PLAIN_WORDS, KindSection
 from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import usable
 from stem_torchrec.hints import did_you_mean, shown, unknown_key
@@ -54,8 +56,11 @@ class Key(NamedTuple):
 def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
     """Every key that a file or the command line may set, sections' as ``section.key``."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            if issubclass(part, KindSection):
+                part = part.with_keys_of(None)
+            yield from all_keys(part, f"{prefix}{name}.")
         elif prefix or section is not Config:
             default = "required" if field.default is PydanticUndefined else field.default
             default = {} if field.default_factory is not None else default
@@ -77,7 +82,7 @@ def load_config(
     """
     content = _read_yaml(path, "--config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it
-    for name, value in parse_options(overrides, all_keys(), options):
+    for name, value in parse_options(overrides, keys_for(content, overrides), options):
         section, _, key = name.partition(".")
         part = content.setdefault(section, {})
         if not isinstance(part, dict):
@@ -167,6 +172,58 @@ def parse_options(
         yield name, _parse_value(keys[name], text)
 
 
+def keys_in_use(path: Place, overrides: Sequence[str]) -> list[Key]:
+    """Every key of the package, and those of a model or rule that file or overrides import.
+
+    Raises:
+        UserError: the file cannot be read, or an import fails.
+    """
+    return keys_for(_read_yaml(path, "--config", "data"), overrides)
+
+
+def keys_for(content: Mapping[str, Any], overrides: Sequence[str]) -> list[Key]:
+    """As ``keys_in_use``, with what the file holds.
+
+    Raises:
+        UserError: the import fails.
+    """
+    keys = {key.name: key for key in all_keys()}
+    for section, path in _imported_kinds(content, overrides).items():
+        kinds = _kind_sections()[section]
+        try:
+            imported = all_keys(kinds.with_keys_of(path), f"{section}.")
+        except ValueError as error:
+            raise UserError(f"{section}.{kinds.kind_key}: {error}") from None
+        keys |= {key.name: key for key in imported}
+    return list(keys.values())
+
+
+def _imported_kinds(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Section -> import path of the model or rule that file and overrides name in it."""
+    found = {}
+    for section, kind_section in _kind_sections().items():
+        keys = content.get(section)
+        name = keys.get(kind_section.kind_key) if isinstance(keys, Mapping) else None
+        option = f"--{section}.{kind_section.kind_key}"
+        for given, after in zip(overrides, [*overrides[1:], ""], strict=False):
+            if given == option:
+                name = after
+            elif given.startswith(f"{option}="):
+                name = given.removeprefix(f"{option}=")
+        if isinstance(name, str) and is_import_path(name):
+            found[section] = name
+    return found
+
+
+def _kind_sections() -> dict[str, type[KindSection]]:
+    parts = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, type) and issubclass(part, KindSection)
+    }
+
+
 def validate(content: Mapping[str, Any]) -> Config:
     """The config, or a UserError with one line per mistake."""
     return _validated(Config, content)
@@ -249,6 +306,8 @@ def _keys_beside(model: type[BaseModel], location: Sequence[str]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, KindSection):
+        return [annotation.with_keys_of(None)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
@@ -271,6 +330,8 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:
         return f"{key}: {message}"
+    if error["type"] == PLAIN_WORDS:
+        return f"{full}: {message}"
     hint = ""
     if error["type"] == "literal_error":
         hint = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
-from stem_torchrec.layers.losses import labelled
+from stem_torchrec.nn.losses import labelled
 
 TASKS = ("click", "like")
 NAN = float("nan")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stem_torchrec.distributed.dense_step import DenseOutput
-from stem_torchrec.layers.losses import labelled, task_losses
 from stem_torchrec.metrics import TrainMetrics
+from stem_torchrec.nn.losses import labelled, task_losses
 
 TASKS = ("click", "like")
 BATCH = 16

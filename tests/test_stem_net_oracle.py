@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stem_torchrec.embeddings import SHARED
+from stem_torchrec.nn.owners import SHARED
 from tests.steps import (
     DIM,
     SCHEMA,

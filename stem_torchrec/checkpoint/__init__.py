@@ -20,6 +20,7 @@ from stem_torchrec.checkpoint.load import POSITION, load, state_of
 from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.checkpoint.own import load_own, own_state
 from stem_torchrec.checkpoint.save import Content, Saver
+from stem_torchrec.checkpoint.weight_owners import about_owners
 
 __all__ = [
     "FOLDER",
@@ -27,6 +28,7 @@ __all__ = [
     "Content",
     "Initial",
     "Saver",
+    "about_owners",
     "best_step",
     "epoch_of",
     "has_published",

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stem_torchrec.commands.options import Commands, HelpFormatter, local_place, place
+from stem_torchrec.commands.options import (
+    CommandParser,
+    Commands,
+    HelpFormatter,
+    local_place,
+    place,
+)
 from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import check_writable, make_folder
 
@@ -127,7 +133,7 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _finish(report(found, _origin()), options.out, "preference", distance_table(found))
 
 
-def _add_analysis(analyses: Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _add_analysis(analyses: Commands, name: str, text: str) -> CommandParser:
     command = analyses.add_parser(
         name,
         help=text,

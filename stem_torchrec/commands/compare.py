@@ -15,7 +15,7 @@ from stem_torchrec.commands.options import (
 
 def add_compare(commands: Commands) -> None:
     text = "train models and balancing rules over seeds, and report on them side by side"
-    command = add_command(commands, "compare", text, config_keys())
+    command = add_command(commands, "compare", text, config_keys)
     add_config(command)
     command.add_argument(
         "--models", type=_names, required=True, metavar="a,b,c", help="values of model.name"

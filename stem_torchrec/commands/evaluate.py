@@ -18,7 +18,7 @@ from stem_torchrec.settings import load_config
 
 def add_evaluate(commands: Commands) -> None:
     text = "metrics of a split from a run's checkpoint"
-    command = add_command(commands, "evaluate", text, config_keys())
+    command = add_command(commands, "evaluate", text, config_keys)
     command.add_argument(
         "--run",
         type=place,

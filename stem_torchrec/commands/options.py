@@ -3,29 +3,50 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, local_path, place_of
+from stem_torchrec.redaction import without_passwords
 from stem_torchrec.settings import all_keys
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 T = TypeVar("T")
 
 
-def add_command(commands: Commands, name: str, text: str, more: str) -> argparse.ArgumentParser:
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose epilog is made when the help is printed.
+
+    The keys of models and balancing rules stand beside their code, and to import that takes
+    seconds, which no other command should wait for.
+    """
+
+    more: Callable[[], str] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))  # it echoes what it does not understand
+
+    def format_help(self) -> str:
+        if self.more is not None:
+            self.epilog = self.more()
+        return super().format_help()
+
+
+def add_command(
+    commands: Commands, name: str, text: str, more: str | Callable[[], str]
+) -> argparse.ArgumentParser:
     """A command; ``text`` says what it does, ``more`` stands below its options as it is."""
-    command: argparse.ArgumentParser = commands.add_parser(
+    command = commands.add_parser(
         name,
         help=text,
         description=text,
-        epilog=more,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    command.more = more if callable(more) else lambda: more
     command.set_defaults(parser=command)
     return command
 

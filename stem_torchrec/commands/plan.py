@@ -16,7 +16,7 @@ from stem_torchrec.settings import load_config
 
 def add_plan(commands: Commands) -> None:
     text = "print the sharding plan; needs no GPU"
-    command = add_command(commands, "plan", text, config_keys())
+    command = add_command(commands, "plan", text, config_keys)
     add_config(command)
     command.add_argument("--world-size", type=positive, default=1, metavar="N", help="ranks in all")
     command.add_argument(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_train(commands: Commands) -> None:
-    command = add_command(commands, "train", "train, evaluate and save one run", config_keys())
+    command = add_command(commands, "train", "train, evaluate and save one run", config_keys)
     add_config(command)
     command.add_argument(
         "--nproc",

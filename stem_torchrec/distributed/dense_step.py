@@ -13,8 +13,8 @@ from torch.nn.utils import get_total_norm
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.batch import Batch
-from stem_torchrec.layers.losses import Labelled, labelled, task_losses
-from stem_torchrec.models.model import Model
+from stem_torchrec.nn import Model
+from stem_torchrec.nn.losses import Labelled, labelled, task_losses
 
 
 class RankMean(Protocol):

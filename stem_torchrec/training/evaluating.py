@@ -4,7 +4,7 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.interruption import Interruption
 from stem_torchrec.errors import SplitRefused, UserError
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
-from stem_torchrec.layers.losses import labelled
+from stem_torchrec.nn.losses import labelled
 from stem_torchrec.records import Record, defined, has_evaluation
 from stem_torchrec.session import Session, open_split
 from stem_torchrec.training.position import Position

@@ -43,6 +43,7 @@ def content(
         checkpoint.state_of(session.model, session.optimizers, position.state_dict()),
         checkpoint.own_state(metrics, session.fork, session.ranks),
         about_run(session.config, session.schema, session.table_sharding)
+        | checkpoint.about_owners(session.model.module.recommender.model)
         | {"epoch": position.epoch, "metric": {"name": name, "value": value}},
     )
 

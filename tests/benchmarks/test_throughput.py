@@ -18,9 +18,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from workload import VOCABULARIES, Workload, scaled
 
 from stem_torchrec.batch import Batch
-from stem_torchrec.embeddings import SHARED
-from stem_torchrec.layers.losses import labelled, task_losses
-from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.nn.losses import labelled, task_losses
+from stem_torchrec.nn.mlp import BatchedMlp
+from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.recommender import Recommender
 from stem_torchrec.schema import Feature, Schema, Task
 

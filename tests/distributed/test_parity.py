@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stem_torchrec.models import MODELS
+from stem_torchrec.nn.models import MODELS
 from stem_torchrec.schema import Feature
 from tests.steps import (
     DIM,
