@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from stem_torchrec.config import Config
+from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.environment import environment_failures
 from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import check_writable, refuse_unsafe, usable
@@ -81,7 +82,7 @@ def _is_run(run_dir: Place, found: Sequence[str]) -> bool:
     if "config.yaml" not in found:
         return False
     try:
-        content = yaml.safe_load((run_dir / "config.yaml").read_text())
+        content = careful_load((run_dir / "config.yaml").read_bytes().decode())
     except (OSError, UserError, ValueError, yaml.YAMLError):
         return False
     return isinstance(content, dict) and {"run", "data", "versions"} <= content.keys()

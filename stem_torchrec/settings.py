@@ -233,7 +233,7 @@ def _validated(model: type[Model], content: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = {_describe(model, e): None for e in error.errors()}
+        lines = {_describe(model, e): None for e in error.errors() if not _follows(e)}
         raise UserError("\n".join(lines)) from None
 
 
@@ -315,6 +315,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _tags(model: type[BaseModel]) -> set[Any]:
     return {tag for field in model.model_fields.values() for tag in get_args(field.annotation)}
+
+
+def _follows(error: Any) -> bool:
+    """Whether a list is called too short for no reason but its wrong members, told already."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def _describe(model: type[BaseModel], error: Any) -> str:

@@ -165,6 +165,11 @@ HUGE = "9" * 5000
         (["--train.epochs="], r"--train\.epochs: a value is missing; null stands for none"),
         (["--run.dir", ""], r"--run\.dir: a value is missing"),
         (["--distributed.tables", "{a: {}, a: {}}"], r"--distributed\.tables: line 1: key 'a' is"),
+        (
+            ["--model.expert_widths", "[9223372036854775808]"],
+            r"expert_widths: [^\n]*less than[^\n]*$",
+        ),
+        (["--model.layers", "1000000"], r"model\.layers: .*less than or equal to 64"),
         (["--run.seed", str(2**64)], r"run\.seed: .*less than or equal to"),
         (["--distributed.timeout_s", "1000000000000000"], r"distributed\.timeout_s: .*less than"),
         (["--distributed.hbm_gib", "1.0e300"], r"distributed\.hbm_gib: .*less than"),
