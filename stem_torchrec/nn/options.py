@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 MAX_FACTOR = 1e6
 """Bound of weights and factors; float32 has room for their products."""
@@ -81,6 +81,9 @@ _BOUNDS: dict[type, Callable[[Any], _Bound]] = {
     Le: lambda b: _Bound(lambda value: value <= b.le, f"at most {b.le}"),
     MinLen: lambda b: _Bound(
         lambda value: len(value) >= b.min_length, f"at least {b.min_length} of them"
+    ),
+    MaxLen: lambda b: _Bound(
+        lambda value: len(value) <= b.max_length, f"at most {b.max_length} of them"
     ),
 }
 _NAMES = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
