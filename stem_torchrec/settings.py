@@ -181,7 +181,7 @@ def keys_in_use(path: Place, overrides: Sequence[str]) -> list[Key]:
     return keys_for(_read_yaml(path, "--config", "data"), overrides)
 
 
-def keys_for(content: Mapping[str, Any], overrides: Sequence[str]) -> list[Key]:
+def keys_for(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Key]:
     """As ``keys_in_use``, with what the file holds.
 
     Raises:

@@ -21,8 +21,8 @@ class AppliedRule(nn.Module):
     Args:
         rule: Gram matrix -> multipliers.
         process_group: the ranks whose batches make up the global one; None for this process
-            alone. What several backwards of one rank have in flight must not cross: give it a
-            group of its own where something else reduces during the backward.
+            alone. Give it a group of its own where something else reduces during the backward:
+            collectives of one group have to come in the same order on every rank.
         gram_every: steps from one Gram matrix to the next; between them multipliers stay.
 
     Attributes:

@@ -27,14 +27,14 @@ class Trained(torch.nn.Module):
 
 
 def train(wrapped, balancer: Balancer, batches) -> tuple[list, list]:
-    """Multipliers of each step, and the weights after all of them."""
+    """Multipliers and gradient norms of each step, and the weights after all of them."""
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
     found = []
     for x, y in batches:
         optimizer.zero_grad()
         wrapped(x, y).backward()
         optimizer.step()
-        found.append(balancer.weights.clone())
+        found.append(torch.cat([balancer.weights, balancer.metrics()["gradient_norm"]]))
     return found, [parameter.detach().clone() for parameter in wrapped.parameters()]
 
 

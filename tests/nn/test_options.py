@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pytest
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from typing_extensions import Doc
 
 from stem_torchrec.nn.options import Options
@@ -15,7 +15,7 @@ class Some(Options):
     share: Annotated[float, Gt(0), Le(1), Doc("a share")] = 0.5
     rate: Annotated[float, Ge(0), Lt(1)] = 0.0
     step: Annotated[float | None, Gt(0)] = None
-    widths: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] = (8, 4)
+    widths: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1), MaxLen(3)] = (8, 4)
     kind: Literal["mlp", "fm"] = "mlp"
     names: Literal["all", "none"] | tuple[str, ...] = "all"
     more: dict[str, bool | int | str] = field(default_factory=dict)
@@ -41,6 +41,7 @@ def test_what_is_allowed_stays_as_it_is():
         ({"rate": float("-inf")}, "rate: -inf; allowed"),
         ({"step": 0.0}, "step: 0.0; allowed: a finite number or None, above 0"),
         ({"widths": ()}, r"widths: \(\); allowed: a list, each an integer, at least 1"),
+        ({"widths": (4, 4, 4, 4)}, "widths: .*at least 1 of them, at most 3 of them"),
         ({"widths": (4, 0)}, r"widths: \(4, 0\); allowed"),
         ({"widths": (4.5,)}, r"widths: \(4.5,\); allowed"),
         ({"widths": 4}, "widths: 4; allowed"),
