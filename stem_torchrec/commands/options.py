@@ -71,7 +71,9 @@ def option_keys(model: type[BaseModel]) -> str:
 def _help(title: str, form: str, model: type[BaseModel]) -> str:
     lines = [f"{title} ({form}):"]
     for key in all_keys(model):
-        lines.append(f"  --{key.name} (default: {key.default_text})")
+        required = key.default == "required"
+        default = "required" if required else f"default: {key.default_text}"
+        lines.append(f"  --{key.name} ({default})")
         lines.append(f"      {key.description}; {key.allowed}")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from stem_torchrec.balancing.rules.pcgrad import PcGrad
 from stem_torchrec.balancing.rules.static import Static
 from stem_torchrec.balancing.rules.torchjd import PREFIX, TorchJd
 from stem_torchrec.errors import UserError
+from stem_torchrec.hints import did_you_mean
 
 RULES: dict[str, type[Rule]] = {
     "equal": Equal,
@@ -82,5 +83,6 @@ def _kind(rule: str) -> type[Rule]:
     if rule.startswith(PREFIX):
         return TorchJd
     if rule not in RULES:
-        raise UserError(f"balance.rule: {rule!r}; allowed: {', '.join(RULES)}, {PREFIX}NAME")
+        hint = did_you_mean(rule, RULES)
+        raise UserError(f"balance.rule: {rule!r}{hint}; allowed: {', '.join(RULES)}, {PREFIX}NAME")
     return RULES[rule]
