@@ -1,5 +1,7 @@
 """doctor: every check passes here, and each problem is named with what to do."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,16 @@ def test_a_failing_rank_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *options]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_neither_the_command_line_nor_a_rank_imports_an_engine_of_prepare() -> None:
+    """DuckDB's bindings complain at the end of a process that holds on to what it has imported."""
+    code = (
+        "import sys; from stem_torchrec.cli import _parser; _parser(); "
+        "assert not {'duckdb', 'pyarrow', 'torch'} & set(sys.modules), 'cli'; "
+        "import stem_torchrec.doctor_workers; assert 'duckdb' not in sys.modules, 'ranks'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -200,7 +200,7 @@ def _scales(rows: ds.Dataset, columns: Sequence[str]) -> dict[str, dict[str, dic
         value = f"coalesce(nullif({quoted(column)}::DOUBLE, 'nan'::DOUBLE), 0)"
         expressions += [f"{name}({value})" for name in ("avg", "stddev_pop", "min", "max")]
     found = _query(rows, expressions)
-    scales = [Scale(*found[k : k + 4]) for k in range(0, len(found), 4)]
+    scales = [Scale(*map(float, found[k : k + 4])) for k in range(0, len(found), 4)]
     return {DENSE_STATS: {c: s._asdict() for c, s in zip(columns, scales, strict=True)}}
 
 

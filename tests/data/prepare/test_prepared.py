@@ -139,6 +139,7 @@ def test_stats_count_observed_labels_and_distinct_ids(tmp_path: Path) -> None:
     assert stats == {
         "users": 4,
         "items": 1,
+        "dense": {"age": {"mean": 0.5, "std": 0.0, "min": 0.5, "max": 0.5}},
         "samples": {"train": 4, "test": 2},
         "fields": 4,
         "tasks": ["click", "buy"],
