@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from stem_torchrec.config import Config, Section
+from stem_torchrec.data.dense_scale import scale_warnings, train_scales
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.balance import check_balance
 from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
@@ -105,6 +106,16 @@ def doubtful_settings(config: Config) -> list[str]:
             "table; rowwise_adagrad and adagrad touch only the rows of the batch"
         )
     return warnings
+
+
+def doubtful_columns(config: Config) -> list[str]:
+    """Warnings about dense features of a scale that networks do not train on; reads one row group
+    at most, or ``stats.json``."""
+    try:
+        schema = selected_schema(config)
+        return scale_warnings(train_scales(config.data.path, schema, config.data.days_of("train")))
+    except UserError:
+        return []  # who reads the data for training says it
 
 
 def _changed(section: Section) -> set[str]:

@@ -106,6 +106,7 @@ def open_split(
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
         pin_memory=ranks.device.type == "cuda",
+        verify_checksums=config.data.verify_checksums,
         negatives=negatives,
         manifest=manifest,
     )

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from stem_torchrec.checkpoint import Initial
-from stem_torchrec.checks import doubtful_settings
+from stem_torchrec.checks import doubtful_columns, doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
 from stem_torchrec.console.streams import lenient_streams
@@ -42,7 +42,7 @@ def train_worker(
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore
         if console is not None:
-            console.warn(doubtful_settings(config))
+            console.warn([*doubtful_settings(config), *doubtful_columns(config)])
         outcome = train(config, ranks, existing=existing, listener=listener, initial=initial)
     stop_ranks()
     return outcome if ranks.is_first else None

@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, local_path, place_of
+from stem_torchrec.redaction import without_passwords
 from stem_torchrec.settings import all_keys
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose epilog is made when the help is printed.
+    """A parser whose epilog is made when the help is printed, and that repeats no password.
 
     The keys of models and balancing rules stand beside their code, and to import that takes
     seconds, which no other command should wait for.
@@ -29,6 +30,10 @@ class CommandParser(argparse.ArgumentParser):
         if self.more is not None:
             self.epilog = self.more()
         return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse does, which echoes what it does not understand."""
+        super().error(without_passwords(message))
 
 
 def add_command(

@@ -73,8 +73,10 @@ def _add_initial(command: argparse.ArgumentParser) -> None:
 
 @leaving_at_signals()
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_evaluation, print_note, print_start
+
+    print_start("importing torch and TorchRec")
     from stem_torchrec.checks import check_data, check_settings
-    from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.folder_lock import refuse_locked
     from stem_torchrec.holder import Holder
@@ -97,7 +99,9 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         schema = check_settings(config, num_workers, of_run=existing == "resume")
         check_run(config, existing)
         refuse_locked("run.dir", config.run.dir, Holder.this())
+        print_start("reading the footers of the data")
         check_data(config, schema)
+        print_start(f"starting {num_workers} ranks")
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
     )

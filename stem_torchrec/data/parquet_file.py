@@ -14,16 +14,24 @@ _TAIL_BYTES = 8
 """The footer's length and the magic bytes after it."""
 
 
-def open_parquet_file(file: Place) -> pq.ParquetFile:
+def open_parquet_file(file: Place, *, verify: bool = False) -> pq.ParquetFile:
     """The file, its footer read; the caller closes it.
+
+    Args:
+        verify: compare what is read with the checksums of its pages, where the file has some.
 
     Raises:
         OSError, pyarrow.ArrowException: it cannot be read; see ``unreadable``.
     """
     if isinstance(file, Path):
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, page_checksum_verification=verify)
     # A store is slow to answer: the column chunks of a row group are asked for together.
-    return pq.ParquetFile(file.key, filesystem=file.filesystem, pre_buffer=True)
+    return pq.ParquetFile(
+        file.key,
+        filesystem=file.filesystem,
+        pre_buffer=True,
+        page_checksum_verification=verify,
+    )
 
 
 def footer_digest(file: Place, footer_bytes: int) -> str:

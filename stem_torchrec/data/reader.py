@@ -44,6 +44,7 @@ class ParquetReader:
         prefetch: batches prepared ahead; 0 reads in the caller's thread.
         pin_memory: put batches in page-locked memory (needs a GPU).
         days: only files of these days; all if None.
+        verify_checksums: refuse pages that differ from their checksums, where files have some.
         negatives: which rows are left out, for training; none if None. ``num_rows`` counts those
             that are left.
         manifest: what ``find_rows`` has found for the same arguments; it is asked if None.
@@ -66,6 +67,7 @@ class ParquetReader:
         shuffle_row_groups: int = 4,
         prefetch: int = 2,
         pin_memory: bool = False,
+        verify_checksums: bool = True,
         days: Days | None = None,
         negatives: NegativeSampling | None = None,
         manifest: Manifest | None = None,
@@ -88,6 +90,7 @@ class ParquetReader:
         self._shuffle_row_groups = shuffle_row_groups
         self._prefetch = prefetch
         self._pin_memory = pin_memory
+        self._verify_checksums = verify_checksums
 
     def samples_in_step(self, step: int) -> int:
         """Real rows of all ranks in step 0 to ``steps_per_epoch - 1``; not collective."""
@@ -181,7 +184,7 @@ class ParquetReader:
 
     def _windows(self, pieces: Iterator[shares.Piece]) -> Generator[_Window, None, None]:
         """The windows of the pieces, as they are stored."""
-        with closing(OpenFiles()) as files:
+        with closing(OpenFiles(verify=self._verify_checksums)) as files:
             for piece in pieces:
                 groups = [self._row_groups[index] for index in piece.window.row_groups]
                 # Lazy: a row group's table can go before the next one is read.

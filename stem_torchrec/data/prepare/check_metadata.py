@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.types as types
 from numpy.typing import NDArray
 
+from stem_torchrec.data.dense_scale import STATS_FILE
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
-from stem_torchrec.data.prepare.prepared import STATS_FILE
 from stem_torchrec.data.prepare.split_counts import SplitCounts
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER, identity_of
 from stem_torchrec.errors import StoreUnreachable, UserError
@@ -67,7 +67,7 @@ def _check_vocabulary(file: Place, feature: Feature) -> None:
 
 def _vocabulary_ids(file: Place) -> Iterator[NDArray[np.integer]]:
     try:
-        with open_parquet_file(file) as opened:
+        with open_parquet_file(file, verify=True) as opened:
             found = opened.schema_arrow
             if not {"value", "id"} <= set(found.names):
                 has = ", ".join(found.names)
