@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose epilog is made when the help is printed.
+    """A parser whose epilog is made when the help is printed, and that repeats no password.
 
     The keys of models and balancing rules stand beside their code, and to import that takes
     seconds, which no other command should wait for.
@@ -33,6 +33,10 @@ class CommandParser(argparse.ArgumentParser):
         if self.more is not None:
             self.epilog = self.more()
         return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse does, which echoes what it does not understand."""
+        super().error(without_passwords(message))
 
 
 def add_command(

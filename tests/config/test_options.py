@@ -127,9 +127,9 @@ def test_a_copy_is_validated():
         copied.model_copy(update={"width": 1})
 
 
-def test_help_says_whose_a_key_is_unless_most_have_it():
+def test_help_says_whose_a_key_is_unless_all_have_it():
     fields = Shape.with_keys_of(None).model_fields
-    assert fields["width"].description == "how wide"
+    assert fields["width"].description == "small, large: how wide"
     assert fields["depth"].description == "small: how deep"
     assert fields["common"].description == "in all of them"
     assert fields["name"].description.startswith("which shape: small, large, nothing, or ")

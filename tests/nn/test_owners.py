@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from stem_torchrec import schema
 from stem_torchrec.nn import MODELS, BatchedMlp, Inputs, Owned, ownership
+from stem_torchrec.nn import owners as nn_owners
 from tests.nn.models.test_every_model import ORDERS, TASKS, model_with
 
 
@@ -72,3 +74,7 @@ def test_inputs_are_checked() -> None:
     for tasks in ((), ("click", "click"), ("click", "shared")):
         with pytest.raises(ValueError, match=r"tasks: .*different names"):
             Inputs({"user": "user"}, dim=4, tasks=tasks)
+
+
+def test_shared_is_the_word_that_no_task_may_have_as_its_name() -> None:
+    assert nn_owners.SHARED == schema.SHARED
