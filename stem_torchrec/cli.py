@@ -18,8 +18,12 @@ from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
 from stem_torchrec.console.streams import lenient_streams
-from stem_torchrec.environment import environment_failure
-from stem_torchrec.errors import CheckpointError, UserError, WorkerError
+from stem_torchrec.errors import (
+    CheckpointError,
+    UserError,
+    WorkerError,
+    environment_failure,
+)
 from stem_torchrec.parent_watch import end_with_parent
 from stem_torchrec.versions import version_line
 

@@ -12,8 +12,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import GetPydanticSchema
 from pydantic_core import PydanticCustomError, core_schema
 
-from stem_torchrec.errors import UserError
-from stem_torchrec.redaction import without_passwords
+from stem_torchrec.errors import UserError, without_passwords
 from stem_torchrec.store_path import StorePath
 
 STORES = ("s3", "gs", "hdfs")

@@ -10,8 +10,7 @@ import yaml
 
 from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import careful_load
-from stem_torchrec.environment import environment_failures
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, environment_failures
 from stem_torchrec.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.place import Place, remove
 from stem_torchrec.records import METRICS, parse_record, record_lines

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, did_you_mean, shown
 from stem_torchrec.folder_choice import usable
 from stem_torchrec.frozen import Frozen
-from stem_torchrec.hints import did_you_mean, shown
 from stem_torchrec.place import Place
 from stem_torchrec.store_path import StorePath
 

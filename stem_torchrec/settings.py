@@ -22,11 +22,11 @@ from pydantic_core import PydanticUndefined
 
 from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import RefusedYaml, careful_load
+from stem_torchrec.config.hints import unknown_key
 from stem_torchrec.config.import_path import is_import_path
 from stem_torchrec.config.options import PLAIN_WORDS, KindSection
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, did_you_mean, shown
 from stem_torchrec.folder_choice import usable
-from stem_torchrec.hints import did_you_mean, shown, unknown_key
 from stem_torchrec.place import WRONG_PLACE, Place
 from stem_torchrec.store_path import StorePath
 

@@ -8,8 +8,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.interruption import Interruption, Stopped
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.environment import environment_failures
-from stem_torchrec.errors import CheckpointError, SplitRefused
+from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
 from stem_torchrec.folder_lock import locked
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor

@@ -11,7 +11,7 @@ from stem_torchrec.console import TrainConsole
 from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.distributed.interruption import show_stacks_on_request
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
-from stem_torchrec.environment import environment_failures
+from stem_torchrec.errors import environment_failures
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.finished_run import (
     MeanGates,

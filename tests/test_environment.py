@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from stem_torchrec import cli
-from stem_torchrec.environment import environment_failure, environment_failures
-from stem_torchrec.errors import CheckpointError, EnvironmentFailure
+from stem_torchrec.errors import (
+    CheckpointError,
+    EnvironmentFailure,
+    environment_failure,
+    environment_failures,
+)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])

@@ -189,7 +189,6 @@ LOSES = """
 import sys, time
 from pathlib import Path
 from stem_torchrec import lease
-from stem_torchrec.errors import UserError
 from stem_torchrec.holder import Holder
 lease.SETTLE_S = lease.BEAT_S = 0.05
 file = Path(sys.argv[1])

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.cli import main
-from stem_torchrec.errors import CheckpointError, UserError, WorkerError
-from stem_torchrec.hints import shown, unknown_key
-from stem_torchrec.redaction import without_passwords
+from stem_torchrec.config.hints import unknown_key
+from stem_torchrec.errors import (
+    CheckpointError,
+    UserError,
+    WorkerError,
+    shown,
+    without_passwords,
+)
 
 SECRET = "hunter2hunter2"
 

@@ -8,9 +8,8 @@ from typing import NoReturn, TypeAlias, TypeVar
 from pydantic import BaseModel
 
 from stem_torchrec.config import Config
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, without_passwords
 from stem_torchrec.place import Place, local_path, place_of
-from stem_torchrec.redaction import without_passwords
 from stem_torchrec.settings import all_keys
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"

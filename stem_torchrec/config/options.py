@@ -50,8 +50,7 @@ from typing_extensions import Doc
 
 from stem_torchrec.config.import_path import FORM, is_import_path
 from stem_torchrec.config.section import Section
-from stem_torchrec.errors import UserError
-from stem_torchrec.hints import did_you_mean
+from stem_torchrec.errors import UserError, did_you_mean
 
 PLAIN_WORDS = "plain_words"
 """Type of an error whose message says value and what is allowed by itself."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stem_torchrec.hints import did_you_mean
+from stem_torchrec.errors import did_you_mean
 
 
 def ordered_pair(order: Sequence[str] | None, tasks: Sequence[str]) -> tuple[int, int]:

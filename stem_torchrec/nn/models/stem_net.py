@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from stem_torchrec.hints import did_you_mean
+from stem_torchrec.errors import did_you_mean
 from stem_torchrec.nn.extraction import ExtractionStack, GateInput
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.model import ExtractionOptions, Model

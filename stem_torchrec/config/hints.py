@@ -1,10 +1,9 @@
-"""What a person may have meant, and values as a message shows them."""
+"""Which key a person may have meant."""
 
 import difflib
-import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from stem_torchrec.redaction import without_passwords
+from stem_torchrec.errors import without_passwords
 
 _MEANT = {
     "learning_rate": ("optim.lr", "embedding.lr"),
@@ -41,33 +40,6 @@ _MEANT = {
 """Names that other programs have -> keys and options of this one."""
 
 
-class _Shown(reprlib.Repr):
-    def repr_str(self, x: str, level: int) -> str:
-        # Before it is cut: without its end a password is not told from other text.
-        return super().repr_str(without_passwords(x), level)
-
-
-_shown = _Shown()
-_shown.maxstring = _shown.maxother = _shown.maxlong = 120
-_shown.maxlist = _shown.maxtuple = _shown.maxdict = _shown.maxset = 8
-_shown.maxlevel = 4
-
-
-def shown(value: object) -> str:
-    """``repr``, cut where it is long: a message stays a message."""
-    try:
-        return _shown.repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        return "a number of more than 4,300 digits"
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """``; did you mean 'stem_net'?`` for ``stemnet``, or nothing."""
-    by_plain = {_plain(candidate): candidate for candidate in known}
-    near = difflib.get_close_matches(_plain(str(name)[:100]), list(by_plain), n=1, cutoff=0.7)
-    return f"; did you mean {by_plain[near[0]]!r}?" if near else ""
-
-
 def unknown_key(name: str, siblings: Sequence[str], known: Sequence[str]) -> str:
     """The message on a key that is not there.
 
@@ -99,10 +71,6 @@ def nearest_keys(name: str, known: Sequence[str]) -> Sequence[str]:
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2].replace("-", "_").lstrip("_")
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "").replace(" ", "")
 
 
 def _cut(name: str) -> str:
