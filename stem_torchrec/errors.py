@@ -53,8 +53,8 @@ class WorkKept(UserError):
 class EnvironmentFailure(_Told):
     """The machine fails or does not suffice: a full disk, missing permissions, no memory.
 
-    The command line prints the message, one line, and exits with code 1. ``environment_failure`` makes it of
-    what Python and its libraries raise.
+    The command line prints the message, one line, and exits with code 1. ``environment_failure``
+    makes it of what Python and its libraries raise.
     """
 
 

@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         overrides=rest,
     )
     try:
-        found = comparison.compare(request, _command(options, rest))
+        found = comparison.compare(request, _command(options, rest), print_note)
     except KeyboardInterrupt:
         print_note("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None

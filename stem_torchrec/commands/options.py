@@ -25,9 +25,6 @@ class CommandParser(argparse.ArgumentParser):
 
     more: Callable[[], str] | None = None
 
-    def error(self, message: str) -> NoReturn:
-        super().error(without_passwords(message))  # it echoes what it does not understand
-
     def format_help(self) -> str:
         if self.more is not None:
             self.epilog = self.more()
