@@ -44,7 +44,7 @@ class Runner:
         self, ranks: Any, folder: Path, shape: Shape, num_tasks: int, balance: dict[str, Any]
     ) -> None:
         from stem_torchrec.config import Config
-        from stem_torchrec.session import build
+        from stem_torchrec.training.session import build
 
         schema = schema_of(shape, num_tasks)
         folder.mkdir()
@@ -105,7 +105,7 @@ class Runner:
 
 
 def schema_of(shape: Shape, num_tasks: int) -> Any:
-    from stem_torchrec.schema import Feature, Schema, Task
+    from stem_torchrec.data.schema import Feature, Schema, Task
 
     kind = "id" if shape.bag == 1 else "bag"
     return Schema(
@@ -122,7 +122,7 @@ def batches_of(shape: Shape, schema: Any, rank: int, number: int = 4) -> Iterato
     import torch
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-    from stem_torchrec.batch import Batch
+    from stem_torchrec.data.batch import Batch
 
     generator = torch.Generator().manual_seed(rank)
     size = shape.batch_size

@@ -89,7 +89,7 @@ def waiting(folder: Path, num_steps: int, prefetch: int) -> dict[str, Any]:
     from workload import Workload
 
     from stem_torchrec.distributed.ranks import start_ranks
-    from stem_torchrec.session import build, open_split
+    from stem_torchrec.training.session import build, open_split
 
     workload = Workload(folder)
     config = workload.config({"data": {"path": folder, "prefetch_batches": prefetch}})

@@ -16,9 +16,9 @@ from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.matching import Here, Initial, Match, Piece, Source, matches
 from stem_torchrec.checkpoint.weight_owners import owners_in, reading_features, weight_owners
 from stem_torchrec.config import Config
+from stem_torchrec.data.schema import Schema, schema_from
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.place import Place
-from stem_torchrec.schema import Schema, schema_from
+from stem_torchrec.storage.place import Place
 
 _MODEL = "model."
 

@@ -16,10 +16,10 @@ from stem_torchrec.checkpoint.failures import message_of
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.index import Index, read_index
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain, reason
+from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError
-from stem_torchrec.optim import Optimizers
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 
 class _SavedPosition(BaseModel):

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.owners import SHARED, Ownership
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 TABLES = ".embedding_bags."
 _NOT_WEIGHTS = ".fork."

@@ -12,7 +12,7 @@ from stem_torchrec.checkpoint.plain import NotPlain, load_plain
 from stem_torchrec.checkpoint.rng import rng_state, set_rng_state
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 _log = logging.getLogger(__name__)
 

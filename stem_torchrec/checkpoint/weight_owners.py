@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from stem_torchrec.config import Config, build_model
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.distributed.recommender import inputs_of
 from stem_torchrec.nn import Inputs, Model, Ownership
-from stem_torchrec.place import Place
-from stem_torchrec.recommender import inputs_of
-from stem_torchrec.schema import Schema
-from stem_torchrec.settings import load_config
+from stem_torchrec.storage.place import Place
 
 _PREFIX = "recommender.model."
 _KEY = "owners"

@@ -11,12 +11,12 @@ from stem_torchrec.balancing.gram import ExpertsGram, Gram, PooledGram
 from stem_torchrec.balancing.rule import Rule
 from stem_torchrec.config import BalanceConfig, Config
 from stem_torchrec.config.options import naming
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance_parameters import ParameterBalance
 from stem_torchrec.distributed.balance_rows import RowGradients
 from stem_torchrec.distributed.dense_step import DenseStep, RankMean
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn import Model
-from stem_torchrec.schema import Schema
 
 
 class ObserveLosses(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.balancing.gradients import inner_products
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.dense_step import RankMean
-from stem_torchrec.schema import Schema
 
 
 class RowGradients:

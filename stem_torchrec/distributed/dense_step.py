@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.batch import Batch
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.nn import Model
 from stem_torchrec.nn.losses import Labelled, labelled, task_losses
 

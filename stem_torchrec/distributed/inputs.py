@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from stem_torchrec.batch import Batch
+from stem_torchrec.data.batch import Batch
 
 
 class InputPipeline(TrainPipelineSparseDist[Batch, Any]):

@@ -8,10 +8,10 @@ from torchrec.distributed.types import ShardingEnv
 
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.constraints import Sharder, World
+from stem_torchrec.distributed.optimizers import fused_params
 from stem_torchrec.distributed.plan import Planned, make_plan
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import initialise_tables
-from stem_torchrec.optim import fused_params
 
 
 def plan_on_first_rank(config: Config, module: nn.Module, ranks: Ranks) -> Planned:

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stem_torchrec.batch import Batch
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.distributed.dense_step import DenseOutput, DenseStep
 from stem_torchrec.distributed.inputs import InputPipeline
+from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.optim import Optimizers
-from stem_torchrec.recommender import Recommender
+from stem_torchrec.distributed.recommender import Recommender
 
 
 class StepOutput(NamedTuple):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from stem_torchrec.batch import Batch
 from stem_torchrec.config import Config
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
 

@@ -5,12 +5,12 @@ from contextlib import suppress
 from stem_torchrec import checkpoint
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.errors import UserError
-from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.place import Place
-from stem_torchrec.records import Listener, Record, Recorder
-from stem_torchrec.run_folder import about_run
-from stem_torchrec.session import Session
+from stem_torchrec.runs.folder import about_run
+from stem_torchrec.runs.records import Listener, Record, Recorder
+from stem_torchrec.storage.place import Place
+from stem_torchrec.training.metrics import TrainMetrics
 from stem_torchrec.training.position import Position
+from stem_torchrec.training.session import Session
 
 
 def saver_of(session: Session, publish: Listener, recorder: Recorder) -> checkpoint.Saver:

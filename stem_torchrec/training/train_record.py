@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import cast
 
-from stem_torchrec.memory import peak_memory_bytes
-from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.records import Record, defined
-from stem_torchrec.session import Session
-from stem_torchrec.throughput import Throughput
+from stem_torchrec.runs.records import Record, defined
+from stem_torchrec.training.memory import peak_memory_bytes
+from stem_torchrec.training.metrics import TrainMetrics
 from stem_torchrec.training.position import Position
+from stem_torchrec.training.session import Session
+from stem_torchrec.training.throughput import Throughput
 
 
 def train_metrics(session: Session) -> TrainMetrics:

@@ -10,11 +10,11 @@ from stem_torchrec import checkpoint
 from stem_torchrec.checkpoint.initial import load_initial
 from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.config import CheckpointConfig, Config
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import POSITION
-from tests.steps import SCHEMA, State, config_of, start, state_of
+from tests.support.steps import SCHEMA, State, config_of, start, state_of
 
 TABLE = "recommender.embeddings.tables.embedding_bags.{}.weight"
 

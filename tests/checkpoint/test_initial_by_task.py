@@ -15,7 +15,7 @@ from torch import Tensor
 from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.nn import MODELS
 from tests.checkpoint.test_initial import load, save, schema
-from tests.steps import config_of
+from tests.support.steps import config_of
 
 Weights = dict[str, Tensor]
 Parts = Iterator[tuple[str, Tensor]]

@@ -13,10 +13,10 @@ import torch
 from stem_torchrec import checkpoint
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.matching import Initial
-from stem_torchrec.schema import load_schema
-from stem_torchrec.settings import load_config
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.data.schema import load_schema
 from tests.checkpoint.test_initial import load
-from tests.steps import config_of, start, state_of
+from tests.support.steps import config_of, start, state_of
 
 ORDER = ("like", "follow", "click")
 DENSE = "recommender.model."

@@ -15,7 +15,7 @@ from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.errors import CheckpointError
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import POSITION, batches, config_with, rows_of_steps
-from tests.steps import assert_close, run_steps, start, state_of
+from tests.support.steps import assert_close, run_steps, start, state_of
 
 KINDS = pytest.mark.parametrize("asynchronous", [False, True])
 SHARDINGS = ("table_wise", "row_wise", "column_wise", "data_parallel")

@@ -15,7 +15,7 @@ from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from tests.checkpoint.test_save import content
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import batches, config_with, rows_of_steps
-from tests.steps import assert_close, config_of, run_steps, start, state_of
+from tests.support.steps import assert_close, config_of, run_steps, start, state_of
 
 
 @pytest.fixture(scope="module")

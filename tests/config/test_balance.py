@@ -9,9 +9,9 @@ import pytest
 from stem_torchrec.balancing.rules import rules
 from stem_torchrec.balancing.rules.multi_balance import MultiBalanceOptions, MultiBalanceRule
 from stem_torchrec.config import BalanceConfig, Config
+from stem_torchrec.config.reading import all_keys, dump_config, load_config, validate
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
-from stem_torchrec.settings import all_keys, dump_config, load_config, validate
 
 KEYS_OF_BEFORE = [
     *("rule", "boundary", "gram_rows", "gram_every"),

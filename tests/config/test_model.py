@@ -11,10 +11,10 @@ import yaml
 from stem_torchrec.analysis.compare.plan import Request, make_plan
 from stem_torchrec.cli import main
 from stem_torchrec.config import Config, build_model
+from stem_torchrec.config.reading import all_keys, dump_config, load_config, validate
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn import MODELS, Inputs, StemNetOptions
-from stem_torchrec.settings import all_keys, dump_config, load_config, validate
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 KEYS_OF_BEFORE = [
     *("name", "expert", "num_shared_experts", "num_task_experts", "expert_widths", "gate_widths"),

@@ -8,11 +8,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.balancing.rule import balance
 from stem_torchrec.distributed.balance import rule_for
-from stem_torchrec.embeddings import table_configs
+from stem_torchrec.distributed.embeddings import table_configs
+from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.nn.fork import Forked, Handle
 from stem_torchrec.nn.losses import labelled, task_losses
-from stem_torchrec.recommender import Recommender
-from tests.steps import SCHEMA, State
+from tests.support.steps import SCHEMA, State
 
 Named = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.models import MODELS
 from tests.distributed.balance_oracle import expected_step
-from tests.steps import (
+from tests.support.steps import (
     assert_close,
     batch_of,
     config_of,

@@ -6,7 +6,7 @@ import pytest
 from stem_torchrec import checkpoint
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.errors import UserError
-from tests.steps import (
+from tests.support.steps import (
     assert_close,
     batch_of,
     config_of,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stem_torchrec.nn.losses import labelled, task_losses
-from tests.steps import batch_of, config_of, random_rows, run_steps, start, take_steps
+from tests.support.steps import batch_of, config_of, random_rows, run_steps, start, take_steps
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam")
 

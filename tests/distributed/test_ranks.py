@@ -7,8 +7,8 @@ from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.dense_step import DenseOutput
 from stem_torchrec.distributed.ranks import check_devices
 from stem_torchrec.errors import UserError
-from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.nn.losses import labelled, task_losses
+from stem_torchrec.training.metrics import TrainMetrics
 
 
 def collectives(ranks, sizes):

@@ -9,7 +9,7 @@ import torch
 from examples import own_model, stem_net_plain_pytorch
 from stem_torchrec.cli import main
 from stem_torchrec.nn import Inputs
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 EXAMPLES = Path(own_model.__file__).parent
 

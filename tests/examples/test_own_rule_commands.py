@@ -11,7 +11,7 @@ import yaml
 from examples import own_rule
 from stem_torchrec.analysis.compare.plan import Request, make_plan
 from stem_torchrec.cli import main
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 RULE = "rule_of_my_own:InverseNorm"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from stem_torchrec.cli import main
-from stem_torchrec.processes import is_there, process_name
+from stem_torchrec.storage.lock.processes import is_there, process_name
 from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
 from tests.faults.kills import undisturbed
 from tests.faults.moments import kill_often
 from tests.faults.observed import RANKS
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,14 @@ from stem_torchrec.checkpoint.manifest import (
     write_manifest,
 )
 from stem_torchrec.config import Config
-from stem_torchrec.data.prepare.describe import Description
+from stem_torchrec.config.reading import all_keys, dump_config, load_config, load_file, validate
+from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.records import METRICS, has_evaluation, read_records
-from stem_torchrec.run_folder import cut_records
-from stem_torchrec.schema import Schema, load_schema
-from stem_torchrec.settings import all_keys, dump_config, load_config, load_file, validate
+from stem_torchrec.prepare.describe import Description
+from stem_torchrec.runs.folder import cut_records
+from stem_torchrec.runs.records import METRICS, has_evaluation, read_records
 from tests.fuzz.mutations import as_json, as_lines, as_yaml, files
-from tests.steps import SCHEMA
+from tests.support.steps import SCHEMA
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 SEED = os.environ.get("FUZZ_SEED")

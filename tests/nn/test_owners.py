@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stem_torchrec import schema
+from stem_torchrec.data import schema
 from stem_torchrec.nn import MODELS, BatchedMlp, Inputs, Owned, ownership
 from stem_torchrec.nn import owners as nn_owners
 from tests.nn.models.test_every_model import ORDERS, TASKS, model_with

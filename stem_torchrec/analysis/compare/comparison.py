@@ -24,11 +24,11 @@ from stem_torchrec.analysis.compare.runs import (
 )
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
-from stem_torchrec.folder_lock import locked
-from stem_torchrec.holder import Holder
-from stem_torchrec.launcher import default_num_workers, under_torchrun
-from stem_torchrec.place import Place
-from stem_torchrec.records import last_test, read_records
+from stem_torchrec.launch.launcher import default_num_workers, under_torchrun
+from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.storage.lock.folder_lock import locked
+from stem_torchrec.storage.lock.holder import Holder
+from stem_torchrec.storage.place import Place
 
 
 class Comparison(NamedTuple):

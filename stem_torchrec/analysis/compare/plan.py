@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from stem_torchrec.checks import check_inputs
 from stem_torchrec.config import Config, ModelConfig, model_class
+from stem_torchrec.config.reading import Key, keys_in_use, load_config, parse_options
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError, did_you_mean
-from stem_torchrec.run_schema import selected_schema
-from stem_torchrec.session import has_split
-from stem_torchrec.settings import Key, keys_in_use, load_config, parse_options
+from stem_torchrec.runs.schema import selected_schema
+from stem_torchrec.training.checks import check_inputs
+from stem_torchrec.training.session import has_split
 
 SINGLE_TASK = "single_task"
 """The model that a multi-task gain is measured against."""

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from stem_torchrec.config import Config, EmbeddingConfig, build_model
-from stem_torchrec.embeddings import OwnerEmbeddings
+from stem_torchrec.config.reading import validate
+from stem_torchrec.data.schema import Feature, Schema, Task
+from stem_torchrec.distributed.embeddings import OwnerEmbeddings
+from stem_torchrec.distributed.recommender import inputs_of as inputs_of_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.models import MODELS
 from stem_torchrec.nn.owners import SHARED
-from stem_torchrec.recommender import inputs_of as inputs_of_schema
-from stem_torchrec.schema import Feature, Schema, Task
-from stem_torchrec.settings import validate
 
 DIM, B = 4, 9
 TASKS = ("click", "like", "share")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_torchrec.config import EmbeddingConfig
-from stem_torchrec.embeddings import OwnerEmbeddings
+from stem_torchrec.data.schema import Feature, Schema, Task
+from stem_torchrec.distributed.embeddings import OwnerEmbeddings
+from stem_torchrec.distributed.recommender import inputs_of as inputs_of_schema
 from stem_torchrec.nn import StemNet, StemNetOptions
 from stem_torchrec.nn.owners import SHARED
-from stem_torchrec.recommender import inputs_of as inputs_of_schema
-from stem_torchrec.schema import Feature, Schema, Task
 
 DIM = 4
 TASKS = ("click", "like", "share")
