@@ -24,7 +24,7 @@ from stem_torchrec.launch.versions import misfit
 from stem_torchrec.prepare.options import KuaiRandConfig, PrepareOptions, PublicSetOptions
 from stem_torchrec.prepare.synthetic_config import SyntheticConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"])
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -23,7 +23,7 @@ from stem_torchrec.prepare.kuairand_features import CORE_VIDEO_FIELDS, TASKS
 from tests.prepare.raw_tables import files_under
 from tests.support.kuairand_release import LOG_COLUMNS, USER_COLUMNS, Row, Source
 
-SLICE = Path(__file__).parents[3].parent / "shared" / "data" / "kuairand"
+SLICE = Path(__file__).parents[2].parent / "shared" / "data" / "kuairand"
 
 
 @pytest.fixture

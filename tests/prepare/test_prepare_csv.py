@@ -14,7 +14,7 @@ from stem_torchrec.prepare.prepare_files import prepare_files
 from stem_torchrec.prepare.row_hash import hashed_id
 from tests.prepare.raw_tables import all_rows, describe, rows_of, vocabulary, write_text
 
-MOVIELENS = Path(__file__).parents[3].parent / "shared" / "data" / "ml-latest-small"
+MOVIELENS = Path(__file__).parents[2].parent / "shared" / "data" / "ml-latest-small"
 LINES = [
     ["user", "item name", "tags", "price", "stars", "weight", "day", "seen", "slot"],
     ["1", "a", "x|y|x", "0.5", "5", "1", "2024-01-01", "3|4", "0"],

@@ -290,7 +290,7 @@ def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path, source_k
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--out", str(tmp_path / "sets" / "out")],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=60,

@@ -13,7 +13,7 @@ from stem_torchrec.prepare.qk_video import COLUMNS, describe_qk_video
 from stem_torchrec.prepare.tiktok import describe_tiktok
 from tests.prepare.raw_tables import all_rows, vocabulary, without, write_text
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT.parent / "shared" / "data" / "tiktok" / "byterec_sample.txt"
 # uid, user_city, item_id, author_id, item_city, channel, finish, like, music_id, device_id, time, s
 TIKTOK = [

@@ -19,7 +19,7 @@ from stem_torchrec.prepare.prepared import prepared_folder
 from tests.prepare.raw_tables import files_under, write_text
 from tests.support.kuairand_release import Source
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 DESCRIPTION = """
 features:
   - {name: user, side: user}
