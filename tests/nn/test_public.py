@@ -28,7 +28,7 @@ def test_importing_it_loads_torch_alone() -> None:
     assert [name for name in loaded if name.partition(".")[0] in HEAVY] == []
     ours = {name for name in loaded if name.startswith("stem_torchrec")}
     others = {name for name in ours if not name.startswith("stem_torchrec.nn")}
-    assert others == {"stem_torchrec", "stem_torchrec.hints"}
+    assert others == {"stem_torchrec", "stem_torchrec.hints", "stem_torchrec.redaction"}
     # Besides our own files a few of torch and the standard library.
     assert len(loaded) - len(ours) < 40, loaded
 
