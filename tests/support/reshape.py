@@ -1,7 +1,5 @@
 """Runs that are stopped on some ranks and under one plan, and resumed on others under another.
 
-``python -m tests.support.reshape --json FILE`` writes the largest difference between the evaluations
-before and after, for every case that the tests have.
 """
 
 import argparse
