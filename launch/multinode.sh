@@ -11,7 +11,8 @@
 #   RUN_ID            name of the job (default: stem); two jobs at one endpoint need two names
 #   NPROC             ranks per node (default: the number of GPUs, 1 without)
 # Environment, of a node:
-#   LOCAL_ADDR        address at which the others reach this node (default: its host name)
+#   LOCAL_ADDR        address at which the others reach this node (default: its host name, or where
+#                     that resolves to 127...: the address from which it reaches RDZV_ENDPOINT)
 #   MAX_RESTARTS      how often lost ranks are started again, from the newest checkpoint (default: 0)
 #   OMP_NUM_THREADS   threads per rank (default: the cores divided by the ranks)
 #   PYTHON            interpreter (default: .venv/bin/python)

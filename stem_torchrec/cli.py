@@ -4,6 +4,7 @@ The commands are in ``commands/``; they and ``console.py`` are all that prints f
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,13 +17,28 @@ from stem_torchrec.commands.options import CommandParser
 from stem_torchrec.commands.plan import add_plan
 from stem_torchrec.commands.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.commands.train import add_train
-from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.console.streams import lenient_streams
+from stem_torchrec.environment import environment_failure
+from stem_torchrec.errors import CheckpointError, UserError, WorkerError
 from stem_torchrec.parent_watch import end_with_parent
 from stem_torchrec.versions import version_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else."""
+    """Run a command; 0 done, 2 a mistake of the user (one message), 1 anything else.
+
+    Where the machine fails, or a checkpoint cannot be written, the 1 comes with one line; so it
+    does where stdout has not taken all results.
+    """
+    with lenient_streams() as output:
+        code = _run(arguments)
+        if (lost := output.lost()) is not None:
+            print(f"error: {lost}", file=sys.stderr)
+            code = code or 1
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     end_with_parent()
     try:
@@ -35,9 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
-        _left_to_torchrun(error)
-        raise
+        told = error if isinstance(error, CheckpointError) else environment_failure(error)
+        if not _left_to_torchrun(told or error) and told is not None:
+            print(f"error: {told}", file=sys.stderr)
+        if told is None:
+            raise
+        return 1
     return code or 0
 
 
@@ -61,5 +84,8 @@ def _left_to_torchrun(error: Exception) -> bool:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    get_error_handler().record_exception(error)
+    try:
+        get_error_handler().record_exception(error)
+    except OSError:  # of the disk for temporary files
+        return False
     return True

@@ -23,6 +23,7 @@ from stem_torchrec.distributed.interruption import SAME_S
 from stem_torchrec.early_signals import SIGNALS, stop_signals
 from stem_torchrec.failures import comes_again, error_of
 from stem_torchrec.holder import share_job_name
+from stem_torchrec.node_address import give_up_lost_peers
 
 LEFT_TO_TORCH = "SIGQUIT"
 """For ``LaunchConfig.signals_to_handle`` and torchrun's ``--signals-to-handle``."""
@@ -70,7 +71,10 @@ def passing_on_signals() -> Iterator[PassedOn]:
             super().__init__(*arguments, **options)
             passed_on.agents.append(self)
             handler = self._worker_group.spec.rdzv_handler
-            share_job_name(getattr(handler, "_store", None), handler.get_run_id())
+            store = getattr(handler, "_store", None)
+            share_job_name(store, handler.get_run_id())
+            if (port := getattr(store, "port", None)) is not None:
+                give_up_lost_peers(port)
 
         def _start_workers(self, *arguments: Any, **options: Any) -> Any:
             started = super()._start_workers(*arguments, **options)

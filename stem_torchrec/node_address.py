@@ -12,6 +12,10 @@ from contextlib import suppress
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import Any
 
+STORE_LOST_S = 60
+"""A store that does not answer for so long is lost; torch's own limit of a request."""
+
+_PROBE_S = 10
 _SIOCGIFADDR = 0x8915
 
 
@@ -42,6 +46,23 @@ def local_address(given: str | None, endpoint: str) -> str | None:
         if interface is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
     return address
+
+
+def give_up_lost_peers(port: int) -> None:
+    """Connections of this process to that port fail where the other side stays silent.
+
+    Torch's store waits without a limit for the answer that would end a wait of its own, so a
+    launcher whose link is cut would stay for as long as the system tries to send.
+    """
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as connection:
+            if connection.family in (AF_INET, AF_INET6) and connection.getpeername()[1] == port:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+                connection.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STORE_LOST_S * 1000
+                )
 
 
 def _addresses(endpoint: str) -> list[Any]:

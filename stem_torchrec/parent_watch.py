@@ -39,7 +39,8 @@ def end_with_parent() -> None:
     """From now on this process ends with the one that it works for, if it works for one.
 
     That is the launcher that says so, or torchrun. A process that handles SIGTERM gets it, and so
-    may save first (in ``run.grace_s``); others end at once.
+    may save first (in ``run.grace_s``); others end at once, and so do the ranks of a node that
+    other nodes can bring back.
     """
     parent = os.environ.get(PARENT)
     if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -53,14 +54,20 @@ def end_with_parent() -> None:
 def _watch(parent: str) -> None:
     while is_there(parent):
         time.sleep(POLL_S)
-    stops = _handles_sigterm()
+    stops = _handles_sigterm() and not _goes_on_elsewhere()
     then = "this job is stopped" if stops else "this process ends"
     _say(f"the process that started this one ({parent.split()[0]}) has gone: {then}")
     if stops:
         os.kill(os.getpid(), signal.SIGTERM)
-    while _handles_sigterm():  # it sees to its end in time itself
+    while stops and _handles_sigterm():  # it sees to its end in time itself
         time.sleep(POLL_S)
     os._exit(1)
+
+
+def _goes_on_elsewhere() -> bool:
+    """Whether the job's other nodes bring it back if this one is lost: a stop would end it all."""
+    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    return several and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def _handles_sigterm() -> bool:

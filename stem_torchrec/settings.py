@@ -125,7 +125,7 @@ def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
     except RefusedYaml as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {_yaml_reason(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -134,6 +134,14 @@ def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
         if not isinstance(key, str):
             raise UserError(f"{path}: expected a name such as '{example}:', found {shown(key)}")
     return content
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong and where, without the line itself: a part of a URL may show its password."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    return f"{getattr(error, 'problem', None)}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def parse_options(
@@ -319,11 +327,12 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return f"{full}: required"
     # A location goes on into lists and alternatives; the key a person knows is its start.
     key = next((name for name in names if full == name or full.startswith(name + ".")), full)
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:
-        return f"{key}: {error['msg']}"
+        return f"{key}: {message}"
     if error["type"] == PLAIN_WORDS:
-        return f"{full}: {error['msg']}"
+        return f"{full}: {message}"
     hint = ""
     if error["type"] == "literal_error":
         hint = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-    return f"{key or 'config'}: {error['msg']}, found {shown(error['input'])}{hint}"
+    return f"{key or 'config'}: {message}, found {shown(error['input'])}{hint}"

@@ -43,14 +43,19 @@ def refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> R
         ("--modle.name", "stem_net", ["modle.name", "did you mean model.name"]),
         ("--model.gate_inputt", "both", ["gate_inputt", "did you mean model.gate_input"]),
         ("--model.gate_input", "bth", ["model.gate_input", "'bth'", "both", "task"]),
-        ("--model.name", "stemnet", ["model.name", "'stemnet'", "stem_net"]),
+        ("--model.name", "stemnet", ["model.name", "'stemnet'", "did you mean 'stem_net'?"]),
+        ("--balance.rule", "multibalance", ["balance.rule", "did you mean 'multi_balance'?"]),
+        ("--distributed.kernel", "fused_uvm", ["distributed.kernel", "cpu ranks do not have"]),
+        ("--model.expert_widths", "[1048576,1048576]", ["model.expert_widths", "GiB"]),
+        ("--resum", "1", ["--resum: unknown option; did you mean --resume?"]),
         ("--train.batch_size", "0", ["train.batch_size", "0", "1"]),
         ("--train.batch_size", "many", ["train.batch_size", "'many'", "integer"]),
         ("--embedding.lr", ".nan", ["embedding.lr", "nan"]),
-        ("--tasks.names", "click,lke", ["tasks.names", "'lke'", "click, like"]),
+        ("--tasks.names", "click,lke", ["tasks.names", "'lke'; did you mean 'like'?"]),
         ("--tasks.names", "click,click", ["tasks.names", "'click'", "twice"]),
         ("--data.features", "user_id,itemid", ["data.features", "'itemid'", "item_id"]),
         ("--model.task_specific_features", "[foo]", ["task_specific_features", "'foo'", "user_id"]),
+        ("--model.task_specific_features", "[itemid]", ["did you mean 'item_id'?"]),
         ("--data.path", "nowhere/at/all", ["data.path", "nowhere/at/all"]),
         ("--distributed.tables", "{nope*: {}}", ["distributed.tables", "'nope*'", "shared__user"]),
         ("--distributed.sharding", "rowwise", ["distributed.sharding", "'rowwise'", "row_wise"]),
@@ -59,6 +64,20 @@ def refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> R
 def test_config(refused: Refused, option: str, value: str, expected: list[str]) -> None:
     message = refused(option, value)
     assert [part for part in expected if part not in message] == []
+
+
+def test_the_configs_mistakes_come_before_the_run_folders(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("run: {}")
+    config = small_config(tmp_path / "config.yaml", data, run_dir)
+    command = ["train", "--config", str(config)]
+    assert main([*command, "--balance.rule", "equall"]) == 2
+    assert "did you mean 'equal'?" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "already holds a run" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -67,6 +67,22 @@ def test_what_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
+def test_a_silent_peer_is_given_up() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as store,
+        socket.create_server(("127.0.0.1", 0)) as another,
+        socket.create_connection(another.getsockname()) as other,
+    ):
+        node_address.give_up_lost_peers(server.getsockname()[1])
+        limits = [
+            connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            for connection in (store, other)
+        ]
+        assert limits == [node_address.STORE_LOST_S * 1000, 0]
+        store.sendall(b"still open")
+
+
 def test_the_address_from_which_another_is_reached() -> None:
     assert node_address._address_towards("127.0.0.1:1") is None
     found = node_address._address_towards(ELSEWHERE)  # none without a route

@@ -78,6 +78,22 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path, code: str, how: s
     assert (tmp_path / "saved").exists() == (how == "saves")
 
 
+def test_the_job_of_several_nodes_is_not_stopped_but_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", 4), ("LOCAL_WORLD_SIZE", 2), ("RESTARTS", 1)):
+        name = "TORCHELASTIC_MAX_RESTARTS" if name == "RESTARTS" else name
+        monkeypatch.setenv(name, str(value))
+    process, child = started(PARENT, "saves", tmp_path / "saved")
+    name = process_name(child)
+    process.kill()
+    _, errors = process.communicate(timeout=50)
+    while is_there(name):
+        time.sleep(0.01)
+    assert "has gone: this process ends" in errors
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_parent_that_has_gone_before() -> None:
     environment = os.environ | {"STEM_TORCHREC_PARENT": f"{os.getpid()} 12"}
     result = subprocess.run(

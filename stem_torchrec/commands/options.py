@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, local_path, place_of
+from stem_torchrec.redaction import without_passwords
 from stem_torchrec.settings import all_keys
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose epilog is made when the help is printed.
+    """A parser whose epilog is made when the help is printed, and that echoes no password.
 
     The keys of models and balancing rules stand beside their code, and to import that takes
     seconds, which no other command should wait for.
@@ -29,6 +30,9 @@ class CommandParser(argparse.ArgumentParser):
         if self.more is not None:
             self.epilog = self.more()
         return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))
 
 
 def add_command(
@@ -88,7 +92,9 @@ def option_keys(model: type[BaseModel]) -> str:
 def _help(title: str, form: str, model: type[BaseModel]) -> str:
     lines = [f"{title} ({form}):"]
     for key in all_keys(model):
-        lines.append(f"  --{key.name} (default: {key.default_text})")
+        required = key.default == "required"
+        default = "required" if required else f"default: {key.default_text}"
+        lines.append(f"  --{key.name} ({default})")
         lines.append(f"      {key.description}; {key.allowed}")
     return "\n".join(lines)
 

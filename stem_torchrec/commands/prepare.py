@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from stem_torchrec.commands.options import Commands, add_command, option_keys, place
+from stem_torchrec.commands.options import Commands, HelpFormatter, add_command, option_keys, place
 from stem_torchrec.commands.prepare_files import add_prepare_files
 from stem_torchrec.commands.stopping import stoppable
 from stem_torchrec.errors import UserError
@@ -11,10 +11,11 @@ from stem_torchrec.settings import load_options
 
 
 def add_prepare(commands: Commands) -> None:
-    from stem_torchrec.data.prepare.kuairand import KuaiRandConfig
+    from stem_torchrec.data.prepare.options import KuaiRandConfig
     from stem_torchrec.data.prepare.synthetic_config import SyntheticConfig
 
-    prepare = commands.add_parser("prepare", help="raw data -> prepared Parquet folder")
+    text = "raw data -> prepared Parquet folder"
+    prepare = commands.add_parser("prepare", help=text, formatter_class=HelpFormatter)
     prepare.add_argument("--check", type=place, metavar="DIR", help="verify a prepared folder")
     prepare.set_defaults(run=check_prepared, source_kind=None)
     sources = prepare.add_subparsers(metavar="SOURCE", dest="source_kind")
@@ -59,8 +60,9 @@ def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
 @stoppable
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.data.prepare.kuairand import KuaiRandConfig, prepare_kuairand
+    from stem_torchrec.data.prepare.kuairand import prepare_kuairand
     from stem_torchrec.data.prepare.kuairand_source import patterns
+    from stem_torchrec.data.prepare.options import KuaiRandConfig
     from stem_torchrec.data.prepare.transfer import local_source, local_target
 
     config = load_options(KuaiRandConfig, rest)

@@ -11,8 +11,10 @@ from stem_torchrec.checks import check_inputs
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
+from stem_torchrec.hints import did_you_mean
 from stem_torchrec.nn.models import MODELS
-from stem_torchrec.session import has_split, selected_schema
+from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.session import has_split
 from stem_torchrec.settings import Key, keys_in_use, load_config, parse_options
 
 SINGLE_TASK = "single_task"
@@ -115,7 +117,8 @@ def make_plan(request: Request) -> Plan:
     _each_once("--models", request.models)
     for model in request.models:
         if model not in MODELS:
-            raise UserError(f"--models: {model!r}; allowed: {', '.join(MODELS)}")
+            hint = did_you_mean(model, MODELS)
+            raise UserError(f"--models: {model!r}{hint}; allowed: {', '.join(MODELS)}")
     keys = _known_keys(request)
     fixed = [name for name, _ in parse_options(request.overrides, keys)]
     for name in fixed:

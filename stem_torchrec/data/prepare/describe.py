@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from stem_torchrec.data.prepare.canonical_values import without_zero_fraction
 from stem_torchrec.frozen import Frozen
 from stem_torchrec.schema import MAX_EMBEDDINGS, SPLITS
 
@@ -17,7 +18,10 @@ WEIGHT_COLUMN = "sample_weight"
 MAX_SEED = (1 << 63) - 1
 MAX_COUNT = 10**15
 
-Scalar = int | float | str | bool
+# What the engine calls the number of a row; in a table that has such a column it is that column.
+RESERVED_NAMES = ("rowid",)
+
+Scalar = bool | int | float | date | datetime | str
 Moment = int | date | datetime | str
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -27,7 +31,13 @@ class _Described(Frozen):
 
 
 class RawFormat(_Described):
-    """How the raw files are written. Types are found in the first rows unless they are given."""
+    """How the raw files are written.
+
+    Values of ids, labels, dense features, weights and groups that are plain columns are taken as
+    they are written, whatever the first rows look like. For expressions and times the types of
+    delimited files are found in the first rows unless they are given; a value that is of another
+    type is a bad row.
+    """
 
     type: Literal["delimited", "parquet"] = Field("delimited", description="kind of the files")
     delimiter: str = Field(",", min_length=1, max_length=4, description="between two values")
@@ -141,11 +151,23 @@ class ColumnSplit(_Value):
     valid: tuple[Scalar, ...] = Field((), description="values of valid")
     test: tuple[Scalar, ...] = Field((), description="values of test")
 
+    @field_validator(*SPLITS, mode="before")
+    @classmethod
+    def _are_lists(cls, values: object) -> object:
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"a list of values, found {values!r}; write [{values}]")
+        return values
+
     @model_validator(mode="after")
     def _values_are_apart(self) -> "ColumnSplit":
         _require_source(self)
-        _refuse_doubled("values", [str(v) for split in SPLITS for v in getattr(self, split)])
+        values = [text for split in SPLITS for text in self.texts(split)]
+        _refuse_doubled("values", values)
         return self
+
+    def texts(self, split: str) -> list[str]:
+        """The values of a split as raw data writes them, ``1.0`` as ``1``."""
+        return [without_zero_fraction(_written(value)) for value in getattr(self, split)]
 
 
 class Description(_Described):
@@ -163,6 +185,9 @@ class Description(_Described):
     item: str | None = Field(None, description="feature whose values are the items of stats.json")
     split: RandomSplit | TimeSplit | ColumnSplit = Field(
         discriminator="by", description="how rows are divided into train, valid and test"
+    )
+    may_read_labels: tuple[str, ...] = Field(
+        (), description="features that may read columns of which labels are made"
     )
     min_count: int = Field(
         10,
@@ -199,6 +224,14 @@ class Description(_Described):
         for key, name in (("user", self.user), ("item", self.item)):
             if name is not None and name not in names:
                 raise ValueError(f"{key}: unknown feature {name!r}; features: {', '.join(names)}")
+        for name in self.may_read_labels:
+            if name not in names:
+                raise ValueError(
+                    f"may_read_labels: unknown feature {name!r}; features: {', '.join(names)}"
+                )
+        for key, named in (("features", names), ("labels", [*self.labels])):
+            if taken := next((name for name in named if name.lower() in RESERVED_NAMES), None):
+                raise ValueError(f"{key}: {taken!r} is a name of the engine's; take another")
         for feature in self.features:
             _check_sharing(self, feature, names)
         return self
@@ -212,6 +245,10 @@ def _check_sharing(description: Description, feature: DescribedFeature, names: l
     owner = description.feature(feature.table)
     if owner.kind == "dense" or owner.table is not None:
         raise ValueError(f"{feature.name}.table: {owner.name!r} has no table of its own")
+
+
+def _written(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _require_source(value: _Value) -> None:

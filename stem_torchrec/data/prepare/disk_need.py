@@ -57,7 +57,7 @@ def _lines_and_bytes(path: Path) -> tuple[int, int]:
             read_bytes = path.stat().st_size if is_whole else file.tell()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    return max(1, head.count(b"\n")), read_bytes
+    return max(1, head.count(b"\n"), head.count(b"\r")), read_bytes
 
 
 def _text_bytes(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import duckdb
+from pydantic import ValidationError
 
 from stem_torchrec.data.prepare.describe import (
     GROUP_COLUMN,
@@ -12,11 +13,11 @@ from stem_torchrec.data.prepare.describe import (
     Description,
 )
 from stem_torchrec.data.prepare.placing import SPLIT_COLUMN
-from stem_torchrec.data.prepare.row_columns import Column
 from stem_torchrec.data.prepare.row_hash import hashed_id_sql
 from stem_torchrec.data.prepare.vocabulary import create_vocabulary, vocabulary_table
 from stem_torchrec.data.prepare.working_database import fetch_one, quoted
-from stem_torchrec.schema import Feature, Schema, Task
+from stem_torchrec.errors import UserError
+from stem_torchrec.schema import SPLITS, Feature, Schema, Task
 
 
 def table_rows(
@@ -28,6 +29,12 @@ def table_rows(
         return owner.num_embeddings
     counted = _values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
     return create_vocabulary(connection, owner.name, counted, min_count=description.min_count)
+
+
+def integer_columns(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Columns of ``rows`` that hold integers, or lists of them."""
+    found = connection.execute("DESCRIBE rows").fetchall()
+    return {name for name, type_name, *_ in found if type_name.removesuffix("[]") == "BIGINT"}
 
 
 def table_owners(description: Description) -> list[DescribedFeature]:
@@ -58,11 +65,10 @@ def count_collisions(
     connection: duckdb.DuckDBPyConnection,
     description: Description,
     owner: DescribedFeature,
-    columns: Mapping[str, Column],
 ) -> dict[str, int]:
     """Of a hashed table: distinct values, distinct ids, and the difference."""
     assert owner.num_embeddings is not None
-    is_integer = columns[owner.name].is_integer
+    is_integer = owner.name in integer_columns(connection)
     hashed = hashed_id_sql("value", owner.num_embeddings, is_integer=is_integer)
     values, ids = fetch_one(
         connection,
@@ -70,6 +76,31 @@ def count_collisions(
         f"FROM ({_values(description, owner)}) WHERE value IS NOT NULL)",
     )
     return {"values": values, "ids": ids, "collisions": values - ids}
+
+
+def count_unseen(
+    connection: duckdb.DuckDBPyConnection, description: Description
+) -> dict[str, dict[str, int]]:
+    """Rows of valid and of test whose value has no id, as it is rare in train or not there, by
+    feature; of features of one value with a vocabulary."""
+    names = [
+        feature.name
+        for feature in description.features
+        if feature.kind == "id" and description.owner(feature).encoding == "vocabulary"
+    ]
+    if not names:
+        return {}
+    counted = [
+        f"count(*) FILTER ({quoted(name)} IS NOT NULL AND {quoted(name)} NOT IN "
+        f"(SELECT value FROM {vocabulary_table(description.owner(feature).name)}))"
+        for name in names
+        for feature in [description.feature(name)]
+    ]
+    rows = connection.execute(
+        f"SELECT {SPLIT_COLUMN}, {', '.join(counted)} FROM placed WHERE {SPLIT_COLUMN} > 0 "
+        "GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    return {SPLITS[split]: dict(zip(names, found, strict=True)) for split, *found in rows}
 
 
 def prepared_schema(description: Description, rows: Mapping[str, int]) -> Schema:
@@ -90,10 +121,29 @@ def prepared_schema(description: Description, rows: Mapping[str, int]) -> Schema
     )
 
 
+def require_schema(description: Description) -> None:
+    """Refuse what no schema can hold, before any row is read.
+
+    Raises:
+        UserError: a task's name is not allowed, no feature is an id or a bag, two tables would
+            have one name, or bags of one table differ in pooling.
+    """
+    try:
+        prepared_schema(description, {owner.name: 2 for owner in table_owners(description)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        where = (
+            f"labels: task {first['input']!r}" if error.title == Task.__name__ else "description"
+        )
+        raise UserError(f"{where}: {reason}") from None
+
+
 def encoded_rows(
-    description: Description, columns: Mapping[str, Column], schema: Schema, split: int
+    connection: duckdb.DuckDBPyConnection, description: Description, schema: Schema, split: int
 ) -> str:
     """Query of a split's rows, columns in the order of ``arrow_schema``, without an order."""
+    integers = integer_columns(connection)
     selected, joins = [], []
     for feature, described in zip(schema.features, description.features, strict=True):
         name, owner = quoted(feature.name), description.owner(described)
@@ -114,7 +164,7 @@ def encoded_rows(
             joins.append(f"LEFT JOIN {ids} {table} ON {table}.value = {value}")
             value = f"{table}.id"
         else:
-            value = _direct_ids(value, described, owner, columns[feature.name].is_integer)
+            value = _direct_ids(value, described, owner, feature.name in integers)
         selected.append(f"coalesce({value}, {default})::{type_name} AS {name}")
     others = [quoted(task.label_column) for task in schema.tasks]
     others += [quoted(name) for name in (schema.sample_weight, schema.group) if name]

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 
 import duckdb
 
+from stem_torchrec.data.prepare.column_references import columns_decisive, columns_read
 from stem_torchrec.data.prepare.describe import Description
 from stem_torchrec.data.prepare.raw_files import RawFiles
+from stem_torchrec.data.prepare.sql_text import SqlText
 from stem_torchrec.data.prepare.working_database import quoted
 from stem_torchrec.errors import UserError
 
-INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
-TIME_TYPES = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "TIMESTAMP_S", "TIMESTAMP_MS")
+TIME_TYPES = (
+    *("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"),
+    *("TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,48 +26,80 @@ class Expression:
         key: where the description has it, for messages.
         sql: in parentheses, over the raw columns.
         type: DuckDB's name of its type.
+        reads: the raw columns in it.
+        decides: those on which its value depends where it is not null (see ``columns_decisive``).
+        is_unstated: one column of a delimited file as it is written there, of a type that nobody
+            has said.
     """
 
     key: str
     sql: str
     type: str
+    reads: frozenset[str]
+    decides: frozenset[str]
+    is_unstated: bool = False
 
     @property
-    def is_integer(self) -> bool:
-        return self.type.removesuffix("[]") in INTEGER_TYPES
+    def is_list(self) -> bool:
+        return self.type.endswith("]")
+
+    @property
+    def element_type(self) -> str:
+        """The type of a value, or of a list's values."""
+        return re.sub(r"\[\d*\]$", "", self.type)
+
+    @property
+    def typed(self) -> frozenset[str]:
+        """Columns whose values must be of their column's type."""
+        return frozenset() if self.is_unstated else self.reads
 
 
-def bind(connection: duckdb.DuckDBPyConnection, raw: RawFiles, key: str, text: str) -> Expression:
+def bind(
+    connection: duckdb.DuckDBPyConnection,
+    raw: RawFiles,
+    key: str,
+    text: str,
+    *,
+    as_written: bool = True,
+) -> Expression:
     """Check an expression of the user against the raw columns.
 
+    Args:
+        as_written: take a column whose type was found in the first rows as the text that it is.
+
     Raises:
-        UserError: it is no single expression over one row, or names a column that is not there.
+        UserError: it is no single expression over one row, calls what is no function of the row's
+            values (see ``sql_text``), or names a column that is not there.
     """
     if text in raw.columns:  # whatever SQL would make of the word
-        return bind_column(raw, key, text)
+        return bind_column(raw, key, text, as_written=as_written)
+    with SqlText() as parser:
+        parser.require_expression(key, text, raw.columns)
     sql = f"({text}\n)"  # the line break ends a comment
     source = f"(SELECT * FROM {raw.relation()})"
     try:
         # WHERE refuses what needs more than one row: aggregates and window functions.
         connection.execute(f"EXPLAIN SELECT 1 FROM {source} WHERE {sql} IS NOT NULL")
-        # Without the parentheses, so that the text cannot close them.
-        found = connection.execute(f"DESCRIBE SELECT {text}\nFROM {source}").fetchall()
+        found = connection.execute(f"DESCRIBE SELECT {sql} FROM {source}").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
         raise UserError(f"{key}: {_reason(str(error), raw)}") from None
-    if len(found) != 1:
-        raise UserError(f"{key}: {text!r} is not one expression")
-    return Expression(key, sql, found[0][1])
+    reads = columns_read(connection, text, raw.columns)
+    decides = columns_decisive(connection, text, raw.columns)
+    return Expression(key, sql, found[0][1], reads, decides)
 
 
-def bind_column(raw: RawFiles, key: str, column: str) -> Expression:
-    """A raw column by its exact name.
+def bind_column(raw: RawFiles, key: str, column: str, *, as_written: bool = True) -> Expression:
+    """A raw column by its exact name (see ``bind``).
 
     Raises:
         UserError: there is no such column.
     """
     if column not in raw.columns:
         raise UserError(f"{key}: {_unknown(column, raw)}")
-    return Expression(key, quoted(column), raw.columns[column])
+    reads = frozenset([column])
+    if as_written and column in raw.found_types:
+        return Expression(key, raw.written(column), "VARCHAR", reads, reads, is_unstated=True)
+    return Expression(key, quoted(column), raw.columns[column], reads, reads)
 
 
 def bind_value(
@@ -72,12 +108,14 @@ def bind_value(
     key: str,
     column: str | None,
     expression: str | None,
+    *,
+    as_written: bool = True,
 ) -> Expression:
-    """What a description gives as a column or as an expression."""
+    """What a description gives as a column or as an expression (see ``bind``)."""
     if expression is not None:
-        return bind(connection, raw, f"{key}.expression", expression)
+        return bind(connection, raw, f"{key}.expression", expression, as_written=as_written)
     assert column is not None
-    return bind_column(raw, f"{key}.column", column)
+    return bind_column(raw, f"{key}.column", column, as_written=as_written)
 
 
 def bound_features(
@@ -92,20 +130,13 @@ def bound_features(
     for feature in description.features:
         key, column = f"features.{feature.name}", feature.column or feature.name
         value = bind_value(connection, raw, key, column, feature.expression)
-        is_list = value.type.endswith("]")
-        if feature.kind == "bag" and is_list == (feature.separator is not None):
-            need = "a list has no separator" if is_list else "separator: needed"
+        if feature.kind == "bag" and value.is_list == (feature.separator is not None):
+            need = "a list has no separator" if value.is_list else "separator: needed"
             raise UserError(f"{key}: {need}; a bag's value is a list, or text with a separator")
-        if feature.kind != "bag" and is_list:
+        if feature.kind != "bag" and value.is_list:
             raise UserError(f"{key}: kind {feature.kind!r}, but its value is a list, {value.type}")
         bound[feature.name] = value
     return bound
-
-
-def text_columns(description: Description) -> list[str]:
-    """Raw columns that hold several values in one text."""
-    separated = [feature for feature in description.features if feature.separator is not None]
-    return [f.column or f.name for f in separated if f.expression is None]
 
 
 def _reason(text: str, raw: RawFiles) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 
 from stem_torchrec.data.prepare import raw_headers
+from stem_torchrec.data.prepare.canonical_values import is_integer_sql
 from stem_torchrec.data.prepare.describe import RawFormat
 from stem_torchrec.data.prepare.kuairand_features import LOG_COLUMNS, TASKS, RawFeature
 from stem_torchrec.data.prepare.raw_errors import readable_errors
@@ -150,7 +151,8 @@ def _raw(path: Path) -> RawFiles:
 def _integer(column: str) -> str:
     wrong = f"error(concat('column {column}: ', coalesce({column}, 'nothing'), ' is no integer'))"
     number = f"TRY_CAST({column} AS BIGINT)"
-    return f"CASE WHEN {number} IS NULL THEN {wrong} ELSE {number} END"
+    is_none = f"{number} IS NULL OR NOT {is_integer_sql(column)}"
+    return f"CASE WHEN {is_none} THEN {wrong} ELSE {number} END"
 
 
 def _label(task: str) -> str:

@@ -1,8 +1,11 @@
 """The table ``rows`` -> the view ``placed``: which split a row belongs to, and where in it."""
 
+from typing import Any
+
 import duckdb
 
 from stem_torchrec.data.prepare.describe import Description, Moment, RandomSplit, TimeSplit
+from stem_torchrec.data.prepare.expressions import TIME_TYPES
 from stem_torchrec.data.prepare.row_columns import PART_COLUMN, TIME_COLUMN, Column, time_sql
 from stem_torchrec.data.prepare.row_hash import row_key_sql
 from stem_torchrec.data.prepare.working_database import fetch_one, literal
@@ -22,8 +25,8 @@ def place_rows(
     description: Description,
     columns: dict[str, Column],
     seed: int,
-) -> dict[str, int]:
-    """Create the view ``placed`` of ``rows``; returns the rows per split.
+) -> dict[str, Any]:
+    """Create the view ``placed`` of ``rows``.
 
     Bad rows are left out. ``_row`` is the position in the files, ``_split`` the index into
     ``SPLITS``; rows of a split are in the order of ``_key`` where there is one (train of a shuffled
@@ -31,14 +34,19 @@ def place_rows(
     position, its values and the seeds, not on threads. Working them out anew in every scan costs
     less than a copy of the table that holds them.
 
+    Returns:
+        Rows per split and, of a split by time, ``cuts``: its bounds as texts.
+
     Raises:
         UserError: train is empty, or a bound is no time.
     """
-    split, key, chance = description.split, None, None
+    split, key, chance, cuts = description.split, None, None, {}
     if isinstance(split, RandomSplit):
         part, chance = _random_part(split), row_key_sql(_STREAMS["split"], split.seed)
     elif isinstance(split, TimeSplit):
-        part, key = _time_part(connection, split, columns[TIME_COLUMN]), TIME_COLUMN
+        bounds = _bounds(connection, split, columns[TIME_COLUMN])
+        part, key = _time_part(bounds), TIME_COLUMN
+        cuts = _cuts(connection, bounds, columns[TIME_COLUMN].type)
     else:
         part = PART_COLUMN
     if description.shuffled:
@@ -56,7 +64,7 @@ def place_rows(
     found = {name: counted.get(number, 0) for number, name in enumerate(SPLITS)}
     if not found["train"]:
         raise UserError(f"split: train is empty, valid has {found['valid']}, test {found['test']}")
-    return found
+    return found | ({"cuts": cuts} if cuts else {})
 
 
 def _random_part(split: RandomSplit) -> str:
@@ -69,7 +77,10 @@ def _random_part(split: RandomSplit) -> str:
     return f"(CASE {' '.join(cases)} ELSE {last} END)::TINYINT" if cases else f"{last}::TINYINT"
 
 
-def _time_part(connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Column) -> str:
+def _bounds(
+    connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Column
+) -> tuple[int, int]:
+    """The first moments of valid and test, as ``_time`` holds them."""
     if split.shares is not None:
         valid_from = _first_time_after(connection, split.shares[0])
         test_from = _first_time_after(connection, split.shares[0] + split.shares[1])
@@ -80,6 +91,22 @@ def _time_part(connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Co
         test_from = _bound(connection, "test_from", split.test_from, time.type)
     if valid_from > test_from:
         raise UserError(f"split.valid_from: {split.valid_from} is after {split.test_from}")
+    return valid_from, test_from
+
+
+def _cuts(
+    connection: duckdb.DuckDBPyConnection, bounds: tuple[int, int], type_name: str
+) -> dict[str, int | str]:
+    """Bounds as people read them: integers, or moments of UTC."""
+    if type_name not in TIME_TYPES:
+        return dict(zip(("valid_from", "test_from"), bounds, strict=True))
+    make = "make_timestamp_ns" if type_name == "TIMESTAMP_NS" else "make_timestamp"
+    shown = [fetch_one(connection, f"SELECT {make}({bound})::VARCHAR")[0] for bound in bounds]
+    return dict(zip(("valid_from", "test_from"), shown, strict=True))
+
+
+def _time_part(bounds: tuple[int, int]) -> str:
+    valid_from, test_from = bounds
     return (
         f"(CASE WHEN {TIME_COLUMN} < {valid_from} THEN 0 WHEN {TIME_COLUMN} < {test_from} THEN 1 "
         "ELSE 2 END)::TINYINT"
@@ -87,8 +114,12 @@ def _time_part(connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Co
 
 
 def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str) -> int:
-    """A bound of the description as the number that ``_time`` holds."""
-    sql = time_sql(f"{literal(str(value))}::{type_name}", type_name)
+    """A bound of the description as the number that ``_time`` holds; without a zone it is UTC."""
+    if type_name in TIME_TYPES:  # by way of a zone, for a cast to others drops an offset
+        sql = f"({literal(str(value))}::TIMESTAMPTZ)::TIMESTAMP"
+        sql = time_sql(f"({sql})::TIMESTAMP_NS" * (type_name == "TIMESTAMP_NS") or sql, type_name)
+    else:
+        sql = time_sql(f"{literal(str(value))}::{type_name}", type_name)
     try:
         return int(fetch_one(connection, f"SELECT {sql}")[0])
     except duckdb.ConversionException:

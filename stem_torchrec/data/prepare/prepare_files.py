@@ -4,27 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from stem_torchrec.data.prepare.building import building
 from stem_torchrec.data.prepare.describe import DescribedFeature, Description
 from stem_torchrec.data.prepare.disk_need import needed_bytes
 from stem_torchrec.data.prepare.encoding import (
     count_collisions,
+    count_unseen,
     count_values,
     encode_bags,
     encoded_rows,
     prepared_schema,
+    require_schema,
     table_owners,
     table_rows,
 )
-from stem_torchrec.data.prepare.expressions import text_columns
+from stem_torchrec.data.prepare.options import PrepareOptions
 from stem_torchrec.data.prepare.placing import order_sql, place_rows
 from stem_torchrec.data.prepare.prepared import (
-    ROW_GROUP_ROWS,
-    VOCABULARY_FOLDER,
     folders_of_splits,
     write_metadata,
 )
@@ -36,25 +34,11 @@ from stem_torchrec.data.prepare.request import request_of
 from stem_torchrec.data.prepare.row_columns import Column, row_columns
 from stem_torchrec.data.prepare.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.prepare.vocabulary import copy_to, write_vocabulary
-from stem_torchrec.data.prepare.working_database import Resources, WorkingDatabase, working_database
+from stem_torchrec.data.prepare.working_database import WorkingDatabase, working_database
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.schema import SPLITS, Schema
 
-
-class PrepareOptions(Resources):
-    """How raw files are prepared, whatever they hold."""
-
-    on_bad_row: Literal["fail", "skip"] = Field(
-        "fail", description="at a raw row that does not fit: stop, or count it and go on"
-    )
-    shuffle_seed: int = Field(0, ge=0, description="seed of the order of the train files")
-    row_group_rows: int = Field(ROW_GROUP_ROWS, ge=1, description="rows per row group")
-
-
-class PublicSetOptions(PrepareOptions):
-    """How a public set of known columns is prepared."""
-
-    seed: int = Field(0, ge=0, description="seed of the split")
-    min_count: int = Field(10, ge=1, description="rows of train a value needs for an id of its own")
+_UNSEEN = "count unseen ids"
 
 
 def prepare_files(
@@ -81,24 +65,27 @@ def prepare_files(
 
     Returns:
         The statistics (see ``compute_stats``), with ``raw_rows``, ``skipped`` (bad rows by reason)
-        and ``hash`` (values, ids and collisions of each hashed table).
+        and ``hash`` (values, ids and collisions of each hashed table); of a split by time with
+        ``cuts`` (its bounds) and ``unseen`` (see ``count_unseen``).
 
     Raises:
-        UserError: files, columns, values or expressions are wrong, ``out`` is occupied, the disk
-            is full.
+        UserError: files, columns, values or expressions are wrong, or ``out`` is occupied.
+        EnvironmentFailure: the disk is full.
     """
     options, watcher = options or PrepareOptions(), watcher or Unseen()
-    request = request_of(find_files(sources), options, description=description)
+    require_schema(description)
+    files = find_files(sources)
+    request = request_of(files, options, description=description)
     with (
         building(out, overwrite=overwrite, request=request, fresh=fresh) as made,
         folders_of_splits(made.prepared),
     ):
         with working_database(made.work, options) as database:
+            database.lock(files, [made.prepared])
             raw = open_raw_files(
                 database.connection,
                 sources,
                 description.format,
-                text_columns=text_columns(description),
                 skip_bad_rows=options.on_bad_row == "skip",
             )
             columns = row_columns(database.connection, raw, description)
@@ -150,10 +137,11 @@ class _Work:
             *(
                 Stage(
                     f"collisions of {owner.name}",
-                    partial(count_collisions, connection, description, owner, self.columns),
+                    partial(count_collisions, connection, description, owner),
                 )
                 for owner in self._hashed
             ),
+            *([Stage(_UNSEEN, self._count_unseen)] if self.description.split.by == "time" else []),
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
         ]
 
@@ -170,12 +158,17 @@ class _Work:
         results = self._results
         skipped = results[self._reading]
         counts = {
-            "raw_rows": sum(results["split"].values()) + sum(skipped.values()),
+            "raw_rows": sum(results["split"][name] for name in SPLITS) + sum(skipped.values()),
             "skipped": skipped,
             **{key: results[f"count {key}"] for key in self._counted},
         }
         hashed = {owner.name: results[f"collisions of {owner.name}"] for owner in self._hashed}
-        return counts | ({"hash": hashed} if hashed else {})
+        return (
+            counts
+            | ({"hash": hashed} if hashed else {})
+            | ({"cuts": results["split"]["cuts"]} if "cuts" in results["split"] else {})
+            | ({"unseen": results[_UNSEEN]} if results.get(_UNSEEN) else {})
+        )
 
     @property
     def _results(self) -> dict[str, Any]:
@@ -198,7 +191,9 @@ class _Work:
         verify_compressed(self.raw.paths, self.options.num_threads)
 
     def _read(self) -> dict[str, int]:
-        return read_rows(self.database.connection, self.raw, self.columns)
+        connection = self.database.connection
+        of_all_rows = partial(row_columns, connection, self.raw, self.description, of_all_rows=True)
+        return read_rows(connection, self.raw, self.columns, of_all_rows)
 
     def _split(self) -> dict[str, int]:
         seed = self.options.shuffle_seed
@@ -212,14 +207,18 @@ class _Work:
             write_vocabulary(connection, owner.name, self.folder / VOCABULARY_FOLDER)
         return rows
 
+    def _count_unseen(self) -> dict[str, dict[str, int]]:
+        return count_unseen(self.database.connection, self.description)
+
     def _write(self, split: str) -> None:
         if not self._results["split"][split]:
             return
-        query = encoded_rows(self.description, self.columns, self.schema, SPLITS.index(split))
+        connection = self.database.connection
+        query = encoded_rows(connection, self.description, self.schema, SPLITS.index(split))
         ordered = self.description.ordered and split == "train"
         # One file: DuckDB keeps the order of several only where one thread writes them.
         copy_to(
-            self.database.connection,
+            connection,
             f"{query} {order_sql(ordered=ordered)}",
             self.folder / split / "part-00000.parquet",
             row_group_rows=self.options.row_group_rows,

@@ -14,10 +14,39 @@ from stem_torchrec.errors import UserError
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}  # those that DuckDB knows by their ending
 _CHUNK_BYTES = 2**20
+# What other files than delimited ones begin with.
+_OTHER = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1": "Parquet",
+}
 
 
 def compressed(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.suffix in CODECS]
+
+
+def refuse_other_compression(paths: Sequence[Path]) -> None:
+    """Of delimited files: DuckDB knows gzip and zstd, by their endings.
+
+    Raises:
+        UserError: a file is compressed otherwise, or does not say by its ending that it is.
+    """
+    for path in paths:
+        if path.suffix in CODECS:
+            continue
+        with path.open("rb") as file:
+            head = file.read(8)
+        if kind := next((k for magic, k in _OTHER.items() if head.startswith(magic)), None):
+            raise UserError(
+                f"{path}: is a {kind} file by its content; allowed are plain text, gzip (.gz) and "
+                "zstd (.zst)" + ", or format.type: parquet" * (kind == "Parquet")
+            )
 
 
 def verify_compressed(paths: Sequence[Path], threads: int) -> None:
@@ -52,11 +81,12 @@ def refuse_changed_types(paths: Sequence[Path], columns: Collection[str]) -> Non
         UserError: a column is missing in a file, or is of another type than in the first.
     """
     first, first_path = pq.read_schema(paths[0]), paths[0]
-    for path in paths[1:]:
+    for path in paths:
         found = pq.read_schema(path)
         for name in sorted(columns):
-            if name not in found.names:
-                raise UserError(f"{path}: column {name!r} is missing; {first_path} has it")
+            if found.names.count(name) != 1:
+                what = "occurs twice" if name in found.names else "is missing"
+                raise UserError(f"{path}: column {name!r} {what}; other files have it once")
             types = found.field(name).type, first.field(name).type
             if type_family(types[0]) != type_family(types[1]):
                 raise UserError(

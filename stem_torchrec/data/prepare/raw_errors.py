@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from stem_torchrec.data.prepare.raw_checks import verify_compressed
 from stem_torchrec.errors import UserError
@@ -13,6 +14,7 @@ from stem_torchrec.errors import UserError
 _CSV_ERROR = re.compile(r"CSV Error on Line: (\d+)\n(.*)", re.S)
 _FILE = re.compile(r"^\s*file = (.*)$", re.M)
 _SHOWN = 80
+_CHUNK_BYTES = 2**20
 
 
 @contextmanager
@@ -37,9 +39,30 @@ def _message(text: str, paths: Sequence[Path]) -> str | None:
         named = _FILE.search(text)
         path = named.group(1) if named else str(paths[0])
         return f"{path}, line {csv_error.group(1)}: {_reason(csv_error.group(2))}"
+    if "CSV" in text or "csv" in text:
+        named = _FILE.search(text)
+        path = Path(named.group(1)) if named else paths[0]
+        return f"{path}: no delimited file that can be read{_line_ends(path)}"
     if re.search(r"parquet|magic bytes|Snappy|TProtocol|Schema mismatch", text, re.I):
         return f"{_name_of_parquet(text, paths)}: {text.splitlines()[0].partition(': ')[2]}"
     return None
+
+
+def _line_ends(path: Path) -> str:
+    """How the lines end, where they do in several ways."""
+    counts = dict.fromkeys((r"\r\n", r"\n", r"\r"), 0)
+    last = b""
+    with pa.input_stream(str(path), compression="detect") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            pairs = (last + chunk).count(b"\r\n")
+            counts[r"\r\n"] += pairs
+            counts[r"\n"] += chunk.count(b"\n") - pairs
+            counts[r"\r"] += chunk.count(b"\r") - pairs
+            last = chunk[-1:] if chunk.endswith(b"\r") else b""
+    found = [f"{count:,} × {end}" for end, count in counts.items() if count]
+    if len(found) < 2:
+        return ": quotes or delimiters are not as format says"
+    return f": its lines end in several ways ({', '.join(found)}), or values hold them unquoted"
 
 
 def _reason(text: str) -> str:

@@ -3,8 +3,8 @@
 import codecs
 import csv
 import glob
-import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,13 +69,12 @@ def read_header(path: Path, raw_format: RawFormat) -> list[str]:
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
             head = stream.read(_HEAD_BYTES)
-        line = io.StringIO(head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].decode())
+        line = re.split(rb"\r\n|\n|\r", head.removeprefix(codecs.BOM_UTF8), maxsplit=1)[0].decode()
     except UnicodeDecodeError:
         raise UserError(f"{path}, line 1: not UTF-8") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    text = line.read().rstrip("\r")
     if raw_format.quote is None or len(raw_format.delimiter) > 1:
-        return text.split(raw_format.delimiter)
-    rows = csv.reader([text], delimiter=raw_format.delimiter, quotechar=raw_format.quote)
+        return line.split(raw_format.delimiter)
+    rows = csv.reader([line], delimiter=raw_format.delimiter, quotechar=raw_format.quote)
     return next(rows, [])

@@ -1,13 +1,13 @@
 """Raw files -> the table ``rows`` (see ``row_columns``), in file order; bad rows are named or
 counted, never lost in silence."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import duckdb
 
 from stem_torchrec.data.prepare.raw_checks import refuse_changed_types
 from stem_torchrec.data.prepare.raw_errors import readable_errors
-from stem_torchrec.data.prepare.raw_files import RawFiles, used_columns
+from stem_torchrec.data.prepare.raw_files import RawFiles
 from stem_torchrec.data.prepare.row_columns import Column
 from stem_torchrec.data.prepare.working_database import fetch_one, literal, quoted
 from stem_torchrec.errors import UserError
@@ -16,9 +16,16 @@ _TRIPPED = "a bad row"
 
 
 def read_rows(
-    connection: duckdb.DuckDBPyConnection, raw: RawFiles, columns: Mapping[str, Column]
+    connection: duckdb.DuckDBPyConnection,
+    raw: RawFiles,
+    columns: Mapping[str, Column],
+    columns_of_all_rows: Callable[[], Mapping[str, Column]],
 ) -> dict[str, int]:
     """Create ``rows``, with a column ``_bad``: what is wrong with a row, null if nothing is.
+
+    Args:
+        columns: those that fit the first rows.
+        columns_of_all_rows: gives, at the price of a look at every row, those that fit them all.
 
     Returns:
         Number of bad rows by reason, where ``raw`` skips them; ``_bad`` marks those in the table.
@@ -28,18 +35,12 @@ def read_rows(
             one type in all files.
     """
     if raw.format.type == "parquet":
-        refuse_changed_types(raw.paths, _used(raw, columns))
-    selected = ", ".join(f"{column.sql} AS {quoted(name)}" for name, column in columns.items())
-    fault = _fault(raw, columns) if raw.bad_rows == "record" else _tripwire(raw, columns)
-    with readable_errors(raw.paths):
-        try:
-            connection.execute(
-                f"CREATE TABLE rows AS SELECT {selected}, {fault} AS _bad FROM {raw.relation()}"
-            )
-        except duckdb.InvalidInputException as error:
-            if _TRIPPED in str(error):
-                raise UserError(_first_bad_row(connection, raw, columns)) from None
-            raise
+        refuse_changed_types(raw.paths, _typed(columns) - raw.partitions.keys())
+    _create_rows(connection, raw, columns)
+    if fetch_one(connection, "SELECT bool_or(_misfit) FROM rows")[0]:
+        for table in ("rows", "reject_errors", "reject_scans"):
+            connection.execute(f"DROP TABLE IF EXISTS {table}")
+        _create_rows(connection, raw, columns_of_all_rows())
     skipped = _count_skipped(connection) if raw.bad_rows == "record" else {}
     if not fetch_one(connection, "SELECT count(*) FROM rows WHERE _bad IS NULL")[0]:
         counted = ", ".join(f"{count:,} × {reason}" for reason, count in skipped.items())
@@ -48,13 +49,34 @@ def read_rows(
     return skipped
 
 
-def _used(raw: RawFiles, columns: Mapping[str, Column]) -> set[str]:
-    return used_columns(raw, [column.sql for column in columns.values()])
+def _create_rows(
+    connection: duckdb.DuckDBPyConnection, raw: RawFiles, columns: Mapping[str, Column]
+) -> None:
+    """Read the files once; ``_misfit`` is true where a column needs a wider form."""
+    selected = ", ".join(f"{column.sql} AS {quoted(name)}" for name, column in columns.items())
+    fault = _fault(raw, columns) if raw.bad_rows == "record" else _tripwire(raw, columns)
+    misfits = [column.misfit for column in columns.values() if column.misfit]
+    misfit = " OR ".join(misfits) or "false"
+    with readable_errors(raw.paths):
+        try:
+            connection.execute(
+                f"CREATE TABLE rows AS SELECT {selected}, {fault} AS _bad, {misfit} AS _misfit "
+                f"FROM {raw.relation()}"
+            )
+        except duckdb.InvalidInputException as error:
+            if _TRIPPED in str(error):
+                raise UserError(_first_bad_row(connection, raw, columns)) from None
+            raise
+
+
+def _typed(columns: Mapping[str, Column]) -> set[str]:
+    """Raw columns whose values must be of their type."""
+    return {name for column in columns.values() for name in column.typed}
 
 
 def _faults(raw: RawFiles, columns: Mapping[str, Column]) -> tuple[str, str]:
     """SQL that is true for a bad row, and SQL of what is wrong with it."""
-    wrong_type, faults = raw.type_faults(_used(raw, columns))
+    wrong_type, faults = raw.type_faults(_typed(columns))
     own = [(column.wrong, column.fault) for column in columns.values() if column.wrong is not None]
     wrong = " OR ".join([f"({wrong_type})", *(f"({wrong})" for wrong, _ in own)])
     cases = "".join(f" WHEN {wrong} THEN {fault}" for wrong, fault in (*faults, *own))

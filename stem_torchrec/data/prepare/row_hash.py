@@ -1,11 +1,17 @@
 """Stated, stable hashes: the same numbers in Python and, as SQL, in DuckDB.
 
 An integer v is hashed by the finalizer of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) applied to
-v modulo 2^64, a text by the first 8 bytes, big-endian, of the SHA-256 of its UTF-8 form.
+v modulo 2^64, a text by the first 8 bytes, big-endian, of the SHA-256 of its UTF-8 form. A text
+that is the canonical form of an integer is that integer (see ``canonical_values``).
 """
 
 import hashlib
 from collections.abc import Callable
+
+from stem_torchrec.data.prepare.canonical_values import Value, canonical, is_integer_sql
+
+HASH_FUNCTION = "canonical-splitmix64-sha256"
+"""Its name in ``schema.json``: another function, or other values for it, need another name."""
 
 _MASK = 2**64 - 1
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -19,16 +25,19 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def hash_value(value: int | str) -> int:
-    """The 64-bit hash of an integer or a text."""
-    if isinstance(value, int):
-        return mix(value)
-    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big")
+def hash_value(value: Value) -> int:
+    """The 64-bit hash of a value that is not missing."""
+    found = canonical(value)
+    assert found is not None
+    if isinstance(found, int):
+        return mix(found)
+    return int.from_bytes(hashlib.sha256(found.encode()).digest()[:8], "big")
 
 
-def hashed_id(value: int | str | None, num_embeddings: int) -> int:
+def hashed_id(value: Value | None, num_embeddings: int) -> int:
     """The id that ``encoding: hash`` gives a value: 1 to ``num_embeddings - 1``, missing is 0."""
-    return 0 if value is None else 1 + hash_value(value) % (num_embeddings - 1)
+    found = None if value is None else canonical(value)
+    return 0 if found is None else 1 + hash_value(found) % (num_embeddings - 1)
 
 
 def mix_sql(value: str) -> str:
@@ -48,10 +57,12 @@ HASH_MACROS = (
 
 
 def hash_sql(value: str, *, is_integer: bool) -> str:
-    """``hash_value`` of a BIGINT or VARCHAR expression; needs ``HASH_MACROS``."""
+    """``hash_value`` of a BIGINT or canonical VARCHAR expression; needs ``HASH_MACROS``."""
     if is_integer:
         return f"stem_mix(({value}::HUGEINT & {_MASK}::HUGEINT)::UBIGINT)"
-    return f"('0x' || left(sha256({value}), 16))::UBIGINT"
+    integer = hash_sql(f"TRY_CAST({value} AS BIGINT)", is_integer=True)
+    text = f"('0x' || left(sha256({value}), 16))::UBIGINT"
+    return f"CASE WHEN {is_integer_sql(value)} THEN {integer} ELSE {text} END"
 
 
 def hashed_id_sql(value: str, num_embeddings: int, *, is_integer: bool) -> str:

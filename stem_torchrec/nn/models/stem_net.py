@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
+from stem_torchrec.hints import did_you_mean
 from stem_torchrec.nn.extraction import ExtractionStack
 from stem_torchrec.nn.gates import Reach
 from stem_torchrec.nn.inputs import Inputs
@@ -83,8 +84,9 @@ def task_specific_features(config: ModelConfig, schema: Schema) -> tuple[str, ..
         return tuple(f.name for f in schema.sparse if f.side == wanted)
     known = [f.name for f in schema.sparse]
     if unknown := [name for name in wanted if name not in known]:
+        hint = did_you_mean(unknown[0], known)
         raise UserError(
-            f"model.task_specific_features: unknown feature {unknown[0]!r}; "
+            f"model.task_specific_features: unknown feature {unknown[0]!r}{hint}; "
             f"allowed: all, none, user, item, or some of {', '.join(known)}"
         )
     return tuple(name for name in known if name in wanted)

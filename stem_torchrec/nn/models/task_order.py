@@ -1,7 +1,10 @@
 """Tasks that follow one another, such as a click and the purchase after it."""
 
+from collections.abc import Sequence
+
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.errors import UserError
+from stem_torchrec.hints import did_you_mean
 from stem_torchrec.schema import Schema
 
 
@@ -44,10 +47,20 @@ def full_order(config: ModelConfig, schema: Schema) -> list[int]:
     return order
 
 
+def chain_of(config: ModelConfig, tasks: Sequence[str]) -> Sequence[str] | None:
+    """Tasks as they follow one another, of a model whose weights go by that; None of others."""
+    if config.name == "aitm":
+        return config.task_order or tasks
+    return config.task_order if config.name == "esmm" else None
+
+
 def _indices(order: tuple[str, ...], schema: Schema) -> list[int]:
     known = schema.task_names
     if unknown := [name for name in order if name not in known]:
-        raise UserError(f"model.task_order: unknown task {unknown[0]!r}; allowed: {known}")
+        raise UserError(
+            f"model.task_order: unknown task {unknown[0]!r}{did_you_mean(unknown[0], known)}; "
+            f"allowed: {', '.join(known)}"
+        )
     if doubled := [name for name in order if order.count(name) > 1]:
         raise UserError(f"model.task_order: {doubled[0]!r} is named twice")
     return [known.index(name) for name in order]

@@ -62,7 +62,7 @@ def needed(path: Path) -> int:
     kind = "parquet" if path.suffix == ".parquet" else "delimited"
     description = describe(DESCRIPTION, format={"type": kind})
     with duckdb.connect() as connection:
-        raw = open_raw_files(connection, [path], description.format, text_columns=["tags"])
+        raw = open_raw_files(connection, [path], description.format)
         columns = row_columns(connection, raw, description)
         return needed_bytes(connection, raw, columns.values())
 

@@ -125,6 +125,7 @@ def test_features_of_one_table_share_ids(tmp_path: Path) -> None:
           - {name: last, table: item}
           - {name: past, kind: bag, separator: "|", table: item, pooling: mean}
         labels: {y: item = 1}
+        may_read_labels: [item]
         split: {by: random, shares: [1, 0, 0]}
         shuffle: false
         min_count: 3
@@ -132,7 +133,7 @@ def test_features_of_one_table_share_ids(tmp_path: Path) -> None:
     )
     prepare_files([source], described, tmp_path / "out")
     # Over all three columns 1 occurs 7 times, 2 five times, 3 and 9 three times each.
-    assert vocabulary(tmp_path / "out", "item") == {"1": 1, "2": 2, "3": 3, "9": 4}
+    assert vocabulary(tmp_path / "out", "item") == {1: 1, 2: 2, 3: 3, 9: 4}
     rows = [{"item": 1, "last": 2, "past": [3, 1], "y": 1}] * 3
     rows += [{"item": 2, "last": 1, "past": [2], "y": 0}, {"item": 4, "last": 4, "past": [4]}]
     assert rows_of(tmp_path / "out", "train") == [{"y": 0} | row for row in rows]
@@ -147,6 +148,7 @@ def test_vocabulary_knows_the_train_split_only(tmp_path: Path) -> None:
         """
         features: [{name: city}]
         labels: {y: city = 'rome'}
+        may_read_labels: [city]
         split: {by: column, column: part, train: [a], valid: [b], test: [c]}
         min_count: 2
         """

@@ -17,7 +17,7 @@ import yaml
 from stem_torchrec.cli import main
 from stem_torchrec.data.prepare import raw_rows
 from stem_torchrec.data.prepare.prepare_files import PrepareOptions, prepare_files
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import EnvironmentFailure, UserError, WorkKept
 from tests.data.prepare.raw_tables import describe, files_under, rows_of
 
 DESCRIPTION = """
@@ -59,8 +59,14 @@ BAD_ROWS: list[tuple[str | bytes, str, str]] = [
     ),
     (b"7,0,0,\xff\xfe,0,1,3,x", "line 5: not UTF-8", "not UTF-8"),
     ("7,0,0,1,2,1,3,x", "row 4: label 'y': 2 is not 0, 1 or missing", "label 'y'"),
-    ("7,0,0,1,0.5,1,3,x", "row 4: column 'label': 0.5 is no BIGINT; as in the", "column 'label'"),
-    ("u,0,0,1,0,1,3,x", "row 4: column 'user': u is no BIGINT", "column 'user'"),
+    ("7,0,0,1,0.5,1,3,x", "row 4: label 'y': 0.5 is not 0, 1 or missing", "label 'y'"),
+    ("7,0,0,1,0,1,d,x", "row 4: column 'day': d is no BIGINT; as in the first", "column 'day'"),
+    ("7,0,0,1,0,1,3.0,x", "row 4: column 'day': 3.0 is no BIGINT", "column 'day'"),
+    ("7,0,0,1,0,1,03,x", "row 4: column 'day': 03 is no BIGINT", "column 'day'"),
+    ("7,0,0,1,0,1,0x3,x", "row 4: column 'day': 0x3 is no BIGINT", "column 'day'"),
+    ("7,0x1,0,1,0,1,3,x", "row 4: id of 'slot': 0x1 is not 0 to 2", "id of 'slot'"),
+    ("7,0,0|0_1,1,0,1,3,x", r"row 4: id of 'slots': 0\|0_1 is not 0 to 2", "id of 'slots'"),
+    ("7,0,0,1_0,0,1,3,x", "row 4: feature 'price': 1_0 is not a finite number", "feature 'price'"),
     ("7,3,0,1,0,1,3,x", "row 4: id of 'slot': 3 is not 0 to 2", "id of 'slot'"),
     ("7,-1,0,1,0,1,3,x", "row 4: id of 'slot': -1 is not 0 to 2", "id of 'slot'"),
     ("7,0,0|3,1,0,1,3,x", r"row 4: id of 'slots': 0\|3 is not 0 to 2", "id of 'slots'"),
@@ -169,6 +175,20 @@ DESCRIPTION_ERRORS: list[tuple[Callable[[dict[str, Any]], None], str]] = [
         "raw.csv: no column 'hour' in the header",
     ),
     (change(labels={"User": "label"}), "columns: 'user' occurs twice"),
+    (change(labels={"my label": "label"}), "labels: task 'my label': String should match pattern"),
+    (change(labels={"shared": "label"}), "description: a task may not be named 'shared'"),
+    (
+        change(features=[{"name": "price", "kind": "dense"}]),
+        "description: at least one id or bag feature is needed",
+    ),
+    (
+        change(
+            features=[{"name": "x__y", "column": "user"}, {"name": "y", "column": "slot"}],
+            labels={"buy": "label", "buy__x": "label"},
+        ),
+        "description: two tables have the name 'buy__x__y'",
+    ),
+    (change(format={"types": {"user": "BIGINT) + (1"}}), "format.types.user: 'BIGINT) + (1' is no"),
 ]
 
 
@@ -226,21 +246,24 @@ def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("error", "text", "message"),
+    ("error", "text", "raised", "message"),
     [
         (
             duckdb.IOException,
             "Could not write file: No space left on device",
+            EnvironmentFailure,
             r"disk of '.*sets' is full: up to .* GiB are needed, .* GiB are free now",
         ),
-        (duckdb.OutOfMemoryException, "failed to pin block", "memory_gib: not enough"),
+        (duckdb.OutOfMemoryException, "failed to pin block", WorkKept, "memory_gib: not enough"),
+        (OSError, "Out of Memory Error: failed to pin", WorkKept, "memory_gib: not enough"),
     ],
 )
 def test_exhausted_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    error: type[duckdb.Error],
+    error: type[Exception],
     text: str,
+    raised: type[Exception],
     message: str,
 ) -> None:
     def fail(*_: object) -> str:
@@ -248,18 +271,21 @@ def test_exhausted_machine(
 
     monkeypatch.setattr(raw_rows, "_tripwire", fail)
     source = write(tmp_path, lines())
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(raised, match=message):
         prepare_files([source], describe(DESCRIPTION), tmp_path / "sets" / "out")
     assert files_under(tmp_path / "sets") == set()
 
 
-def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source_kind", ["csv", "synthetic"])
+def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path, source_kind: str) -> None:
     """A limit on the size of files stands in for the disk: the system refuses the write alike."""
     rows = b"\n".join([HEADER.encode(), *(GOOD.format(day=k).encode() for k in range(200_000))])
     source, file = tmp_path / "raw.csv", tmp_path / "describe.yaml"
     source.write_bytes(rows)
     file.write_text(DESCRIPTION)
     command = ["prepare", "csv", "--source", str(source), "--describe", str(file)]
+    if source_kind == "synthetic":
+        command = ["prepare", "synthetic", "--train_rows", "100000"]
     code = (
         "import resource, sys; from stem_torchrec.cli import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)); sys.exit(main(sys.argv[1:]))"
@@ -271,8 +297,9 @@ def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 2, done.stderr
-    assert "is full: " in done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "is full: up to " in done.stderr
     assert "GiB are needed, " in done.stderr
     assert files_under(tmp_path / "sets") == set()
 
@@ -322,7 +349,7 @@ def test_damaged_compression_is_never_a_short_file(
     [
         (pa.array([0.5, 1.0]), "b.parquet: column 'label' has type double; .*a.parquet has int64"),
         (pa.array(["0", "1"]), "b.parquet: column 'label' has type string; .*a.parquet has int64"),
-        (None, "b.parquet: column 'label' is missing; .*a.parquet has it"),
+        (None, "b.parquet: column 'label' is missing; other files have it once"),
         (pa.array([0, 1], pa.int8()), None),
     ],
 )

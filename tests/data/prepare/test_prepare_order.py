@@ -20,6 +20,7 @@ features:
   - {name: row, encoding: identity, num_embeddings: 1000000}
   - {name: user}
 labels: {y: row % 2}
+may_read_labels: [row]
 split: {by: random, seed: 3}
 """
 
