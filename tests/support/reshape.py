@@ -1,6 +1,4 @@
-"""Runs that are stopped on some ranks and under one plan, and resumed on others under another.
-
-"""
+"""Runs that are stopped on some ranks and under one plan, and resumed on others under another."""
 
 import argparse
 import json
