@@ -61,7 +61,9 @@ def _load(config: Config, ranks: Ranks) -> tuple[Session, Place, int]:
     """A session, the checkpoint's folder, its step."""
     folder = checkpoint.newest_valid(config.run.dir, ranks)
     session = build(config, ranks, schema_of_run(config, ranks))
-    return session, folder, checkpoint.load(folder, session.model, None, ranks)["step"]
+    saved = checkpoint.SavedStep()
+    checkpoint.load(folder, {"model": session.model, "position": saved}, ranks)
+    return session, folder, saved.step
 
 
 def evaluate_run(config: Config, ranks: Ranks, split: str) -> Record:
