@@ -25,7 +25,8 @@ def leave_in_time():
             time.sleep(0.01)
 
 def among_many_descriptors():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, most), most))
     held = [os.dup(0) for _ in range(1100)]
     leave_in_time()
 
@@ -79,8 +80,8 @@ def afterwards():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
-for case in (leave_in_time, among_many_descriptors, hangup, left_ignored, outlast_the_grace, second_signal,
-             the_same_signal_twice, hang, rest, afterwards):
+for case in (leave_in_time, among_many_descriptors, hangup, left_ignored, outlast_the_grace,
+             second_signal, the_same_signal_twice, hang, rest, afterwards):
     child = os.fork()
     if child == 0:
         case()
