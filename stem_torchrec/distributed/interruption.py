@@ -120,8 +120,10 @@ class Interruption:
             raise Stopped
 
     def _watch(self) -> None:
+        bytes_come = select.poll()  # select() refuses descriptors from 1,024 on
+        bytes_come.register(self._reader, select.POLLIN)
         while True:
-            if select.select([self._reader], [], [], self._next_look_s())[0]:
+            if bytes_come.poll(1000 * self._next_look_s()):
                 for byte in os.read(self._reader, 64):
                     if byte == 0:
                         return
