@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from ne_report import markdown, plot
 from provenance import provenance
 
-from stem_torchrec.session import selected_schema
+from stem_torchrec.run_schema import selected_schema
 from stem_torchrec.settings import load_config
 
 Row = dict[str, Any]

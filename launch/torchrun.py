@@ -14,7 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.console.streams import lenient_streams
+from stem_torchrec.errors import UserError, WorkerError
 from stem_torchrec.failures import error_of
 from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
 from stem_torchrec.node_address import local_address, with_host
@@ -47,10 +48,11 @@ def main(arguments: Sequence[str]) -> int:
 def report(rank: int, failure: ProcessFailure) -> int:
     """Print the message of the rank that failed first; the exit code to end with."""
     error = error_of(rank, failure)
-    mistake = isinstance(error, UserError)
-    print(f"error: {error}" if mistake else error, file=sys.stderr)
-    return 2 if mistake else 1
+    print(error if isinstance(error, WorkerError) else f"error: {error}", file=sys.stderr)
+    return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with lenient_streams():
+        code = main(sys.argv[1:])
+    sys.exit(code)

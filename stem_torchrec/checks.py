@@ -7,6 +7,7 @@ import torch
 from stem_torchrec.balancing.install import check_balance
 from stem_torchrec.balancing.rules import SETTINGS, settings_of
 from stem_torchrec.config import Config, Section
+from stem_torchrec.data.dense_scale import scale_warnings, train_scales
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
 from stem_torchrec.distributed.memory_need import check_memory
@@ -17,31 +18,39 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.models import MODELS
 from stem_torchrec.optim import is_fused
 from stem_torchrec.recommender import Recommender
+from stem_torchrec.run_schema import fitted_schema, selected_schema
 from stem_torchrec.schema import Schema
-from stem_torchrec.session import has_split, selected_schema
+from stem_torchrec.session import has_split
 
 
 def check_inputs(
-    config: Config, splits: Sequence[str] | None = None, *, num_workers: int = 1
+    config: Config,
+    splits: Sequence[str] | None = None,
+    *,
+    num_workers: int = 1,
+    of_run: bool = False,
 ) -> None:
     """Raise the UserErrors that config and data can tell before any rank starts.
 
-    ``splits`` are the splits a command needs; null: train, and the others where they are.
+    Args:
+        splits: those a command needs; if None train, and the others where they are.
+        of_run: the run in ``run.dir`` is read or gone on with, which has a schema of its own.
     """
-    check_data(config, check_settings(config, num_workers), splits)
+    check_data(config, check_settings(config, num_workers, of_run=of_run), splits)
 
 
-def check_settings(config: Config, num_workers: int) -> Schema:
+def check_settings(config: Config, num_workers: int, *, of_run: bool = False) -> Schema:
     """What config and ``schema.json`` can tell; returns the schema. No data is read.
 
     Args:
         num_workers: ranks of this machine.
+        of_run: as of ``check_inputs``.
 
     Raises:
         UserError: a name that the schema does not have, or settings that do not fit together or
-            this machine.
+            this machine; a run's schema that the data does not fit.
     """
-    schema = selected_schema(config)
+    schema = fitted_schema(config).schema if of_run else selected_schema(config)
     with torch.device("meta"):
         recommender = Recommender(config, schema)
     tables = table_rows(recommender)
@@ -99,6 +108,16 @@ def doubtful_settings(config: Config) -> list[str]:
             "table; rowwise_adagrad and adagrad touch only the rows of the batch"
         )
     return warnings
+
+
+def doubtful_columns(config: Config) -> list[str]:
+    """Warnings about dense features of a scale that networks do not train on; reads one row group
+    at most, or ``stats.json``."""
+    try:
+        schema = selected_schema(config)
+        return scale_warnings(train_scales(config.data.path, schema, config.data.days_of("train")))
+    except UserError:
+        return []  # who reads the data for training says it
 
 
 def _changed(section: Section) -> set[str]:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from stem_torchrec.config import Config, DistributedConfig
-from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from stem_torchrec.errors import WorkerError
 from stem_torchrec.notices import hide_dependency_notices
@@ -35,6 +34,10 @@ def sum_of_ranks(device: str) -> None:
 
 def small_run(folder: Path, device: str) -> Config:
     """A config of a few steps on generated data in ``folder``."""
+    # Late: ranks import this module, too, and need no DuckDB, whose bindings complain when a
+    # process ends that holds on to what it has imported.
+    from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
+
     prepare_synthetic(
         SyntheticConfig(
             train_rows=256, valid_rows=64, test_rows=64, num_users=20, num_items=20, feature_size=10

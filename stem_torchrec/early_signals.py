@@ -4,12 +4,15 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NOTE = "stopped by a signal before the first step: there was nothing to save"
+STDERR = 2
+SHOW_CURSOR = "\r\x1b[?25h"
+"""A progress line hides it."""
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -19,10 +22,6 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     whoever starts a job so wants it to outlive them.
     """
     return tuple(name for name in SIGNALS if signal.getsignal(name) is not signal.SIG_IGN)
-
-
-class _Signalled(SystemExit):
-    """Ends the process with exit code 0 wherever it comes out."""
 
 
 @contextmanager
@@ -38,13 +37,19 @@ def leaving_at_signals() -> Iterator[None]:
     handlers = {name: signal.signal(name, _leave) for name in stop_signals()}
     try:
         yield
-    except _Signalled:
-        print(NOTE, file=sys.stderr)
-        raise
     finally:
         for name, handler in handlers.items():
             signal.signal(name, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise _Signalled(0)
+    """End here: an exception could come out of any line of any library, and be taken for another.
+
+    Everything that a run leaves behind stands being cut off, as by a kill.
+    """
+    with suppress(Exception):
+        sys.stdout.flush()
+    with suppress(OSError):
+        shown = SHOW_CURSOR if os.isatty(STDERR) else ""
+        os.write(STDERR, f"{shown}{NOTE}\n".encode())
+    os._exit(0)

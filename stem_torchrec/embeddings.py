@@ -14,9 +14,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.layers.cut import Cut
 from stem_torchrec.layers.pooled_gradient import PooledGradient
-from stem_torchrec.schema import Feature, Schema
+from stem_torchrec.schema import SHARED, Feature, Schema
 
-SHARED = "shared"
+__all__ = ["SHARED", "ByOwner", "OwnerEmbeddings", "Owners", "table_configs"]
 
 Owners = Mapping[str, Sequence[str]]
 """Owner of tables (``shared`` or a task) -> names of the features it has tables for."""

@@ -16,7 +16,8 @@ def end_process(message: str, code: int, *, said: bool = False) -> NoReturn:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(WorkerError(message))
+        with suppress(Exception):  # a full disk for temporary files does not keep it from ending
+            get_error_handler().record_exception(WorkerError(message))
     elif not said:
         with suppress(Exception):
             print(f"error: {message}", file=sys.__stderr__, flush=True)

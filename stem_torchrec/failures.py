@@ -6,7 +6,16 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from stem_torchrec.errors import StoreUnreachable, UserError, WorkerError
+from stem_torchrec.errors import (
+    CheckpointError,
+    EnvironmentFailure,
+    SplitRefused,
+    StoreUnreachable,
+    UserError,
+    WorkerError,
+)
+
+_TOLD = (UserError, StoreUnreachable, SplitRefused, EnvironmentFailure, CheckpointError)
 
 
 def error_of(rank: int, failure: ProcessFailure) -> Exception:
@@ -19,7 +28,7 @@ def error_of(rank: int, failure: ProcessFailure) -> Exception:
         trace = message.get("extraInfo", {}).get("py_callstack", "")
         message = message.get("message", "")
     kind, _, text = str(message).partition(": ")
-    for known in (UserError, StoreUnreachable):
+    for known in _TOLD:
         if kind == known.__name__:
             return known(text)
     ended = f"exit code {failure.exitcode}"

@@ -13,7 +13,9 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.layers.gates import Gates
-from stem_torchrec.records import Record
+from stem_torchrec.place import Place
+from stem_torchrec.records import Record, last_test, read_records
+from stem_torchrec.run_schema import schema_of_run
 from stem_torchrec.schema import Feature
 from stem_torchrec.session import Session, build, open_split
 from stem_torchrec.training.evaluating import evaluate, predict
@@ -36,17 +38,36 @@ class MeanGates(NamedTuple):
     weights: NDArray[np.float64]
 
 
+def unfinished(run_dir: Place) -> str | None:
+    """Why a run's checkpoint is not of the weights that its last test record tells of.
+
+    None if it is, and where there is no such record.
+    """
+    test = last_test(read_records(run_dir))
+    saved = checkpoint.saved_steps(run_dir / checkpoint.FOLDER)
+    if test is None or test["step"] in saved[-1:]:
+        return None
+    kept = f"the newest is of step {saved[-1]}" if saved else "there is none"
+    return f"no checkpoint of step {test['step']}, which its test record is of: {kept}"
+
+
 def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
     """A session with a run's newest checkpoint on these ranks, and its step. Collective."""
+    session, _, step = _load(config, ranks)
+    return session, step
+
+
+def _load(config: Config, ranks: Ranks) -> tuple[Session, Place, int]:
+    """A session, the checkpoint's folder, its step."""
     folder = checkpoint.newest_valid(config.run.dir, ranks)
-    session = build(config, ranks)
-    return session, checkpoint.load(folder, session.model, None, ranks)["step"]
+    session = build(config, ranks, schema_of_run(config, ranks))
+    return session, folder, checkpoint.load(folder, session.model, None, ranks)["step"]
 
 
 def evaluate_run(config: Config, ranks: Ranks, split: str) -> Record:
     """Load a run's newest checkpoint on these ranks and evaluate a split. Collective."""
-    session, step = load_run(config, ranks)
-    return evaluate(session, split, step)
+    session, folder, step = _load(config, ranks)
+    return evaluate(session, split, step, ranks.on_first(lambda: checkpoint.epoch_of(folder)))
 
 
 def predict_run(config: Config, ranks: Ranks, split: str) -> Joined:

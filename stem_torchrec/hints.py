@@ -4,6 +4,8 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 
+from stem_torchrec.redaction import without_passwords
+
 _MEANT = {
     "learning_rate": ("optim.lr", "embedding.lr"),
     "step": ("train.max_steps",),
@@ -38,7 +40,14 @@ _MEANT = {
 }
 """Names that other programs have -> keys and options of this one."""
 
-_shown = reprlib.Repr()
+
+class _Shown(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        # Before it is cut: without its end a password is not told from other text.
+        return super().repr_str(without_passwords(x), level)
+
+
+_shown = _Shown()
 _shown.maxstring = _shown.maxother = _shown.maxlong = 120
 _shown.maxlist = _shown.maxtuple = _shown.maxdict = _shown.maxset = 8
 _shown.maxlevel = 4
@@ -97,4 +106,5 @@ def _plain(name: str) -> str:
 
 
 def _cut(name: str) -> str:
+    name = without_passwords(name)
     return name if len(name) <= 100 else f"{name[:97]}..."

@@ -1,12 +1,15 @@
 """Optimizers of tables and dense weights, and their common learning-rate schedule."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torch import Tensor
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen as FusedKernel,
+)
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
@@ -61,6 +64,7 @@ class Optimizers:
     def __init__(self, config: Config, model: DistributedModelParallel) -> None:
         self._config = config
         self._model = model
+        self._kernels = list(fused_kernels(model))
         self.fused: KeyedOptimizer = model.fused_optimizer
         fused_names = set(self.fused.params)
         tables, dense = {}, {}
@@ -146,6 +150,24 @@ class Optimizers:
                 group["lr"] = lr
         self.fused.step()  # hands the learning rate to the kernels; changes no table
         return rates
+
+    def set_applied_steps(self, steps: int) -> None:
+        """Set what fused Adam corrects its bias by: steps that have changed weights before.
+
+        FBGEMM counts every lookup, those of evaluations too, and keeps its count out of the state.
+        """
+        if self._config.embedding.optimizer != "adam":
+            return
+        for kernel in self._kernels:
+            kernel.iter_cpu.fill_(steps)  # the one that counts, unless it is 0
+            kernel.iter.fill_(steps)
+
+
+def fused_kernels(model: nn.Module) -> Iterator[FusedKernel]:
+    """FBGEMM's modules in a sharded model, which TorchRec does not register as its own."""
+    for module in model.modules():
+        for lookup in getattr(module, "_lookups", ()):
+            yield from (part for part in lookup.modules() if isinstance(part, FusedKernel))
 
 
 def _as_tensors(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import GetPydanticSchema
 from pydantic_core import PydanticCustomError, core_schema
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.redaction import without_passwords
 from stem_torchrec.store_path import StorePath
 
 STORES = ("s3", "gs", "hdfs")
@@ -24,14 +25,14 @@ Place = Path | StorePath
 
 
 def remove(place: Place) -> None:
-    """Remove a file, or a folder with all in it, if it is there.
+    """Remove a file, or a folder with all in it, if it is there; of a link, the link alone.
 
     Raises:
         OSError, UserError: it cannot be removed, here or in a store.
     """
     if isinstance(place, StorePath):
         place.remove()
-    elif place.is_dir():
+    elif place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
@@ -50,11 +51,16 @@ def place_of(text: str | Place) -> Place:
     """
     if not isinstance(text, str):
         return text
+    if without_passwords(text) != text:
+        raise UserError(
+            f"{text!r}: credentials are read from the environment, not from URLs, which are "
+            "written to logs"
+        )
     _refuse_no_path(text)
     scheme, marker, _ = text.partition("://")
     if not marker or "/" in scheme:
         return Path(text)
-    parts = urlsplit(text)
+    scheme, parts = scheme.lower(), urlsplit(text)
     if scheme == "file" and parts.netloc in ("", "localhost"):
         return Path(unquote(parts.path))
     if scheme not in STORES:
@@ -62,11 +68,6 @@ def place_of(text: str | Place) -> Place:
         raise UserError(f"{text!r} is no path and no URL of {allowed}")
     if not parts.netloc and scheme != "hdfs":
         raise UserError(f"{text!r} names no bucket; expected {scheme}://BUCKET/FOLDER")
-    if "@" in parts.netloc:
-        raise UserError(
-            f"{scheme}://...@{parts.netloc.rpartition('@')[2]}: credentials are read from the "
-            "environment, not from URLs, which are written to logs"
-        )
     return StorePath(scheme, parts.netloc, unquote(parts.path).strip("/"), parts.query)
 
 

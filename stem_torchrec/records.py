@@ -3,7 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -12,6 +14,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from stem_torchrec.errors import EnvironmentFailure, UserError
 from stem_torchrec.growing_folder import GrowingFolder
 from stem_torchrec.place import Place
 
@@ -30,13 +33,18 @@ class Recorder:
 
     Args:
         step: finished steps; TensorBoard hides what an earlier process has written of later ones.
+
+    Attributes:
+        failure: why not all records are where they should be, once it is left; or None.
     """
 
     def __init__(self, run_dir: Place, *, active: bool, step: int = 0) -> None:
+        self.failure: Exception | None = None
         self._growing = GrowingFolder(run_dir, [METRICS]) if active else None
         if self._growing is None:
             return
-        self._file = (self._growing.here / METRICS).open("ab", buffering=0)
+        self._path = self._growing.here / METRICS
+        self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._lock = Lock()  # checkpoints ask for an upload from their thread
         self._board = Board(self._growing.here / "tb", step + 1 if step else None)
@@ -48,6 +56,7 @@ class Recorder:
             self._append((json.dumps(record) + "\n").encode())
         except OSError as error:
             _log.warning("records are not written yet: %s", error)
+        self._notice_removal()
         self._board.add(record.get("split", record["kind"]), _scalars(record), record["step"])
         self._growing.upload_now_and_then()
 
@@ -61,6 +70,22 @@ class Recorder:
             self._append(b"")
             self._board.flush()
             self._growing.upload()
+
+    def _notice_removal(self) -> None:
+        """Say once that the file is not the one that was opened: what is written reaches nobody."""
+        if self.failure is not None:
+            return
+        try:
+            there = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        except OSError:  # nothing is known, and writing says more
+            return
+        if not there:
+            self.failure = EnvironmentFailure(
+                f"{self._path} was deleted or replaced while the run went on: its records are lost"
+            )
+            _log.warning("%s", self.failure)
 
     def _append(self, line: bytes) -> None:
         with self._lock:
@@ -79,15 +104,19 @@ class Recorder:
     ) -> None:
         if self._growing is None:
             return
+        self._notice_removal()
         try:
             self._append(b"")
-        except OSError:
-            if error is None:
-                raise
-        finally:
-            self._file.close()
-            self._board.close()
+        except OSError as reason:
+            self.failure = self.failure or EnvironmentFailure(
+                f"{self._path}: {reason.strerror}: the last records are lost"
+            )
+        self._file.close()
+        self._board.close()
+        try:
             self._growing.close(failed=error is not None)
+        except UserError as reason:
+            self.failure = reason
 
 
 class Board:
@@ -95,7 +124,10 @@ class Board:
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer: SummaryWriter | None = None
+        self._before, threading.excepthook = threading.excepthook, self._thread_ended
+        with self._or_leave_out():
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, prefix: str, scalars: Iterable[tuple[str, float]], step: int) -> None:
         with self._or_leave_out():
@@ -112,6 +144,7 @@ class Board:
         with self._or_leave_out():
             if self._writer is not None:
                 self._writer.close()
+        threading.excepthook = self._before
 
     @contextmanager
     def _or_leave_out(self) -> Iterator[None]:
@@ -120,6 +153,17 @@ class Board:
         except OSError as error:
             _log.warning("TensorBoard's records are left out: %s", error)
             self._writer = None
+
+    def _thread_ended(self, ended: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread raises a disk's error to nobody; its next call raises it again."""
+        if not isinstance(ended.exc_value, OSError):
+            self._before(ended)
+
+
+def last_test(records: Sequence[Record]) -> Record | None:
+    """The newest evaluation of the test split."""
+    found = [r for r in records if r["kind"] == "eval" and r.get("split") == "test"]
+    return found[-1] if found else None
 
 
 def defined(figures: Any) -> Any:

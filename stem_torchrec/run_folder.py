@@ -10,10 +10,12 @@ import yaml
 
 from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import careful_load
+from stem_torchrec.environment import environment_failures
 from stem_torchrec.errors import UserError
 from stem_torchrec.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.place import Place, remove
 from stem_torchrec.records import METRICS, parse_record, record_lines
+from stem_torchrec.schema import SCHEMA_FILE, Schema
 from stem_torchrec.settings import dump_config, load_config
 from stem_torchrec.store_path import StorePath
 
@@ -25,7 +27,13 @@ MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
-OWN_FILES = ("plan.txt", "init.json", METRICS, "checkpoints", "tb", "config.yaml", JOB)
+OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*"}
+"""What is a run's in its folders, which may be links to another disk."""
+
+OWN_FILES = (
+    *("plan.txt", "init.json", METRICS, *OWN_FOLDERS),
+    *(SCHEMA_FILE, "config.yaml", JOB),
+)
 """What a run writes there, in the order in which a run that is replaced goes: what says that the
 files are a run's goes last."""
 
@@ -43,7 +51,7 @@ def check_run_dir(run_dir: Place, existing: Existing) -> None:
     with usable("run.dir", run_dir):
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"run.dir: {str(run_dir)!r} is a file, expected a folder")
-        found = [name for name in OWN_FILES if (run_dir / name).exists()]
+        found = [name for name in OWN_FILES if _is_there(run_dir / name)]
     if found and existing == "refuse":
         raise UserError(
             f"run.dir: {str(run_dir)!r} already holds a run; "
@@ -57,6 +65,14 @@ def check_run_dir(run_dir: Place, existing: Existing) -> None:
     if existing == "resume":
         require_run("--resume", run_dir)
     check_writable("run.dir", run_dir)
+
+
+def _is_there(path: Place) -> bool:
+    """Whether the run's file or folder is there; a link that was put there for it alone is not."""
+    pattern = OWN_FOLDERS.get(path.name)
+    if isinstance(path, StorePath) or pattern is None or not path.is_symlink():
+        return path.exists()
+    return any(path.glob(pattern))
 
 
 def _is_run(run_dir: Place, found: Sequence[str]) -> bool:
@@ -76,9 +92,27 @@ def check_run(config: Config, existing: Existing) -> None:
     """As ``check_run_dir``; also refuse folders of other things, and to resume another model."""
     if existing != "resume":  # a run that is there is where it was made
         refuse_unsafe("run.dir", config.run.dir, config.data.path)
+    elif config.run.dir.resolve() == config.data.path.resolve():  # both have a schema.json
+        raise UserError(f"run.dir: {str(config.run.dir)!r} is data.path; move one of both")
     check_run_dir(config.run.dir, existing)
+    check_links(config.run.dir)
     if existing == "resume":
         check_resumed(config)
+
+
+def check_links(run_dir: Place) -> None:
+    """Refuse links of a run's folder that lead nowhere or to no folder, before anything is removed.
+
+    Raises:
+        UserError: ``run.dir``, ``checkpoints`` or ``tb`` is such a link.
+    """
+    if isinstance(run_dir, StorePath):
+        return
+    for path in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
+        if path.is_symlink() and not path.is_dir():
+            raise UserError(
+                f"run.dir: {str(path)!r} is a link to {str(path.readlink())!r}, expected a folder"
+            )
 
 
 def require_run(option: str, run_dir: Place) -> None:
@@ -96,15 +130,26 @@ def clear_run(run_dir: Place, existing: Existing) -> None:
     if existing == "overwrite":
         left = run_dir.glob("bad_batch_rank*.pt") if run_dir.is_dir() else ()
         for path in (*(run_dir / name for name in OWN_FILES if name != JOB), *left):
-            remove(path)
+            _clear(path)
     with usable("run.dir", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def create_run(config: Config, plan_report: str) -> None:
-    """Write the resolved config and the plan."""
+def _clear(path: Place) -> None:
+    """Remove what is the run's; a link to a folder stays, and others' files behind it."""
+    pattern = OWN_FOLDERS.get(path.name)
+    if isinstance(path, StorePath) or pattern is None or not (path.is_symlink() and path.is_dir()):
+        remove(path)
+        return
+    for entry in list(path.glob(pattern)):
+        remove(entry)
+
+
+def create_run(config: Config, schema: Schema, plan_report: str) -> None:
+    """Write the resolved config, the schema of what is trained, and the plan."""
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    schema.save(run_dir)
     (run_dir / "plan.txt").write_text(plan_report)
 
 
@@ -113,14 +158,15 @@ def write_init(run_dir: Place, report: Mapping[str, Any]) -> None:
     (run_dir / "init.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def continue_run(config: Config, plan_report: str, step: int) -> None:
-    """Bring the folder of a run to where it goes on, after ``step``: config, plan, records.
+def continue_run(config: Config, schema: Schema, plan_report: str, step: int) -> None:
+    """Bring the folder of a run to where it goes on, after ``step``: config, schema, plan, records.
 
     Records of later steps, and those of the test split, come anew; a line that the run's end has
     cut off goes with them.
     """
     run_dir = config.run.dir
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
+    schema.save(run_dir)
     replace_text(run_dir / "plan.txt", plan_report)
     cut_records(run_dir, step)
 
@@ -143,8 +189,9 @@ def replace_text(path: Place, text: str) -> None:
         path.write_text(text)
         return
     aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text)
-    aside.replace(path)
+    with environment_failures(path):
+        aside.write_text(text)
+        aside.replace(path)
 
 
 def check_resumed(config: Config) -> None:
@@ -169,15 +216,14 @@ def check_resumed(config: Config) -> None:
                     )
 
 
-def about_run(
-    config: Config, tasks: Sequence[str], table_sharding: Mapping[str, str]
-) -> dict[str, Any]:
+def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run."""
     content = config.model_dump(mode="json", exclude={"run": {"dir"}, "versions": True})
     return {
         "versions": installed_versions(),
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        "tasks": list(tasks),
+        "tasks": list(schema.task_names),
+        "schema": schema.content(),
         "plan": dict(table_sharding),
     }
 

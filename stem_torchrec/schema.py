@@ -1,8 +1,7 @@
 """What a prepared folder holds: its features, tasks and optional columns (``schema.json``)."""
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,6 +16,17 @@ from stem_torchrec.store_path import StorePath
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 MAX_EMBEDDINGS = 1 << 40
+SHARED = "shared"
+"""The owner of the tables that all tasks share."""
+
+_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
+
+
+class Vocabulary(Frozen):
+    """What tells a vocabulary from every other: see ``data/vocabulary_identity.py``."""
+
+    num_values: int = Field(ge=0, description="values with an id of their own")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="hash over them in the ids' order")
 
 
 class Feature(Frozen):
@@ -26,15 +36,19 @@ class Feature(Frozen):
     float. Ids lie in ``[0, num_embeddings)``; 0 stands for rare, unseen and missing values.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="column name")
+    name: str = Field(pattern=_NAME, description="column name")
     kind: Literal["id", "bag", "dense"]
     side: Literal["user", "item", "context"] = "context"
     num_embeddings: int | None = Field(
         None, ge=1, le=MAX_EMBEDDINGS, description="rows of the feature's table"
     )
     pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
-    table: str | None = Field(None, description="feature whose table this one shares")
+    table: str | None = Field(
+        None, pattern=_NAME, description="feature whose table this one shares"
+    )
     encoding: Literal["vocabulary", "identity", "hash", "bucket"] = "identity"
+    vocabulary: Vocabulary | None = Field(None, description="identity of the table's vocabulary")
+    hash_function: str | None = Field(None, description="name of the hash that made the ids")
 
     @property
     def table_name(self) -> str:
@@ -100,7 +114,7 @@ class Schema(Frozen):
             _refuse_unknown("tasks.names", tasks, by_task)
         kept_features = [f for f in self.features if features is None or f.name in features]
         kept_tasks = self.tasks if tasks is None else [by_task[name] for name in tasks]
-        return _validated(
+        return schema_from(
             {**self.model_dump(), "features": kept_features, "tasks": kept_tasks},
             "the selected features and tasks",
         )
@@ -113,7 +127,7 @@ class Schema(Frozen):
         ):
             if doubled := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{what} names occur twice: {sorted(doubled)}")
-        if "shared" in self.task_names:
+        if SHARED in self.task_names:
             raise ValueError("a task may not be named 'shared': that owner holds the shared tables")
         if not self.sparse:
             raise ValueError("at least one id or bag feature is needed")
@@ -127,10 +141,15 @@ class Schema(Frozen):
                 pooling.setdefault(table, feature.pooling) != feature.pooling
             ):
                 raise ValueError(f"bags that share table {table!r} differ in pooling")
+        _refuse_equal_tables((SHARED, *self.task_names), rows)
         return self
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place) -> None:
         (folder / SCHEMA_FILE).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n")
+
+    def content(self) -> dict[str, Any]:
+        """As JSON has it; ``schema_from`` reads it."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 def load_schema(folder: Place) -> Schema:
@@ -156,7 +175,25 @@ def load_schema(folder: Place) -> Schema:
         raise UserError(f"{path}: not valid JSON (nested too deep)") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-    return _validated(content, str(path))
+    schema = schema_from(content, str(path))
+    _require_tables(schema, str(path))
+    return schema
+
+
+def _require_tables(schema: Schema, where: str) -> None:
+    """Refuse a shared table that is nobody's. Only of a whole schema: of a selection the feature
+    that gives the table its name may be left out.
+
+    Raises:
+        UserError: names the feature, the table and the tables that there are.
+    """
+    owners = [feature.name for feature in schema.sparse if feature.table in (None, feature.name)]
+    for feature in schema.sparse:
+        if feature.table_name not in owners:
+            raise UserError(
+                f"{where}: feature {feature.name!r}: table {feature.table!r} is not that of an id "
+                f"or bag feature; allowed: {', '.join(owners)}"
+            )
 
 
 def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -167,7 +204,12 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _validated(content: object, where: str) -> Schema:
+def schema_from(content: object, where: str) -> Schema:
+    """The schema that JSON content stands for.
+
+    Raises:
+        UserError: it stands for none.
+    """
     try:
         return Schema.model_validate(content)
     except ValidationError as error:
@@ -176,6 +218,19 @@ def _validated(content: object, where: str) -> Schema:
             for e in error.errors()
         ]
         raise UserError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _refuse_equal_tables(owners: Iterable[str], tables: Iterable[str]) -> None:
+    """Raise ValueError if two owners' tables would have one name."""
+    of_name: dict[str, str] = {}
+    for owner in owners:
+        for table in tables:
+            name, what = f"{owner}__{table}", f"of {owner!r} for {table!r}"
+            if (other := of_name.setdefault(name, what)) != what:
+                raise ValueError(
+                    f"two tables have the name {name!r}: the one {other} and the one {what}; "
+                    "give a task or a feature another name"
+                )
 
 
 def _told(error: Mapping[str, Any]) -> str:

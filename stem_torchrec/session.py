@@ -16,12 +16,18 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.optim import Optimizers
 from stem_torchrec.place import Place
 from stem_torchrec.recommender import Recommender, TrainStep
-from stem_torchrec.schema import Schema, load_schema
+from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.schema import Schema
 
 
 @dataclass(frozen=True)
 class Session:
-    """A sharded model with what trains it, on this rank."""
+    """A sharded model with what trains it, on this rank.
+
+    Attributes:
+        splits: those of the data as the session begins. One that is gone later is an error, not
+            an evaluation less.
+    """
 
     config: Config
     schema: Schema
@@ -31,6 +37,7 @@ class Session:
     pipeline: Pipeline
     fork: BalancedFork | None
     plan_report: str
+    splits: frozenset[str]
 
     @property
     def table_sharding(self) -> dict[str, str]:
@@ -42,15 +49,13 @@ class Session:
         }
 
 
-def selected_schema(config: Config) -> Schema:
-    """The data's schema with the config's features and tasks only."""
-    schema = load_schema(config.data.path)
-    return schema.select(features=config.data.features, tasks=config.tasks.names)
+def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session:
+    """Model, plan, sharding, optimizers, pipeline. Collective.
 
-
-def build(config: Config, ranks: Ranks) -> Session:
-    """Model, plan, sharding, optimizers, pipeline. Collective."""
-    schema = selected_schema(config)
+    Args:
+        schema: features and tasks in their order; those that the config selects if None.
+    """
+    schema = schema or selected_schema(config)
     torch.manual_seed(config.run.seed)
     step = TrainStep(Recommender(config, schema, ranks.world_size), ranks.rank_mean)
     fork = install(
@@ -65,7 +70,8 @@ def build(config: Config, ranks: Ranks) -> Session:
     model = shard(config, step, planned, ranks)
     optimizers = Optimizers(config, model)
     pipeline = Pipeline(model, optimizers, ranks, undo=fork.undo if fork is not None else None)
-    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report)
+    splits = ranks.on_first(lambda: _splits(config.data.path))
+    return Session(config, schema, ranks, model, optimizers, pipeline, fork, planned.report, splits)
 
 
 def open_split(
@@ -100,9 +106,14 @@ def open_split(
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
         pin_memory=ranks.device.type == "cuda",
+        verify_checksums=config.data.verify_checksums,
         negatives=negatives,
         manifest=manifest,
     )
+
+
+def _splits(path: Place) -> frozenset[str]:
+    return frozenset(split for split in ("train", "valid", "test") if has_split(path, split))
 
 
 def has_split(path: Place, split: str) -> bool:

@@ -120,7 +120,7 @@ def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
     except RefusedYaml as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {_yaml_reason(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -129,6 +129,14 @@ def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
         if not isinstance(key, str):
             raise UserError(f"{path}: expected a name such as '{example}:', found {shown(key)}")
     return content
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong and where, without the line itself: a part of a URL may show its password."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    return f"{getattr(error, 'problem', None)}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def parse_options(

@@ -8,6 +8,8 @@ from stem_torchrec.config import Config
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.interruption import Interruption, Stopped
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.environment import environment_failures
+from stem_torchrec.errors import CheckpointError, SplitRefused
 from stem_torchrec.folder_lock import locked
 from stem_torchrec.metrics import TrainMetrics
 from stem_torchrec.optim import learning_rate_factor
@@ -21,13 +23,14 @@ from stem_torchrec.run_folder import (
     create_run,
     write_init,
 )
-from stem_torchrec.session import Session, build, has_split, open_split
+from stem_torchrec.run_schema import schema_of_new, schema_of_run
+from stem_torchrec.session import Session, build, open_split
 from stem_torchrec.shared_folder import check_shared
 from stem_torchrec.skipped import SkippedSteps
 from stem_torchrec.throughput import Throughput
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
 from stem_torchrec.training.position import Position, batches_from, total_train_steps
-from stem_torchrec.training.saving import content, save_due, saver_of
+from stem_torchrec.training.saving import best_kept, content, keep_last, save_due, saver_of
 from stem_torchrec.training.train_record import train_metrics, train_record
 
 
@@ -38,11 +41,15 @@ class Outcome(NamedTuple):
         test: the eval record of the test split, or None where there is no such split.
         qps: samples per second of all ranks, or None if there was only warm-up.
         stopped: the step after which a signal ended it, or None if it is complete.
+        best: the step of the checkpoint that ``checkpoint.keep_best`` keeps, or None.
+        failure: what the run should have left and has not; to be raised once all is shown.
     """
 
     test: Record | None
     qps: float | None
     stopped: int | None = None
+    best: int | None = None
+    failure: Exception | None = None
 
 
 def train(
@@ -86,7 +93,11 @@ def _train(
     listener: Listener,
     initial: checkpoint.Initial | None,
 ) -> Outcome:
-    session = build(config, ranks)
+    if existing == "resume":
+        schema = schema_of_run(config, ranks)
+    else:
+        schema = schema_of_new(config, initial, ranks)
+    session = build(config, ranks, schema)
     reader = open_split(session, "train", for_training=True)
     metrics = train_metrics(session)
     if existing == "resume":
@@ -111,14 +122,24 @@ def _train(
         qps, test, stopped = None, None, None
         try:
             qps = _fit(session, reader, position, metrics, saver, publish)
-            if has_split(config.data.path, "test"):
-                test = evaluate(session, "test", position.step)
+            if "test" in session.splits:
+                test = evaluate(session, "test", position.step, position.epoch)
                 publish(test)
         except Stopped:
             stopped = position.step
-        saver.wait()
+        unsaved = keep_last(session, position, saver)
         saver.close()
-    return Outcome(test, qps, stopped)
+        best = best_kept(session)
+    return Outcome(test, qps, stopped, best, _failure(unsaved, recorder.failure))
+
+
+def _failure(unsaved: str | None, records: Exception | None) -> Exception | None:
+    """One error for both, the records' kind if it is theirs too."""
+    if unsaved is None:
+        return records
+    if records is None:
+        return CheckpointError(unsaved)
+    return type(records)(f"{unsaved}; {records}")
 
 
 def _begin(
@@ -127,10 +148,15 @@ def _begin(
     """Take the first weights from another run if asked, and make the run's folder. Collective."""
     config, ranks, report = session.config, session.ranks, None
     if initial is not None:
-        report = checkpoint.load_initial(session.model, session.schema, initial, ranks)
-    ranks.on_first(lambda: clear_run(config.run.dir, existing))
-    ranks.on_first(lambda: mark(config.run.dir))
-    ranks.on_first(lambda: create_run(config, session.plan_report))
+        report = checkpoint.load_initial(session.model, config, session.schema, initial, ranks)
+
+    def begin() -> None:
+        with environment_failures(config.run.dir):
+            clear_run(config.run.dir, existing)
+            mark(config.run.dir)
+            create_run(config, session.schema, session.plan_report)
+
+    ranks.on_first(begin)
     if report is not None and ranks.is_first:
         write_init(config.run.dir, report)
         listener({"kind": "init", **report})
@@ -142,8 +168,8 @@ def _go_on(session: Session, reader: ParquetReader, metrics: TrainMetrics) -> Po
     folder = checkpoint.newest_valid(config.run.dir, ranks)
     saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
     position = Position(reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"])
-    ranks.on_first(lambda: continue_run(config, session.plan_report, position.step))
     checkpoint.load_own(folder, metrics, session.fork, ranks)
+    ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, position.step))
     return position
 
 
@@ -170,11 +196,12 @@ def _fit(
     throughput = Throughput(session.ranks.device, config.train.qps_warmup_steps)
     skipped = SkippedSteps(config, session.schema.task_names, session.ranks, position.skipped)
     if owes_evaluation(session, position, total_steps):
-        publish(evaluate(session, "valid", position.step))
+        publish(evaluate(session, "valid", position.step, position.epoch))
     session.model.train()
     while position.step < total_steps:
         factor = learning_rate_factor(config.optim, position.step, total_steps)
         rates = session.optimizers.set_learning_rates(factor)
+        session.optimizers.set_applied_steps(position.step - position.skipped)
         if session.fork is not None:
             session.fork.begin(position.step)
         interruption.beat()
@@ -205,20 +232,27 @@ def _evaluate_and_save(
 
     Raises:
         Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
+        SplitRefused: the valid split cannot be read any more; the ranks have saved.
     """
     interruption = session.pipeline.interruption
     assert interruption is not None
-    stop, evaluated = interruption.agreed(), None
+    stop, evaluated, refused = interruption.agreed(), None, None
     try:
         if not stop and evaluation_due(session, position, total_steps):
-            evaluated = evaluate(session, "valid", position.step)
+            evaluated = evaluate(session, "valid", position.step, position.epoch)
             publish(evaluated)
     except Stopped:
         stop = True
+    except SplitRefused as error:  # on all ranks
+        refused = error
     interruption.rest()
     last = position.step == total_steps
-    if stop or save_due(session.config.checkpoint, position.step, last, evaluated):
-        _save(session, position, metrics, saver, evaluated)
+    ends = stop or last or refused is not None
+    if ends or save_due(session.config.checkpoint, position.step, last, evaluated):
+        _save(session, position, metrics, saver, evaluated, ends=ends)
+    if refused is not None:
+        saver.wait()
+        raise refused
     if stop:
         raise Stopped
 
@@ -229,5 +263,7 @@ def _save(
     metrics: TrainMetrics,
     saver: checkpoint.Saver,
     evaluated: Record | None,
+    *,
+    ends: bool,
 ) -> None:
-    saver.save(content(session, position, metrics, evaluated))
+    saver.save(content(session, position, metrics, evaluated), last=ends)

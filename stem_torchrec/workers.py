@@ -5,11 +5,13 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from stem_torchrec.checkpoint import Initial
-from stem_torchrec.checks import doubtful_settings
+from stem_torchrec.checks import doubtful_columns, doubtful_settings
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
+from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.distributed.interruption import show_stacks_on_request
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
+from stem_torchrec.environment import environment_failures
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.finished_run import (
     MeanGates,
@@ -28,6 +30,8 @@ from stem_torchrec.trainer import Outcome, train
 T = TypeVar("T")
 
 
+@lenient_streams()
+@environment_failures()
 def train_worker(
     config: Config, existing: Existing, initial: Initial | None = None
 ) -> Outcome | None:
@@ -38,12 +42,14 @@ def train_worker(
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore
         if console is not None:
-            console.warn(doubtful_settings(config))
+            console.warn([*doubtful_settings(config), *doubtful_columns(config)])
         outcome = train(config, ranks, existing=existing, listener=listener, initial=initial)
     stop_ranks()
     return outcome if ranks.is_first else None
 
 
+@lenient_streams()
+@environment_failures()
 def evaluate_worker(config: Config, split: str) -> Record | None:
     """Evaluate a split; the eval record on rank 0, None elsewhere."""
     hide_dependency_notices()
@@ -68,6 +74,8 @@ def gates_worker(config: Config, split: str) -> dict[str, MeanGates]:
     return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split))
 
 
+@lenient_streams()
+@environment_failures()
 def _alone(config: Config, function: Callable[[Ranks], T]) -> T:
     """``function`` in a job of one rank, which is ended after it."""
     hide_dependency_notices()

@@ -153,11 +153,11 @@ def state_of(session: Session) -> State:
     Asserts that the ranks' pieces cover each table and that replicas are equal bit for bit.
     """
     pieces = [
-        (shard.table, shard.first_row, shard.first_column, shard.values.clone())
+        (shard.table, shard.first_row, shard.first_column, shard.values.clone().cpu())
         for shard in local_shards(session.model)
     ]
     dense = {
-        name: value.detach().clone()
+        name: value.detach().clone().cpu()
         for name, value in session.model.state_dict().items()
         if ".embedding_bags." not in name
     }
@@ -189,12 +189,17 @@ def gather(value: Any, ranks: Ranks) -> list[Any]:
     return values
 
 
-def run_steps(session: Session, batches: Iterable[Batch]) -> Tensor:
-    """One train step per batch; the global loss per step and task, (steps, T). Collective."""
+def run_steps(session: Session, batches: Iterable[Batch], done: int = 0) -> Tensor:
+    """One train step per batch; the global loss per step and task, (steps, T). Collective.
+
+    Args:
+        done: steps that the session has taken before.
+    """
     stream, losses = iter(batches), []
     session.model.train()
     while True:
         session.optimizers.set_learning_rates(1.0)
+        session.optimizers.set_applied_steps(done + len(losses))
         try:
             local = session.pipeline.step(stream).losses
         except StopIteration:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.run_folder import Existing
 from stem_torchrec.settings import load_config
 from stem_torchrec.trainer import train
+from tests.checkpoint.saved_runs import whole_state
 from tests.distributed.processes import Processes
 from tests.prepared import small_config, small_data
 
@@ -61,13 +61,11 @@ def records(run_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return found
 
 
-def saved(run_dir: Path, tmp_path: Path) -> dict[str, Any]:
+def saved(run_dir: Path) -> dict[str, Any]:
     """Everything in the newest checkpoint, flat."""
     folder = checkpoint.newest(run_dir)
-    dcp_to_torch_save(folder, tmp_path / "plain.pt")
-    content = torch.load(tmp_path / "plain.pt", weights_only=False)
     own = [torch.load(path) for path in sorted(folder.glob("rank_*.pt"))]
-    return flat({"common": content, "own": own})
+    return flat({"common": whole_state(folder), "own": own})
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -80,12 +78,12 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {k: v for name, part in parts for k, v in flat(part, f"{path}/{name}").items()}
 
 
-def assert_equal(one: Path, other: Path, tmp_path: Path) -> None:
+def assert_equal(one: Path, other: Path) -> None:
     ours, theirs = records(one), records(other)
     assert theirs.keys() <= ours.keys()
     for key, record in theirs.items():
         assert ours[key] == record, key
-    left, right = saved(one, tmp_path), saved(other, tmp_path)
+    left, right = saved(one), saved(other)
     assert left.keys() == right.keys()
     for name, value in left.items():
         same = torch.equal(value, right[name]) if torch.is_tensor(value) else value == right[name]
@@ -103,9 +101,7 @@ def whole(folder: Path, pair: Processes) -> Path:
     [(5,), pytest.param((8,), id="epoch"), (3, 4, 11)],
     ids=lambda stops: "-".join(map(str, stops)),
 )
-def test_two_ranks(
-    folder: Path, pair: Processes, whole: Path, stops: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_two_ranks(folder: Path, pair: Processes, whole: Path, stops: tuple[int, ...]) -> None:
     name = "stopped" + "-".join(map(str, stops))
     existing: Existing = "refuse"
     for stop in stops:
@@ -113,12 +109,10 @@ def test_two_ranks(
         pair.run(train_on, config, existing)
         existing = "resume"
     pair.run(train_on, config_of(folder, name), existing)
-    assert_equal(folder / name, whole, tmp_path)
+    assert_equal(folder / name, whole)
 
 
-def test_records_of_lost_steps_come_again(
-    folder: Path, pair: Processes, whole: Path, tmp_path: Path
-) -> None:
+def test_records_of_lost_steps_come_again(folder: Path, pair: Processes, whole: Path) -> None:
     """Killed in step 13 with a checkpoint of step 6; the last line of the records is cut off."""
     options = {"checkpoint": {"every": 6, "keep": 5}}
     stopped = config_of(folder, "killed", train={"max_steps": 13}, **options)
@@ -128,7 +122,7 @@ def test_records_of_lost_steps_come_again(
     with (folder / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     pair.run(train_on, config_of(folder, "killed"), "resume")
-    assert_equal(folder / "killed", whole, tmp_path)
+    assert_equal(folder / "killed", whole)
     assert records(folder / "killed").keys() == records(whole).keys()
 
 
@@ -137,7 +131,7 @@ def test_records_of_lost_steps_come_again(
 @pytest.mark.parametrize("tables", ["adagrad", "adam"])
 @pytest.mark.parametrize("sharding", ["row_wise", "column_wise", "data_parallel"])
 def test_other_settings(
-    folder: Path, pair: Processes, tmp_path: Path, rule: str, tables: str, sharding: str
+    folder: Path, pair: Processes, rule: str, tables: str, sharding: str
 ) -> None:
     options = {
         "balance": {"rule": rule, "boundary": "experts"},
@@ -149,12 +143,12 @@ def test_other_settings(
     part = options | {"train": {"max_steps": 7}}
     pair.run(train_on, config_of(folder, name, **part), "refuse")
     pair.run(train_on, config_of(folder, name, **options), "resume")
-    assert_equal(folder / name, folder / f"{name}-whole", tmp_path)
+    assert_equal(folder / name, folder / f"{name}-whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "data_parallel"])
-def test_four_ranks(folder: Path, four: Processes, tmp_path: Path, sharding: str) -> None:
+def test_four_ranks(folder: Path, four: Processes, sharding: str) -> None:
     """On more than two ranks the order in which they are summed matters."""
     options = {"distributed": {"sharding": sharding}}
     name = f"four-{sharding}"
@@ -162,11 +156,11 @@ def test_four_ranks(folder: Path, four: Processes, tmp_path: Path, sharding: str
     part = options | {"train": {"max_steps": 5}}
     four.run(train_on, config_of(folder, name, **part), "refuse")
     four.run(train_on, config_of(folder, name, **options), "resume")
-    assert_equal(folder / name, folder / f"{name}-whole", tmp_path)
+    assert_equal(folder / name, folder / f"{name}-whole")
 
 
-def test_one_rank_in_this_process(folder: Path, alone: Any, tmp_path: Path) -> None:
+def test_one_rank_in_this_process(folder: Path, alone: Any) -> None:
     train_on(alone, config_of(folder, "one"), "refuse")
     train_on(alone, config_of(folder, "one-stopped", train={"max_steps": 10}), "refuse")
     train_on(alone, config_of(folder, "one-stopped"), "resume")
-    assert_equal(folder / "one-stopped", folder / "one", tmp_path)
+    assert_equal(folder / "one-stopped", folder / "one")

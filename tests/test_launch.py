@@ -19,8 +19,7 @@ from stem_torchrec.commands.prepare import prepare_kuairand, prepare_synthetic
 from stem_torchrec.commands.prepare_files import prepare_csv, prepare_qk_video, prepare_tiktok
 from stem_torchrec.commands.train import train
 from stem_torchrec.config import Config
-from stem_torchrec.data.prepare.kuairand import KuaiRandConfig
-from stem_torchrec.data.prepare.prepare_files import PrepareOptions, PublicSetOptions
+from stem_torchrec.data.prepare.options import KuaiRandConfig, PrepareOptions, PublicSetOptions
 from stem_torchrec.data.prepare.synthetic_config import SyntheticConfig
 from stem_torchrec.settings import all_keys, load_config, parse_options, validate
 from stem_torchrec.versions import misfit

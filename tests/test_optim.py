@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stem_torchrec.config import OptimConfig
-from stem_torchrec.optim import learning_rate_factor
+from stem_torchrec.optim import Optimizers, fused_kernels, learning_rate_factor
 from tests.steps import (
     assert_close,
     batch_of,
@@ -209,3 +209,20 @@ def test_rows_that_no_batch_reads_stay(tmp_path, alone):
         read = {i for bag in rows().ids["user"] for i in bag}
         moved = (after.tables["shared__user"] != before.tables["shared__user"]).any(1)
         assert set(moved.nonzero().ravel().tolist()) == read
+
+
+def test_adams_bias_is_corrected_by_the_steps_that_were_applied(tmp_path, alone):
+    """The kernels count by themselves what they look up, in an evaluation or a skipped step too."""
+    config = config_of(tmp_path)
+    session = start(config, alone)
+    rows = random_rows(np.random.default_rng(1), 8)
+    run_steps(session, [batch_of(rows)] * 2)
+    session.model.eval()
+    list(session.pipeline.predict(iter([batch_of(rows)])))
+    kernels = list(fused_kernels(session.model))
+    assert kernels
+    assert all(int(kernel.iter_cpu) == 3 for kernel in kernels)
+    adam = config.embedding.model_copy(update={"optimizer": "adam"})
+    optimizers = Optimizers(config.model_copy(update={"embedding": adam}), session.model)
+    optimizers.set_applied_steps(2)
+    assert all(int(kernel.iter_cpu) == int(kernel.iter) == 2 for kernel in kernels)

@@ -65,7 +65,12 @@ def test_parts_of_a_store_path() -> None:
     [
         ("ftp://host/x", "'ftp://host/x' is no path and no URL of s3://, gs://, hdfs://, file://"),
         ("s3:///x", "names no bucket"),
-        ("s3://key:secret@bucket/x", r"s3://\.\.\.@bucket: credentials are read from"),
+        ("s3://key:secret@bucket/x", r"^'s3://\.\.\.@bucket/x': credentials are read from"),
+        ("S3://key:secret@bucket/x", r"^'S3://\.\.\.@bucket/x': credentials are read from"),
+        ("s3://key:sec/ret/secret@bucket/x", r"^'s3://\.\.\.@bucket/x': credentials"),
+        ("https://key:secret@host/x", r"^'https://\.\.\.@host/x': credentials"),
+        ("here/https://key:secret@host", r"^'here/https://\.\.\.@host': credentials"),
+        ("gs://bucket/x?password=secret", r"^'gs://bucket/x\?password=\.\.\.': credentials"),
         ("file://host/x", "is no path and no URL"),
     ],
 )

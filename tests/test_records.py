@@ -25,9 +25,8 @@ def room_of(size: int) -> Iterator[None]:
 
 
 def test_what_a_full_disk_does_not_take_comes_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard's thread ends
     records = [{"kind": "train", "step": step, "qps": 1.0} for step in range(1, 6)]
     with Recorder(tmp_path, active=True) as recorder:
         recorder.write(records[0])
@@ -48,6 +47,30 @@ def test_what_a_full_disk_does_not_take_comes_later(
         if "train/qps" in events.Tags()["scalars"]:
             steps |= {event.step for event in events.Scalars("train/qps")}
     assert {1, 5} <= steps
+
+
+def test_a_disk_that_is_full_at_the_start_takes_the_records_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = threading.excepthook
+    records = [{"kind": "train", "step": step, "qps": 1.0} for step in (1, 2)]
+    with room_of(0):
+        recorder = Recorder(tmp_path, active=True)
+        recorder.write(records[0])
+    with recorder:
+        recorder.write(records[1])
+    assert recorder.failure is None
+    assert [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()] == records
+    assert "TensorBoard's records are left out" in caplog.text
+    assert threading.excepthook is hook
+
+
+def test_what_a_disk_never_takes_is_said(tmp_path: Path) -> None:
+    with room_of(0), Recorder(tmp_path, active=True) as recorder:
+        recorder.write({"kind": "train", "step": 1})
+    assert (
+        str(recorder.failure) == f"{tmp_path / METRICS}: File too large: the last records are lost"
+    )
 
 
 def test_what_json_does_not_have_is_none() -> None:

@@ -77,6 +77,39 @@ ID = {"name": "a", "kind": "id", "num_embeddings": 3}
             {"features": [ID, ID | {"name": "b", "table": "a", "num_embeddings": 4}]},
             "share table 'a' differ in num_embeddings",
         ),
+        (
+            {"features": [ID, ID | {"name": "b", "table": "c"}]},
+            "'b': table 'c' is not .*allowed: a",
+        ),
+        (
+            {"features": [ID, {"name": "d", "kind": "dense"}, ID | {"name": "b", "table": "d"}]},
+            "'b': table 'd' is not that of an id or bag feature; allowed: a",
+        ),
+        (
+            {
+                "features": [
+                    ID,
+                    ID | {"name": "b", "table": "a"},
+                    ID | {"name": "c", "table": "b"},
+                ]
+            },
+            "'c': table 'b' is not .*allowed: a",
+        ),
+        *(
+            ({"features": [ID | {"table": table}]}, r"features\.0\.table")
+            for table in ("", "*", "a.b", "../../x", "a\n")
+        ),
+        (
+            {
+                "features": [ID | {"name": "x__y"}, ID | {"name": "y"}],
+                "tasks": [{"name": "buy"}, {"name": "buy__x"}],
+            },
+            "name 'buy__x__y': the one of 'buy' for 'x__y' and the one of 'buy__x' for 'y'",
+        ),
+        (
+            {"features": [ID, ID | {"name": "x__a"}], "tasks": [{"name": "shared__x"}]},
+            "name 'shared__x__a': the one of 'shared' for 'x__a'",
+        ),
         ({"tasks": []}, "tasks"),
         ({"tasks": [{"name": "like"}, {"name": "like"}]}, r"task names occur twice: \['like'\]"),
         ({"tasks": [{"name": "shared"}]}, "may not be named 'shared'"),
@@ -90,6 +123,15 @@ def test_a_wrong_file_is_the_users_error(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         load_schema(tmp_path)
     assert str(tmp_path / "schema.json") in str(error.value)
+
+
+def test_a_selection_may_leave_out_the_feature_that_names_a_table():
+    chosen = SCHEMA.select(features=["user", "seen"])
+    assert [f.table_name for f in chosen.sparse] == ["user", "item"]
+    own = Schema(
+        features=(SCHEMA.features[0].model_copy(update={"table": "user"}),), tasks=SCHEMA.tasks
+    )
+    assert own.sparse[0].table_name == "user"
 
 
 def test_missing_and_damaged_files_are_the_users_error(tmp_path):

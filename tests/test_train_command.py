@@ -56,6 +56,7 @@ def test_train_records_count_real_samples_of_all_ranks(two_ranks: Path) -> None:
     trained = records(two_ranks, "train")
     assert [record["step"] for record in trained] == [5, 10, 15, 16]
     assert trained[-1]["samples"] == 2 * 2003
+    assert [record["epoch"] for record in trained] == [1, 2, 2, 2]  # of 8 steps each
     for record in trained:
         assert set(record) >= {"samples", "qps", "loss", "ne", "ne_window", "lr", "balance"}
         assert set(record["loss"]) == set(record["ne"]) == set(TASKS)
@@ -66,6 +67,7 @@ def test_eval_records(two_ranks: Path) -> None:
     evaluated = [(r["split"], r["step"], r["samples"]) for r in records(two_ranks, "eval")]
     valid = [("valid", step, 301) for step in (6, 12, 16)]
     assert evaluated == [*valid, ("test", 16, 401)]
+    assert [record["epoch"] for record in records(two_ranks, "eval")] == [1, 2, 2, 2]
 
 
 def test_evaluate_on_another_number_of_ranks(
@@ -75,6 +77,7 @@ def test_evaluate_on_another_number_of_ranks(
     for options in ((), ("--distributed.sharding", "row_wise", "--nproc", "2")):
         found = evaluation(two_ranks, capsys, "--split", "test", *options)
         assert set(found) == set(expected)
+        assert (found["step"], found["epoch"]) == (16, 2)
         for name in ("logloss", "ne", "auc", "gauc", "calibration"):
             assert found[name] == pytest.approx(expected[name], abs=1e-6)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from stem_torchrec.environment import environment_failures
+
 STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; }
@@ -74,7 +76,15 @@ class Report:
     origin: str = ""
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write ``name.md`` (with ``name_K.png`` beside it), ``name.json`` and ``name.html``."""
+        """Write ``name.md`` (with ``name_K.png`` beside it), ``name.json`` and ``name.html``.
+
+        Raises:
+            EnvironmentFailure: the disk is full or does not let us.
+        """
+        with environment_failures(folder):
+            return self._write(folder, name)
+
+    def _write(self, folder: Path, name: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         images = {i: _png(s.plot) for i, s in enumerate(self.sections) if s.plot is not None}
         plots = {i: folder / f"{name}_{n}.png" for n, i in enumerate(images, start=1)}

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined
+from stem_torchrec.finished_run import unfinished
 from stem_torchrec.place import Place
 from stem_torchrec.run_folder import require_run
+from stem_torchrec.run_schema import fitted_schema
 from stem_torchrec.schema import Schema
-from stem_torchrec.session import selected_schema
 from stem_torchrec.settings import load_config
 
 OVERRIDES = ("data.path", "distributed.", "eval.")
@@ -60,8 +60,8 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
     """The runs in some folders.
 
     Raises:
-        UserError: a folder holds no run or no checkpoint, or is given twice; an override changes
-            more than where and how runs are read.
+        UserError: a folder holds no run or no checkpoint, or not that of its last step, or is
+            given twice; an override changes more than where and how runs are read.
     """
     for override in overrides:
         if override.startswith("--") and not override[2:].startswith(OVERRIDES):
@@ -75,8 +75,9 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
         if any(folder.resolve() == run.path.resolve() for run in runs):
             raise UserError(f"{option}: {str(folder)!r} is given twice")
         config = load_config(folder / "config.yaml", ["--run.dir", str(folder), *overrides])
-        checkpoint.newest(folder)
-        runs.append(Run(folder, config, selected_schema(config)))
+        if (missing := unfinished(folder)) is not None:
+            raise UserError(f"{option}: {folder}: {missing}; go on with it: train --resume")
+        runs.append(Run(folder, config, fitted_schema(config).schema))
     return runs
 
 

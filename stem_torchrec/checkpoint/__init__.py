@@ -7,13 +7,15 @@ itself, and ``manifest.json``, without which a folder is no checkpoint.
 
 from stem_torchrec.checkpoint.folders import (
     FOLDER,
+    epoch_of,
     has_published,
     newest,
+    newest_about,
     newest_valid,
     saved_steps,
 )
 from stem_torchrec.checkpoint.initial import load_initial
-from stem_torchrec.checkpoint.keep import metric_value
+from stem_torchrec.checkpoint.keep import best_step, metric_value
 from stem_torchrec.checkpoint.load import POSITION, load, state_of
 from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.checkpoint.own import load_own, own_state
@@ -25,12 +27,15 @@ __all__ = [
     "Content",
     "Initial",
     "Saver",
+    "best_step",
+    "epoch_of",
     "has_published",
     "load",
     "load_initial",
     "load_own",
     "metric_value",
     "newest",
+    "newest_about",
     "newest_valid",
     "own_state",
     "saved_steps",

@@ -11,8 +11,14 @@ from typing import Any, BinaryIO, cast
 
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _ReaderView
 
+from stem_torchrec.checkpoint.index import INDEX, Index, index_of, metadata_of
 from stem_torchrec.checkpoint.manifest import BLOCK_BYTES, FileEntry
+from stem_torchrec.checkpoint.plain import NotPlain, check_stored
+from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place, remove
 from stem_torchrec.store_path import StorePath
 
@@ -144,6 +150,11 @@ class Writer(FileSystemWriter):
     def entries(self) -> tuple[FileEntry, ...]:
         return tuple(self._files.written.values())
 
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the index, as the last of DCP's files."""
+        places = {result.index: result.storage_data for part in results for result in part}
+        self.write(INDEX, index_of(metadata, places).model_dump_json().encode())
+
     def write(self, name: str, content: bytes) -> None:
         """One more file."""
         with self.fs.create_stream(self.folder / name, "wb") as stream:
@@ -153,9 +164,31 @@ class Writer(FileSystemWriter):
                 os.fsync(stream.fileno())
 
 
-class Reader(FileSystemReader):
-    """Reads from ``folder``."""
+class _Part(_ReaderView):
+    """Some bytes of a file; DCP's own seeks beyond the end where it is to seek before it."""
 
-    def __init__(self, folder: Place) -> None:
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_END:
+            offset, whence = self.len + offset, os.SEEK_SET
+        return super().seek(offset, whence) - self.offset
+
+
+class Reader(FileSystemReader):
+    """Reads from ``folder`` what its index names; tensors and plain values only."""
+
+    def __init__(self, folder: Place, index: Index) -> None:
         super().__init__(str(folder))
         self.fs, self.path = Files(), cast(Any, folder)
+        self._metadata = metadata_of(index)
+
+    def read_metadata(self) -> Metadata:
+        """For DCP, whose own reads a pickle."""
+        return self._metadata
+
+    def _slice_file(self, file: Any, sinfo: Any) -> Any:
+        part = _Part(file, sinfo.offset, sinfo.length)
+        try:
+            check_stored(part)
+        except NotPlain as error:
+            raise UserError(f"{self.path / sinfo.relative_path}: {error}") from None
+        return part

@@ -2,9 +2,9 @@
 
 import logging
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -57,7 +57,7 @@ def publish(aside: Place, final: Place, manifest: Manifest) -> None:
         return
     if final.exists():
         old = final.with_name(final.name + REPLACED)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         final.rename(old)
     aside.rename(final)
     sync_folder(final.parent)
@@ -102,6 +102,12 @@ def complete(folder: Place) -> Iterator[tuple[int, Place, Manifest]]:
             continue
 
 
+def epoch_of(path: Place) -> int | None:
+    """The epoch that a checkpoint's last step belongs to; None where it does not say so."""
+    epoch = read_manifest(path).about.get("epoch")
+    return epoch if isinstance(epoch, int) else None
+
+
 def has_published(run_dir: Place) -> bool:
     """Whether a save was ever completed there; what is left of it may be damaged."""
     found = _candidates(run_dir / FOLDER)
@@ -116,6 +122,17 @@ def newest(run_dir: Place) -> Place:
     """
     for _, path, _ in complete(run_dir / FOLDER):
         return path
+    raise _none(run_dir, [])
+
+
+def newest_about(run_dir: Place) -> Mapping[str, Any]:
+    """What the manifest of the newest complete checkpoint says of the run.
+
+    Raises:
+        UserError: the run has none.
+    """
+    for _, _, manifest in complete(run_dir / FOLDER):
+        return manifest.about
     raise _none(run_dir, [])
 
 

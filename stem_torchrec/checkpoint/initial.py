@@ -7,24 +7,31 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharding_spec import ShardMetadata
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.folders import newest_valid
+from stem_torchrec.checkpoint.index import Index, read_index
 from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import read_manifest
-from stem_torchrec.checkpoint.matching import Initial, Match, Source, matches
+from stem_torchrec.checkpoint.matching import Here, Initial, Match, Source, matches
+from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.models.growth import growth_of
+from stem_torchrec.models.task_order import chain_of
 from stem_torchrec.place import Place
-from stem_torchrec.schema import Schema
+from stem_torchrec.schema import Schema, schema_from
+from stem_torchrec.settings import load_config
 
 _MODEL = "model."
 
 
 @torch.no_grad()
 def load_initial(
-    model: DistributedModelParallel, schema: Schema, initial: Initial, ranks: Ranks
+    model: DistributedModelParallel,
+    config: Config,
+    schema: Schema,
+    initial: Initial,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Tables and dense weights from another run's newest valid checkpoint, by name. Collective.
 
@@ -37,25 +44,47 @@ def load_initial(
         UserError: the run has no valid checkpoint; otherwise as ``matches`` does.
     """
     folder = newest_valid(initial.run_dir, ranks)
-    source = ranks.on_first(lambda: _source(folder))
+    index = ranks.on_first(lambda: read_index(folder))
+    chain = chain_of(config.model, schema.task_names)
+    source = ranks.on_first(
+        lambda: _source(folder, index, initial.run_dir if chain is not None else None)
+    )
     state = model.state_dict()
     shapes = {name: tuple(value.size()) for name, value in state.items()}
-    found = matches(shapes, schema.task_names, source, initial)
+    here = Here(
+        shapes,
+        schema.task_names,
+        _features(schema),
+        chain,
+        growth_of(config, schema),
+    )
+    found = matches(here, source, initial)
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
     for part in _rounds(loaded):
-        _read(folder, state, part, source, ranks)
+        _read(folder, index, state, part, ranks)
     model.load_state_dict(state)
     return _report(folder, source, found, shapes)
 
 
-def _source(folder: Place) -> Source:
-    metadata = Reader(folder).read_metadata().state_dict_metadata
+def _features(schema: Schema) -> list[str]:
+    """In the order in which networks read them."""
+    return [feature.name for feature in (*schema.sparse, *schema.dense)]
+
+
+def _source(folder: Place, index: Index, with_chain: Place | None) -> Source:
+    """What the checkpoint holds; the chain of its tasks is in a run's config."""
     shapes = {
-        name.removeprefix(_MODEL): tuple(value.size)
-        for name, value in metadata.items()
-        if name.startswith(_MODEL) and isinstance(value, TensorStorageMetadata)
+        name.removeprefix(_MODEL): tensor.size
+        for name, tensor in index.tensors.items()
+        if name.startswith(_MODEL)
     }
-    return Source(shapes, read_manifest(folder).about["tasks"])
+    about = read_manifest(folder).about
+    schema = schema_from(about["schema"], str(folder)) if "schema" in about else None
+    features = _features(schema) if schema is not None else None
+    if with_chain is None:
+        return Source(shapes, about["tasks"], features)
+    config = load_config(with_chain / "config.yaml", ["--run.dir", str(with_chain)])
+    return Source(shapes, about["tasks"], features, chain_of(config.model, about["tasks"]))
 
 
 def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
@@ -69,19 +98,21 @@ def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
 
 def _read(
     folder: Place,
+    index: Index,
     state: Mapping[str, Any],
     part: Mapping[str, Match],
-    source: Source,
     ranks: Ranks,
 ) -> None:
     targets: dict[str, Any] = {}
     for name, match in part.items():
         value = state[name]
         if match.rows is None:
-            targets[match.source] = torch.empty(source.shapes[match.source], dtype=value.dtype)
+            targets[match.source] = torch.empty(
+                index.tensors[_MODEL + match.source].size, dtype=value.dtype
+            )
         else:
             targets[match.source] = _first_rows(value, match.rows)
-    read(folder, {"model": targets}, ranks)
+    read(folder, index, {"model": targets}, ranks)
     for name, match in part.items():
         if match.rows is None:
             _copy_weight(state[name], targets[match.source], match)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from stem_torchrec.checkpoint.folders import complete, discard, folder_of, is_leftover
+from stem_torchrec.checkpoint.manifest import Manifest
 from stem_torchrec.config import metric_direction
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
@@ -29,17 +30,28 @@ def remove_old(folder: Place, step: int, *, keep: int, metric: str | None) -> No
     """
     found = {number: manifest for number, _, manifest in complete(folder)}
     kept = {step, *sorted(found)[-keep:]}
+    if (best := _best_of(found, metric)) is not None:
+        kept.add(best)
+    unwanted = [folder_of(folder, number) for number in found if number not in kept]
+    unwanted += [path for path in folder.glob("step_*") if is_leftover(path)]
+    for path in unwanted:
+        with suppress(OSError, UserError):  # left for the next time
+            discard(path)
+
+
+def best_step(folder: Place, metric: str | None) -> int | None:
+    """The step of the best checkpoint by a metric; None where none has a value of it."""
+    return _best_of({number: manifest for number, _, manifest in complete(folder)}, metric)
+
+
+def _best_of(found: Mapping[int, Manifest], metric: str | None) -> int | None:
     values = {
         number: value
         for number, manifest in found.items()
         if (saved := manifest.about.get("metric")) and saved["name"] == metric
         if isinstance(value := saved["value"], float)
     }
-    if values and metric is not None:
-        sign = metric_direction(metric)
-        kept.add(max(values, key=lambda number: (sign * values[number], number)))
-    unwanted = [folder_of(folder, number) for number in found if number not in kept]
-    unwanted += [path for path in folder.glob("step_*") if is_leftover(path)]
-    for path in unwanted:
-        with suppress(OSError, UserError):  # left for the next time
-            discard(path)
+    if metric is None or not values:
+        return None
+    sign = metric_direction(metric)
+    return max(values, key=lambda number: (sign * values[number], number))

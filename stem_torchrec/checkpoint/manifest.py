@@ -18,6 +18,8 @@ from stem_torchrec.place import Place
 from stem_torchrec.store_path import StorePath
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the checkpoints that are written. 1 had no number, and a pickle as its index."""
 BLOCK_BYTES = 1 << 26
 _THREADS = 2
 _PIECE_BYTES = 1 << 22
@@ -45,11 +47,13 @@ class Manifest(NamedTuple):
     """A checkpoint's files and where they come from.
 
     Attributes:
-        about: step, world size, versions, plan and whatever else the saver told.
+        about: step, world size, versions, plan, schema and whatever else the saver told.
+        format: how the files are written; 1 to ``FORMAT`` can be read.
     """
 
     about: Mapping[str, Any]
     files: tuple[FileEntry, ...]
+    format: int = FORMAT
 
     @property
     def num_bytes(self) -> int:
@@ -75,6 +79,7 @@ def read_manifest(folder: Place) -> Manifest:
 
     Raises:
         Damaged: there is none, or it is not as it was written, or a file is missing or shorter.
+        UserError: its format is not known here.
         StoreUnreachable: the store does not answer.
     """
     try:
@@ -86,7 +91,7 @@ def read_manifest(folder: Place) -> Manifest:
         raise
     except (OSError, UserError, UnicodeDecodeError) as error:
         raise Damaged(f"{MANIFEST} cannot be read: {error}") from None
-    manifest = _parsed(text)
+    manifest = _parsed(text, folder)
     _compare_sizes(sizes, manifest.files)
     return manifest
 
@@ -152,23 +157,34 @@ def _compare_sizes(sizes: Mapping[str, int], files: Sequence[FileEntry]) -> None
             raise Damaged(f"{file.name} has {sizes[file.name]} bytes, written were {file.size}")
 
 
-def _parsed(text: str) -> Manifest:
+def _parsed(text: str, folder: Place) -> Manifest:
     try:
         content = json.loads(text)
+        checksum = content.pop("manifest_crc32")
+        as_written = _with_checksum(content)
+        number = content.get("format", 1)
+        if as_written == text and not (type(number) is int and 1 <= number <= FORMAT):
+            raise UserError(
+                f"{folder}: a checkpoint of format {number}; this version reads 1 to {FORMAT}"
+            )
         files = tuple(FileEntry(f["name"], f["size"], tuple(f["crc32"])) for f in content["files"])
-        manifest = Manifest(content["about"], files)
-        as_written = _text(manifest)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        manifest = Manifest(dict(content["about"]), files, number)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Damaged(f"{MANIFEST} is damaged") from None
-    if as_written != text:
+    if as_written != text or not isinstance(checksum, int):
         raise Damaged(f"{MANIFEST} is damaged: it does not match its own checksum")
     return manifest
 
 
 def _text(manifest: Manifest) -> str:
-    content = {"about": manifest.about, "files": [file._asdict() for file in manifest.files]}
+    files = [file._asdict() for file in manifest.files]
+    number = {"format": manifest.format} if manifest.format > 1 else {}
+    return _with_checksum({"about": manifest.about, "files": files, **number})
+
+
+def _with_checksum(content: Mapping[str, Any]) -> str:
     checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
-    return json.dumps(content | {"manifest_crc32": checksum}, indent=1, sort_keys=True) + "\n"
+    return json.dumps({**content, "manifest_crc32": checksum}, indent=1, sort_keys=True) + "\n"
 
 
 def _blocks(size: int) -> Iterator[int]:

@@ -1,18 +1,16 @@
-"""Which tensor of another run's checkpoint a tensor of this model starts from.
+"""Which tensor of another run's checkpoint a tensor of this model starts from."""
 
-T tasks here, S tasks there.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
+from stem_torchrec.models.growth import Growth
 from stem_torchrec.place import Place
 
 TABLES = ".embedding_bags."
 _NOT_WEIGHTS = ".fork."
-_BY_TASK = (".towers.", ".task_experts.", ".gates.")
+_MODEL = "recommender.model."
 
 Shape = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]
@@ -38,10 +36,29 @@ class Source(NamedTuple):
     Attributes:
         shapes: by tensor's name there.
         tasks: in their order there.
+        features: those of tables, then dense ones, in their order there; None if not known.
+        chain: its tasks as they follow one another, of a model that has such an order.
     """
 
     shapes: Mapping[str, Shape]
     tasks: Sequence[str]
+    features: Sequence[str] | None = None
+    chain: Sequence[str] | None = None
+
+
+class Here(NamedTuple):
+    """The model that takes them.
+
+    Attributes:
+        shapes, tasks, features, chain: as of ``Source``.
+        growth: of its dense weights.
+    """
+
+    shapes: Mapping[str, Shape]
+    tasks: Sequence[str]
+    features: Sequence[str]
+    chain: Sequence[str] | None
+    growth: Growth
 
 
 class Match(NamedTuple):
@@ -58,25 +75,23 @@ class Match(NamedTuple):
     indices: tuple[Pairs, ...] | None = None
 
 
-def matches(
-    here: Mapping[str, Shape], tasks: Sequence[str], source: Source, initial: Initial
-) -> dict[str, Match | str]:
+def matches(here: Here, source: Source, initial: Initial) -> dict[str, Match | str]:
     """For every tensor here what it starts from, or why it keeps its initial values.
 
     Raises:
         UserError: a table has fewer rows or another dimension here; a name of ``names`` is not
-            there.
+            there, or not here, or is taken.
     """
-    rename = _renaming(source, initial)
+    rename = _renaming(here, source, initial)
     there = {rename(name): name for name in source.shapes}
     their_tasks = [_renamed_part(task, initial.names) for task in source.tasks]
     found: dict[str, Match | str] = {}
-    for name, shape in here.items():
+    for name, shape in here.shapes.items():
         if _NOT_WEIGHTS in name:
             continue
         if TABLES in name:
             origin = there.get(name) or _origin_of_new_task(
-                name, there, their_tasks, tasks, initial
+                name, there, their_tasks, here.tasks, initial
             )
             found[name] = (
                 Match(origin, rows=_rows(name, shape, origin, source.shapes[origin]))
@@ -84,10 +99,22 @@ def matches(
                 else "not in the other run"
             )
         elif name in there:
-            found[name] = _dense(name, shape, there[name], source, their_tasks, tasks)
+            other = _other_meaning(name, here, source, initial)
+            found[name] = other or _dense(name, here, there[name], source, their_tasks)
         else:
             found[name] = "not in the other run"
     return found
+
+
+def _other_meaning(name: str, here: Here, source: Source, initial: Initial) -> str | None:
+    """Why the numbers of a weight of the right shape would mean something else here."""
+    features = [_renamed_part(part, initial.names) for part in source.features or here.features]
+    if features != list(here.features) and name.removeprefix(_MODEL) in here.growth.features:
+        return "reads other features there"
+    chain = [_renamed_part(part, initial.names) for part in source.chain or ()]
+    if chain != list(here.chain or ()):
+        return "the tasks follow one another in another order there"
+    return None
 
 
 def _origin_of_new_task(
@@ -120,63 +147,60 @@ def _rows(name: str, here: Shape, origin: str, there: Shape) -> int:
 
 
 def _dense(
-    name: str,
-    here: Shape,
-    origin: str,
-    source: Source,
-    their_tasks: Sequence[str],
-    tasks: Sequence[str],
+    name: str, here: Here, origin: str, source: Source, their_tasks: Sequence[str]
 ) -> Match | str:
-    there = source.shapes[origin]
-    if list(their_tasks) == list(tasks) or not any(part in name for part in _BY_TASK):
-        return Match(origin) if here == there else f"shape {list(here)}, there {list(there)}"
-    common = [(i, list(their_tasks).index(t)) for i, t in enumerate(tasks) if t in their_tasks]
-    by_task = {0} if ".last." not in name or ".gates." not in name else {0, len(here) - 1}
+    shape, there = here.shapes[name], source.shapes[origin]
+    growth = here.growth.tasks.get(name.removeprefix(_MODEL))
+    if list(their_tasks) == list(here.tasks) or growth is None:
+        return Match(origin) if shape == there else f"shape {list(shape)}, there {list(there)}"
+    if len(shape) != len(there):
+        return f"shape {list(shape)}, there {list(there)}"
+    common = [(i, list(their_tasks).index(t)) for i, t in enumerate(here.tasks) if t in their_tasks]
+    numbers = len(here.tasks), len(their_tasks)
     indices: list[Pairs] = []
-    for dimension, sizes in enumerate(zip(here, there, strict=True)):
-        if dimension not in by_task:
-            pairs = _same(sizes)
-        elif dimension == 0:
-            pairs = _blocks(sizes, (len(tasks), len(their_tasks)), common)
-        else:
-            pairs = _experts(sizes, (len(tasks), len(their_tasks)), common)
+    for sizes, block in zip(zip(shape, there, strict=True), growth, strict=True):
+        pairs = _pairs(sizes, block, numbers, common)
         if pairs is None:
-            return f"shape {list(here)}, there {list(there)}, or other tasks"
+            return f"shape {list(shape)}, there {list(there)}, or other tasks"
         indices.append(pairs)
     return Match(origin, indices=tuple(indices)) if common else "no task in common"
 
 
-def _same(sizes: tuple[int, int]) -> Pairs | None:
-    return tuple((i, i) for i in range(sizes[0])) if sizes[0] == sizes[1] else None
-
-
-def _blocks(sizes: tuple[int, int], tasks: tuple[int, int], common: Pairs) -> Pairs | None:
-    """A dimension that is a block per task."""
-    block, rest = divmod(sizes[0], tasks[0])
-    if rest or sizes[1] != block * tasks[1]:
+def _pairs(
+    sizes: tuple[int, int], block: int, numbers: tuple[int, int], common: Pairs
+) -> Pairs | None:
+    """A dimension of some shared places, then a block per task; None if the sizes are not so."""
+    shared = sizes[0] - numbers[0] * block
+    if shared < 0 or sizes[1] != shared + numbers[1] * block:
         return None
-    return tuple((i * block + k, j * block + k) for i, j in common for k in range(block))
+    own = (
+        (shared + i * block + k, shared + j * block + k) for i, j in common for k in range(block)
+    )
+    return (*((i, i) for i in range(shared)), *own)
 
 
-def _experts(sizes: tuple[int, int], tasks: tuple[int, int], common: Pairs) -> Pairs | None:
-    """A gate's outputs: one per shared expert, then, if it reads all tasks', a block per task."""
-    if tasks[0] == tasks[1]:
-        return None  # the numbers do not tell how many are the tasks'
-    block, rest = divmod(sizes[0] - sizes[1], tasks[0] - tasks[1])
-    shared = sizes[0] - tasks[0] * block
-    if rest or block < 0 or shared < 0:
-        return None
-    own = _blocks((tasks[0] * block, tasks[1] * block), tasks, common) or ()
-    return (*((i, i) for i in range(shared)), *((shared + i, shared + j) for i, j in own))
-
-
-def _renaming(source: Source, initial: Initial) -> Callable[[str], str]:
-    known = {part for name in source.shapes for part in _parts(name)} | set(source.tasks)
-    for old, _ in initial.names:
-        if old not in known:
+def _renaming(here: Here, source: Source, initial: Initial) -> Callable[[str], str]:
+    theirs = _all_parts(source.shapes, source.tasks, source.features or ())
+    ours = _all_parts(here.shapes, here.tasks, here.features)
+    olds, news = [old for old, _ in initial.names], [new for _, new in initial.names]
+    for old, new in initial.names:
+        if old not in theirs:
             raise UserError(
                 f"--init-map: {old!r} is no part of a name in {initial.run_dir}; tasks there: "
                 f"{', '.join(source.tasks)}"
+            )
+        if new not in ours:
+            raise UserError(
+                f"--init-map: {new!r} is no part of a name here; tasks: {', '.join(here.tasks)}; "
+                f"features: {', '.join(here.features)}"
+            )
+        if olds.count(old) > 1 or news.count(new) > 1:
+            twice = old if olds.count(old) > 1 else new
+            raise UserError(f"--init-map: {twice!r} is mapped twice")
+        if new in theirs and new not in olds:
+            raise UserError(
+                f"--init-map: {old}={new}, but {initial.run_dir} has a {new!r} of its own; map "
+                "that to another name, too"
             )
 
     def renamed(name: str) -> str:
@@ -186,6 +210,10 @@ def _renaming(source: Source, initial: Initial) -> Callable[[str], str]:
         )
 
     return renamed
+
+
+def _all_parts(*names: Iterable[str]) -> set[str]:
+    return {part for some in names for name in some for part in _parts(name)}
 
 
 def _parts(name: str) -> list[str]:

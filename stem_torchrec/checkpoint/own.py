@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
-from stem_torchrec.checkpoint.manifest import read_manifest
+from stem_torchrec.checkpoint.manifest import FORMAT, read_manifest
+from stem_torchrec.checkpoint.plain import NotPlain, load_plain
 from stem_torchrec.checkpoint.rng import rng_state, set_rng_state
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
 
 _log = logging.getLogger(__name__)
@@ -54,8 +56,24 @@ def load_own(folder: Place, windows: Windows, balance: Balance | None, ranks: Ra
 
     With another number of ranks the metrics' sums are joined, their windows start anew, and random
     numbers go on with the run's seed.
+
+    Raises:
+        UserError: an earlier version has saved something else, or it is not what a save writes.
     """
     saved_ranks = read_manifest(folder).about["world_size"]
+    try:
+        _load(folder, saved_ranks, windows, balance, ranks)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: the files rank_*.pt are not those of format 1 to {FORMAT}, which --resume "
+            f"reads ({type(error).__name__}: {error}); an earlier version may have written them: "
+            "evaluate and --init-from do not need them"
+        ) from None
+
+
+def _load(
+    folder: Place, saved_ranks: int, windows: Windows, balance: Balance | None, ranks: Ranks
+) -> None:
     if saved_ranks == ranks.world_size:
         state = _read(folder, ranks.rank)
         windows.load_state_dict(state["windows"])
@@ -76,6 +94,9 @@ def load_own(folder: Place, windows: Windows, balance: Balance | None, ranks: Ra
 
 
 def _read(folder: Place, rank: int) -> dict[str, Any]:
-    content = io.BytesIO((folder / own_file(rank)).read_bytes())
-    state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    file = folder / own_file(rank)
+    try:
+        state: dict[str, Any] = load_plain(io.BytesIO(file.read_bytes()))
+    except NotPlain as error:
+        raise UserError(f"{file}: {error}") from None
     return state

@@ -54,6 +54,11 @@ class Saver:
         folder: of the checkpoints.
         failed: gets step and message of a save that failed, on every rank.
         before: is called on rank 0 before a checkpoint appears, maybe in the background.
+
+    Attributes:
+        failure: why the newest save that has ended failed, or None.
+        published: step of the newest checkpoint that is there under its name, on rank 0; what
+            fails after that (another rank is lost) leaves it.
     """
 
     def __init__(
@@ -72,15 +77,23 @@ class Saver:
         self._stager = HostCopy()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, Future[str | None]] | None = None
+        self._last: Content | None = None
+        self.failure: str | None = None
+        self.published: int | None = None
 
-    def save(self, content: Content) -> None:
+    def save(self, content: Content, *, last: bool = False) -> None:
         """Write ``folder/step_N``, or begin to. Collective.
+
+        Args:
+            last: the run ends with it. A failure is left in ``failure``, whatever
+                ``checkpoint.on_error`` says: there are no steps to be stopped.
 
         Raises:
             CheckpointError: this save, or the one before, failed and ``checkpoint.on_error`` is
                 ``stop``.
         """
         self.wait()
+        self._last = content if last else None
         writer = Writer(aside_of(self._folder, content.step))
         if not self._config.asynchronous:
             self._report(content.step, self._write(content, writer, None))
@@ -113,19 +126,33 @@ class Saver:
             self._pending = None
             self._report(step, outcome.result())
 
+    def try_again(self) -> None:
+        """Save the last content once more if that failed: there may be room now. Collective.
+
+        What it names must not have changed since.
+        """
+        if self.failure is None or self._last is None:
+            return
+        step = self._last.step
+        self.save(self._last, last=True)
+        self.wait()
+        if self.failure is None and self._ranks.is_first:
+            _log.warning("checkpoint of step %d: the second try succeeded", step)
+
     def close(self) -> None:
         """End the thread and free the copy; what goes on is finished first."""
         self._thread.shutdown(wait=True)
         self._stager.close()
 
     def _report(self, step: int, error: str | None) -> None:
+        self.failure = error
         if error is None:
             return
         if self._ranks.is_first:
             _log.warning("checkpoint of step %d failed: %s", step, error)
         if self._failed is not None:
             self._failed(step, error)
-        if self._config.on_error == "stop":
+        if self._config.on_error == "stop" and self._last is None:
             raise CheckpointError(f"checkpoint.on_error stop: step {step}: {error}")
 
     def _write(self, content: Content, writer: Writer, written: Future[Any] | None) -> str | None:
@@ -166,6 +193,7 @@ class Saver:
             self._before()
         step = manifest.about["step"]
         publish(aside, folder_of(self._folder, step), manifest)
+        self.published = step
         with suppress(UserError):  # a store that does not answer now is asked again next time
             remove_old(self._folder, step, keep=self._config.keep, metric=self._config.keep_best)
 

@@ -38,8 +38,10 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_evaluation, print_start
+
+    print_start("importing torch and TorchRec")
     from stem_torchrec.checks import check_inputs
-    from stem_torchrec.console import print_evaluation
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
     from stem_torchrec.run_folder import require_run
@@ -51,7 +53,8 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
-        check_inputs(config, splits=[options.split])
+        check_inputs(config, splits=[options.split], of_run=True)
+        print_start(f"loading the checkpoint, evaluating {options.split}")
     record = run_workers(num_workers, evaluate_worker, config, options.split)
     if record is None and not under_torchrun():
         raise WorkerError("ended by a signal")

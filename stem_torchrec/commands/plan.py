@@ -26,11 +26,15 @@ def add_plan(commands: Commands) -> None:
 
 
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_start
+
+    print_start("importing torch and TorchRec")
     from stem_torchrec.checks import plan_offline
     from stem_torchrec.distributed.constraints import World
     from stem_torchrec.notices import hide_dependency_notices
 
     hide_dependency_notices()
     config = load_config(options.config, rest, options=own_options(options))
+    print_start(f"planning for {options.world_size} ranks")
     per_node = config.distributed.ranks_per_node or min(options.world_size, 8)
     print(plan_offline(config, World(options.world_size, per_node, options.device)), end="")

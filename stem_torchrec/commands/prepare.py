@@ -11,7 +11,7 @@ from stem_torchrec.settings import load_options
 
 
 def add_prepare(commands: Commands) -> None:
-    from stem_torchrec.data.prepare.kuairand import KuaiRandConfig
+    from stem_torchrec.data.prepare.options import KuaiRandConfig
     from stem_torchrec.data.prepare.synthetic_config import SyntheticConfig
 
     text = "raw data -> prepared Parquet folder"
@@ -60,8 +60,9 @@ def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
 @stoppable
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.data.prepare.kuairand import KuaiRandConfig, prepare_kuairand
+    from stem_torchrec.data.prepare.kuairand import prepare_kuairand
     from stem_torchrec.data.prepare.kuairand_source import patterns
+    from stem_torchrec.data.prepare.options import KuaiRandConfig
     from stem_torchrec.data.prepare.transfer import local_source, local_target
 
     config = load_options(KuaiRandConfig, rest)

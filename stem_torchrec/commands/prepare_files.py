@@ -13,12 +13,12 @@ from stem_torchrec.settings import load_file, load_options
 
 if TYPE_CHECKING:
     from stem_torchrec.data.prepare.describe import Description
-    from stem_torchrec.data.prepare.prepare_files import PrepareOptions
+    from stem_torchrec.data.prepare.options import PrepareOptions
 
 
 def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
     """Add the sources; returns their parsers."""
-    from stem_torchrec.data.prepare.prepare_files import PrepareOptions, PublicSetOptions
+    from stem_torchrec.data.prepare.options import PrepareOptions, PublicSetOptions
 
     text = "delimited or Parquet files, described by a YAML file"
     command = add_command(sources, "csv", text, option_keys(PrepareOptions))
@@ -46,7 +46,7 @@ def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
 @stoppable
 def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.data.prepare.describe import Description
-    from stem_torchrec.data.prepare.prepare_files import PrepareOptions
+    from stem_torchrec.data.prepare.options import PrepareOptions
 
     how = load_options(PrepareOptions, rest)
     _prepare(options, load_file(Description, options.describe, "--describe"), how)
@@ -54,7 +54,7 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable
 def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.data.prepare.prepare_files import PublicSetOptions
+    from stem_torchrec.data.prepare.options import PublicSetOptions
     from stem_torchrec.data.prepare.tiktok import describe_tiktok
 
     how = load_options(PublicSetOptions, rest)
@@ -63,7 +63,7 @@ def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable
 def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.data.prepare.prepare_files import PublicSetOptions
+    from stem_torchrec.data.prepare.options import PublicSetOptions
     from stem_torchrec.data.prepare.qk_video import describe_qk_video
 
     how = load_options(PublicSetOptions, rest)

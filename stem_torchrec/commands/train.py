@@ -73,13 +73,15 @@ def _add_initial(command: argparse.ArgumentParser) -> None:
 
 @leaving_at_signals()
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.console import print_evaluation, print_note, print_start
+
+    print_start("importing torch and TorchRec")
     from stem_torchrec.checks import check_data, check_settings
-    from stem_torchrec.console import print_evaluation, print_note
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.folder_lock import refuse_locked
     from stem_torchrec.holder import Holder
     from stem_torchrec.launcher import default_num_workers, run_workers, under_torchrun
-    from stem_torchrec.run_folder import Existing, check_run
+    from stem_torchrec.run_folder import Existing, check_run, require_run
     from stem_torchrec.workers import train_worker
 
     config = load_config(options.config, rest, options=own_options(options))
@@ -92,10 +94,14 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)
-        schema = check_settings(config, num_workers)
+        if existing == "resume":
+            require_run("--resume", config.run.dir)
+        schema = check_settings(config, num_workers, of_run=existing == "resume")
         check_run(config, existing)
         refuse_locked("run.dir", config.run.dir, Holder.this())
+        print_start("reading the footers of the data")
         check_data(config, schema)
+        print_start(f"starting {num_workers} ranks")
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts
     )
@@ -104,9 +110,16 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
             print_note(NOTE)
         return
     if outcome.stopped is not None:
-        print_note(f"stopped by a signal after step {outcome.stopped}; --resume goes on from there")
+        goes_on = "" if outcome.failure else "; --resume goes on from there"
+        print_note(f"stopped by a signal after step {outcome.stopped}{goes_on}")
     elif outcome.test is not None:
         print_evaluation(outcome.test, outcome.qps)
+        if outcome.best not in (None, outcome.test["step"]):
+            print_note(
+                f"tested are the last weights; checkpoint.keep_best keeps step {outcome.best} too"
+            )
+    if outcome.failure is not None:
+        raise outcome.failure
 
 
 def _initial(options: argparse.Namespace) -> "Initial | None":

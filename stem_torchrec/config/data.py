@@ -32,6 +32,9 @@ class DataConfig(Section):
         description="share of the training rows without any positive label that is kept, each "
         "with weight 1 / this, so that losses and probabilities need no correction",
     )
+    verify_checksums: bool = Field(
+        True, description="refuse damaged pages of files that have checksums, as prepared ones have"
+    )
     prefetch_batches: int = Field(
         2, ge=1, le=100_000, description="batches prepared in the background"
     )

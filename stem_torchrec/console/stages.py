@@ -30,9 +30,11 @@ class StageConsole:
     @contextmanager
     def stage(self, name: str, done: Callable[[], float]) -> Iterator[None]:
         start = perf_counter()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
         progress = Progress(
-            *columns,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
             console=self._console,
             transient=True,
             get_time=perf_counter,

@@ -35,7 +35,9 @@ class Cells(Protocol):
 
 def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> None:
     """The metrics of one split as a table, one row per task."""
-    title = f"{record['split']}, {record['samples']:,} samples, step {record['step']}"
+    epoch = f" (epoch {record['epoch']})" if record.get("epoch") is not None else ""
+    weights = f"weights of step {record['step']}{epoch}"
+    title = f"{record['split']}, {record['samples']:,} samples, {weights}"
     table = Table("task", *METRICS, "labels", title=title)
     for task in record["auc"]:
         figures = [figure(record[name][task]) for name in METRICS]
@@ -52,6 +54,8 @@ def print_evaluation(record: Mapping[str, Any], qps: float | None = None) -> Non
 
 def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     """What ``prepare`` wrote: sizes, positive ratios, and what else the adapter says."""
+    from stem_torchrec.data.dense_scale import DENSE_STATS, Scale, scale_warnings
+
     samples: Mapping[str, int] = stats["samples"]
     sizes = [name for name in ("users", "items") if name in stats]
     table = Table(*sizes, *samples, "fields", "tasks", title=folder)
@@ -66,7 +70,10 @@ def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     console.print(table)
     console.print(tasks)
     for name in stats:
-        if name not in _SHOWN_STATS and stats[name] != {}:
+        if name == DENSE_STATS:
+            scales = {feature: Scale(**found) for feature, found in stats[name].items()}
+            _print_warnings(scale_warnings(scales))
+        elif name not in _SHOWN_STATS and stats[name] != {}:
             console.print(Text(f"{name}: {_text(stats[name])}"), soft_wrap=True)
 
 
@@ -80,7 +87,13 @@ def print_check(checked: "Checked", folder: str) -> None:
     console = terminal()
     console.print(table)
     console.print("tasks: positive ratio of the observed labels")
+    _print_warnings(checked.warnings)
     console.print(Text(f"{folder}: no faults"), soft_wrap=True)
+
+
+def _print_warnings(texts: Sequence[str]) -> None:
+    for text in texts:
+        print_note(f"warning: {text}")
 
 
 def print_report(title: str, table: Cells, files: Sequence[Path]) -> None:

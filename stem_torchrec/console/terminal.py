@@ -19,6 +19,13 @@ def print_note(text: str) -> None:
     terminal(stderr=True).print(Text(text), soft_wrap=True)
 
 
+def print_start(text: str) -> None:
+    """What begins and takes seconds, for a person who waits; nothing in a log."""
+    console = terminal(stderr=True)
+    if console.is_terminal:
+        console.print(Text(f"{text} …", "dim"), soft_wrap=True)
+
+
 def print_finding(name: str, text: str, *, ok: bool) -> None:
     """A line of ``doctor``."""
     mark = Text("ok     ", "green") if ok else Text("problem", "red")

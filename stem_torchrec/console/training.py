@@ -9,6 +9,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -25,6 +26,9 @@ class TrainConsole:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=self._console,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from stem_torchrec.place import Place
 
@@ -18,13 +19,26 @@ MIN_FILES = 64
 """A split of fewer files is not remembered: its footers are read in no time."""
 
 _THREADS = 8
-_FORMAT = 1  # of the cache; another one is not read
-
-Read = Callable[[Place], list[int]]
+_FORMAT = 2  # of the cache; another one is not read
 
 
-def read_footers(files: Sequence[Place], read: Read, purpose: str) -> list[list[int]]:
-    """``read(file)``, the rows of each row group, for every file; a few files at a time.
+class Footer(NamedTuple):
+    """What a run needs to know of a file.
+
+    Attributes:
+        rows: of each row group.
+        digest: of the file's size and footer; see ``footer_digest``.
+    """
+
+    rows: list[int]
+    digest: str
+
+
+Read = Callable[[Place], Footer]
+
+
+def read_footers(files: Sequence[Place], read: Read, purpose: str) -> list[Footer]:
+    """``read(file)`` for every file, a few files at a time.
 
     A file that was read for the same ``purpose`` and has kept its size and time of change since
     is not read again. The cache is ``$XDG_CACHE_HOME/stem_torchrec/footers`` (``~/.cache``
@@ -46,12 +60,12 @@ def read_footers(files: Sequence[Place], read: Read, purpose: str) -> list[list[
         cache = _cache_file(home, names, purpose)
         known = _load(cache)
 
-        def look_up(index: int) -> list[int]:
-            state, rows = known.get(names[index], (None, []))
-            return rows if state == states[index] else read(files[index])
+        def look_up(index: int) -> Footer:
+            state, *footer = known.get(names[index], (None, [], ""))
+            return Footer(*footer) if state == states[index] else read(files[index])
 
         found = list(pool.map(look_up, range(len(files))))
-    entries = known | {n: [s, r] for n, s, r in zip(names, states, found, strict=True)}
+    entries = known | {n: [s, *f] for n, s, f in zip(names, states, found, strict=True)}
     if entries != known:
         _save(cache, entries)
     return found

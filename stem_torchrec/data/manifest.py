@@ -1,5 +1,7 @@
 """Which row groups a split consists of, and whether their columns fit the schema."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +12,11 @@ import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from stem_torchrec.data.days import select_days
-from stem_torchrec.data.footers import read_footers
-from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.data.footers import Footer, read_footers
+from stem_torchrec.data.parquet_file import footer_digest, open_parquet_file, unreadable
 from stem_torchrec.days import Days
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.place import Place, relative
 from stem_torchrec.schema import Feature, Schema
 
 
@@ -43,9 +45,14 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The row groups of a split in file order: files by name, groups by position."""
+    """The row groups of a split in file order: files by name, groups by position.
+
+    Attributes:
+        files: a checksum of the files' names below the data folder, sizes and footers.
+    """
 
     row_groups: tuple[RowGroup, ...]
+    files: str
 
     @property
     def num_rows(self) -> int:
@@ -92,16 +99,19 @@ def check_split(path: Place, split: str, schema: Schema, days: Days | None = Non
     if days is not None:
         files = select_days(files, folder, days)
     uses = column_uses(schema)
-    sizes = read_footers(files, partial(_check_file, uses), repr(uses))
+    footers = read_footers(files, partial(_check_file, uses), repr(uses))
     groups = [
         RowGroup(file, index, num_rows)
-        for file, of_file in zip(files, sizes, strict=True)
-        for index, num_rows in enumerate(of_file)
+        for file, footer in zip(files, footers, strict=True)
+        for index, num_rows in enumerate(footer.rows)
         if num_rows
     ]
     if not groups:
         raise UserError(f"data.path: the files of {str(folder)!r} have no rows")
-    return Manifest(tuple(groups))
+    names = [relative(file, path).as_posix() for file in files]
+    digests = [footer.digest for footer in footers]
+    summary = json.dumps(list(zip(names, digests, strict=True)))
+    return Manifest(tuple(groups), hashlib.sha256(summary.encode()).hexdigest()[:32])
 
 
 def split_files(path: Place, split: str) -> list[Place]:
@@ -125,17 +135,19 @@ def _files(folder: Place) -> Iterator[Place]:
             yield from _files(entry)
 
 
-def _check_file(uses: list[ColumnUse], file: Place) -> list[int]:
-    """Rows of the file's row groups, if its footer passes all checks."""
+def _check_file(uses: list[ColumnUse], file: Place) -> Footer:
+    """What the file's footer tells, if it passes all checks."""
     try:
         with open_parquet_file(file) as opened:
             footer, arrow_schema = opened.metadata, opened.schema_arrow
+        digest = footer_digest(file, footer.serialized_size)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from None
     for use in uses:
         check_type(file, arrow_schema, use)
     _check_statistics(file, footer, [use.feature for use in uses if use.feature is not None])
-    return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    rows = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    return Footer(rows, digest)
 
 
 def check_type(file: Place, arrow_schema: pa.Schema, use: ColumnUse) -> None:

@@ -73,7 +73,7 @@ class NegativeSampling:
                 f"data.negative_rate: {self.rate} leaves none of {manifest.num_rows} rows: "
                 "no row has a positive label"
             )
-        return Manifest(tuple(group for group in groups if group.size))
+        return replace(manifest, row_groups=tuple(group for group in groups if group.size))
 
     def sampled(self, table: pa.Table, group: RowGroup) -> pa.Table:
         """The kept rows of a row group's table, with their weights in a column of their own."""

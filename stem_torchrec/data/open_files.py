@@ -14,9 +14,14 @@ _MAX_OPEN = 8
 
 
 class OpenFiles:
-    """Keeps the files used last open: a footer may take longer to parse than its row group."""
+    """Keeps the files used last open: a footer may take longer to parse than its row group.
 
-    def __init__(self) -> None:
+    Args:
+        verify: as in ``open_parquet_file``.
+    """
+
+    def __init__(self, *, verify: bool = False) -> None:
+        self._verify = verify
         self._files: OrderedDict[Place, pq.ParquetFile] = OrderedDict()
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
@@ -42,6 +47,6 @@ class OpenFiles:
         if path not in self._files:
             if len(self._files) == _MAX_OPEN:
                 self._files.popitem(last=False)[1].close()
-            self._files[path] = open_parquet_file(path)
+            self._files[path] = open_parquet_file(path, verify=self._verify)
         self._files.move_to_end(path)
         return self._files[path]

@@ -1,5 +1,6 @@
 """Open Parquet files wherever they lie, and say what is wrong with one."""
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,17 +10,44 @@ import pyarrow.types as types
 from stem_torchrec.errors import UserError
 from stem_torchrec.place import Place
 
+_TAIL_BYTES = 8
+"""The footer's length and the magic bytes after it."""
 
-def open_parquet_file(file: Place) -> pq.ParquetFile:
+
+def open_parquet_file(file: Place, *, verify: bool = False) -> pq.ParquetFile:
     """The file, its footer read; the caller closes it.
+
+    Args:
+        verify: compare what is read with the checksums of its pages, where the file has some.
 
     Raises:
         OSError, pyarrow.ArrowException: it cannot be read; see ``unreadable``.
     """
     if isinstance(file, Path):
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, page_checksum_verification=verify)
     # A store is slow to answer: the column chunks of a row group are asked for together.
-    return pq.ParquetFile(file.key, filesystem=file.filesystem, pre_buffer=True)
+    return pq.ParquetFile(
+        file.key,
+        filesystem=file.filesystem,
+        pre_buffer=True,
+        page_checksum_verification=verify,
+    )
+
+
+def footer_digest(file: Place, footer_bytes: int) -> str:
+    """A checksum of a file's size and footer, which holds the sizes and bounds of all columns.
+
+    Args:
+        footer_bytes: as ``FileMetaData.serialized_size`` tells.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(max(0, size - footer_bytes - _TAIL_BYTES))
+        content = stream.read()
+    return hashlib.sha256(f"{size}:".encode() + content).hexdigest()[:32]
 
 
 def unreadable(where: object, error: Exception) -> UserError:

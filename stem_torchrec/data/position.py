@@ -20,12 +20,14 @@ class ReadPosition:
         step: finished steps of ``division``.
         division: the rows that were to be read when the epoch was begun or gone on with.
         order: what the epoch's order of rows depends on, in short; see ``ParquetReader.order``.
+        files: a checksum of the files it is read from; None where it was not kept.
     """
 
     epoch: int
     step: int
     division: Division
     order: str
+    files: str | None
 
     @property
     def steps_left(self) -> int:
@@ -55,6 +57,7 @@ class ReadPosition:
             "batch_size": self.division.batch_size,
             "intervals": [list(interval) for interval in self.division.intervals],
             "order": self.order,
+            "files": self.files,
         }
 
 
@@ -62,4 +65,6 @@ def position_from(state: Mapping[str, Any]) -> ReadPosition:
     """The position that ``state_dict`` has written; other keys are passed over."""
     intervals = tuple(Interval(*bounds) for bounds in state["intervals"])
     division = Division(intervals, state["world_size"], state["batch_size"])
-    return ReadPosition(state["epoch"], state["step_in_epoch"], division, state["order"])
+    return ReadPosition(
+        state["epoch"], state["step_in_epoch"], division, state["order"], state.get("files")
+    )

@@ -44,6 +44,7 @@ class ParquetReader:
         prefetch: batches prepared ahead; 0 reads in the caller's thread.
         pin_memory: put batches in page-locked memory (needs a GPU).
         days: only files of these days; all if None.
+        verify_checksums: refuse pages that differ from their checksums, where files have some.
         negatives: which rows are left out, for training; none if None. ``num_rows`` counts those
             that are left.
         manifest: what ``find_rows`` has found for the same arguments; it is asked if None.
@@ -66,6 +67,7 @@ class ParquetReader:
         shuffle_row_groups: int = 4,
         prefetch: int = 2,
         pin_memory: bool = False,
+        verify_checksums: bool = True,
         days: Days | None = None,
         negatives: NegativeSampling | None = None,
         manifest: Manifest | None = None,
@@ -76,6 +78,7 @@ class ParquetReader:
         found = manifest or find_rows(path, split, schema, days=days, negatives=negatives)
         self._row_groups = found.row_groups
         self.num_rows = found.num_rows
+        self._files = found.files
         self._negatives = negatives
         self._whole = whole(self.num_rows, world_size, batch_size)
         self.steps_per_epoch = self._whole.steps
@@ -87,6 +90,7 @@ class ParquetReader:
         self._shuffle_row_groups = shuffle_row_groups
         self._prefetch = prefetch
         self._pin_memory = pin_memory
+        self._verify_checksums = verify_checksums
 
     def samples_in_step(self, step: int) -> int:
         """Real rows of all ranks in step 0 to ``steps_per_epoch - 1``; not collective."""
@@ -102,7 +106,7 @@ class ParquetReader:
 
     def start(self, epoch: int = 0) -> ReadPosition:
         """The place before the first step of an epoch."""
-        return ReadPosition(epoch, 0, self._whole, self.order)
+        return ReadPosition(epoch, 0, self._whole, self.order, self._files)
 
     def after(self, position: ReadPosition) -> ReadPosition:
         """The place one step further on; after an epoch's last step, the next one's start."""
@@ -117,7 +121,8 @@ class ParquetReader:
         others the rest of the epoch is divided anew; every row still comes once per epoch.
 
         Raises:
-            UserError: it lies inside an epoch whose rows have another order here.
+            UserError: it lies inside an epoch whose rows have another order here, or come from
+                other files.
         """
         position = position_from(state)
         if position.is_start:
@@ -128,6 +133,12 @@ class ParquetReader:
                 "its order of rows has changed since; it depends on the files of the train split, "
                 "run.seed, data.shuffle, data.shuffle_row_groups, data.days and "
                 "data.negative_rate"
+            )
+        if position.files not in (None, self._files):
+            raise UserError(
+                f"--resume: the run stopped inside epoch {position.epoch} (counted from 0), and "
+                "the files of the train split are others since (a name, a size or what a footer "
+                "says); go on with the files it was begun with"
             )
         return position.reshaped(self._whole.world_size, self._whole.batch_size)
 
@@ -173,7 +184,7 @@ class ParquetReader:
 
     def _windows(self, pieces: Iterator[shares.Piece]) -> Generator[_Window, None, None]:
         """The windows of the pieces, as they are stored."""
-        with closing(OpenFiles()) as files:
+        with closing(OpenFiles(verify=self._verify_checksums)) as files:
             for piece in pieces:
                 groups = [self._row_groups[index] for index in piece.window.row_groups]
                 # Lazy: a row group's table can go before the next one is read.

@@ -10,6 +10,7 @@ import select
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any
@@ -158,7 +159,8 @@ class Interruption:
         """End the process from here: its main thread may never return."""
         message = f"rank {self._ranks.rank}: {reason}"
         if stacks:
-            os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
+            with suppress(OSError):  # its reader may have gone
+                os.write(STDERR, f"{message}; its threads:\n{_stacks()}".encode())
             time.sleep(OTHERS_S)
         end_process(message, code, said=stacks)
 

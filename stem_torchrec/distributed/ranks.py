@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.host_memory import keep_freed_memory
-from stem_torchrec.errors import UserError
+from stem_torchrec.environment import environment_failures
+from stem_torchrec.errors import EnvironmentFailure, UserError
 from stem_torchrec.parent_watch import end_with_parent
 
 T = TypeVar("T")
@@ -63,16 +64,20 @@ class Ranks:
         return bool(self.rank_mean(flag.float())() > 0)
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Rank 0's ``function()`` on every rank, its UserError too. Collective, on the host."""
+        """Rank 0's ``function()`` on every rank, its UserError and EnvironmentFailure too.
+
+        Collective, on the host.
+        """
         box: list[Any] = [None]
         if self.is_first:
             try:
-                box = [function()]
-            except UserError as error:
+                with environment_failures():
+                    box = [function()]
+            except (UserError, EnvironmentFailure) as error:
                 box = [error]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, group=self.host_group)
-        if isinstance(box[0], UserError):
+        if isinstance(box[0], UserError | EnvironmentFailure):
             raise box[0]
         return box[0]
 

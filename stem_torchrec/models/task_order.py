@@ -1,5 +1,7 @@
 """Tasks that follow one another, such as a click and the purchase after it."""
 
+from collections.abc import Sequence
+
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.errors import UserError
 from stem_torchrec.hints import did_you_mean
@@ -43,6 +45,13 @@ def full_order(config: ModelConfig, schema: Schema) -> list[int]:
             f"{', '.join(schema.task_names)}"
         )
     return order
+
+
+def chain_of(config: ModelConfig, tasks: Sequence[str]) -> Sequence[str] | None:
+    """Tasks as they follow one another, of a model whose weights go by that; None of others."""
+    if config.name == "aitm":
+        return config.task_order or tasks
+    return config.task_order if config.name == "esmm" else None
 
 
 def _indices(order: tuple[str, ...], schema: Schema) -> list[int]:

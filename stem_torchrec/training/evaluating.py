@@ -1,22 +1,34 @@
 """When a run evaluates, and how a split is predicted and measured on all ranks."""
 
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.errors import SplitRefused, UserError
 from stem_torchrec.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.layers.losses import labelled
 from stem_torchrec.records import Record, defined, has_evaluation
-from stem_torchrec.session import Session, has_split, open_split
+from stem_torchrec.session import Session, open_split
 from stem_torchrec.training.position import Position
 
 
-def evaluate(session: Session, split: str, step: int) -> Record:
+def evaluate(session: Session, split: str, step: int, epoch: int | None = None) -> Record:
     """Exact metrics of a split, every row once on any number of ranks. Collective.
+
+    Args:
+        step, epoch: whose weights the session has; None where that is not known.
 
     Returns:
         The eval record on every rank.
+
+    Raises:
+        SplitRefused: its files are not there or not as they should be, on every rank.
     """
-    reader, tasks = open_split(session, split), session.schema.task_names
+    try:
+        reader = open_split(session, split)
+    except UserError as error:  # the same on every rank
+        raise SplitRefused(f"{split} is not evaluated after step {step}: {error}") from error
+    tasks = session.schema.task_names
     joined = predict(session, reader)
-    record = {"kind": "eval", "split": split, "step": step, "samples": reader.num_rows}
+    record = {"kind": "eval", "split": split, "step": step, "epoch": epoch}
+    record |= {"samples": reader.num_rows}
     return session.ranks.on_first(lambda: record | defined(evaluation(tasks, joined)))
 
 
@@ -40,7 +52,7 @@ def evaluation_due(session: Session, position: Position, total_steps: int) -> bo
     config, last = session.config, position.step == total_steps
     every = config.eval.every
     due = position.read.is_start if every is None else position.step % every == 0
-    return (due or last) and has_split(config.data.path, "valid")
+    return (due or last) and "valid" in session.splits
 
 
 def owes_evaluation(session: Session, position: Position, total_steps: int) -> bool:

@@ -23,6 +23,11 @@ class Position:
     samples: int = 0
     skipped: int = 0
 
+    @property
+    def epoch(self) -> int:
+        """The pass over the data that the last step belongs to, counted from 1; 0 before any."""
+        return self.read.epoch + (0 if self.read.is_start else 1)
+
     def advance(self, reader: ParquetReader) -> int:
         """Count one more step; returns its real samples of all ranks."""
         samples = self.read.division.samples_in_step(self.read.step)

@@ -41,6 +41,7 @@ def train_record(
         "kind": "train",
         "step": position.step,
         "total_steps": total_steps,
+        "epoch": position.epoch,
         "samples": position.samples,
         "skipped": position.skipped,
         "qps": throughput.lap(),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stem_torchrec.analysis.compare.plan import Combination, PlannedRun
+from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.config import Config
 from stem_torchrec.settings import dump_config
 
@@ -34,9 +35,18 @@ def planned(folder: Path, seed: int = 0, **model: object) -> PlannedRun:
 
 
 def write_run(run: PlannedRun, *records: dict[str, Any], config: Config | None = None) -> None:
-    """The folder that a run leaves."""
+    """The folder that a run leaves, with the checkpoint that its test record is of."""
     run.dir.mkdir(parents=True, exist_ok=True)
     text = dump_config(config or run.config, {"torch": "0"})
     (run.dir / "config.yaml").write_text(text)
     lines = [json.dumps(record) + "\n" for record in records]
     (run.dir / "metrics.jsonl").write_text("".join(lines))
+    for record in records:
+        if record.get("split") == "test":
+            write_checkpoint(run.dir, record["step"])
+
+
+def write_checkpoint(run_dir: Path, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step_{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, Manifest({"step": step}, ()))

@@ -11,12 +11,11 @@ from stem_torchrec.analysis.compare.results import (
     best,
     count_parameters,
     figures_of,
-    last_test,
     reference_of,
     summarize,
 )
 from stem_torchrec.analysis.spread import Spread
-from stem_torchrec.records import read_records
+from stem_torchrec.records import last_test, read_records
 from stem_torchrec.settings import load_config
 from tests.analysis.comparison import TRAIN, of_test_split, planned, write_run
 from tests.prepared import small_config, small_data

@@ -1,6 +1,7 @@
 """What is left to do in a folder, and running it with processes that stand for training."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from stem_torchrec.analysis.compare.plan import PlannedRun
 from stem_torchrec.analysis.compare.runs import Finished, Ranks, action_for, run_all
 from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.errors import UserError
-from tests.analysis.comparison import TRAIN, of_test_split, planned, write_run
+from tests.analysis.comparison import TRAIN, of_test_split, planned, write_checkpoint, write_run
 
 ONE = Ranks(nproc=1, parallel=1)
 SUCCEED = "pass"
@@ -52,8 +53,16 @@ def test_interrupted(tmp_path: Path) -> None:
 def test_evaluated_on_another_split_only(tmp_path: Path) -> None:
     run = planned(tmp_path)
     write_run(run, of_test_split(a=0.7) | {"split": "valid"})
-    (run.dir / "checkpoints" / "step_3").mkdir(parents=True)
-    write_manifest(run.dir / "checkpoints" / "step_3", Manifest({"step": 3}, ()))
+    write_checkpoint(run.dir, 3)
+    assert action_for(run, 1, overwrite=False) == "resume"
+
+
+def test_a_run_without_its_last_checkpoint_is_not_finished(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    write_run(run, TRAIN, of_test_split(a=0.7))
+    shutil.rmtree(run.dir / "checkpoints" / "step_3")
+    assert action_for(run, 1, overwrite=False) == "overwrite"
+    write_checkpoint(run.dir, 2)
     assert action_for(run, 1, overwrite=False) == "resume"
 
 
@@ -134,6 +143,11 @@ def test_success_without_results_is_none(scripts: dict[int, str], tmp_path: Path
     (outcome,) = run_all([(run, "overwrite")], Path("c"), ONE, nothing, nothing)
     assert outcome.failure is not None
     assert "model.gate_input 'task'" in outcome.failure
+    write_run(run, of_test_split(a=0.7))
+    shutil.rmtree(run.dir / "checkpoints")
+    (outcome,) = run_all([(run, "overwrite")], Path("c"), ONE, nothing, nothing)
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("no checkpoint of step 3")
 
 
 def test_finished_runs_are_not_started(scripts: dict[int, str], tmp_path: Path) -> None:

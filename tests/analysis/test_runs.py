@@ -1,5 +1,6 @@
 """Reading finished runs: order of rows, tables, groups, what must fit together."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from stem_torchrec import checkpoint
 from stem_torchrec.analysis.runs import (
@@ -28,6 +28,7 @@ from stem_torchrec.distributed.tables import TableShard, whole_tables
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import Joined
 from stem_torchrec.workers import predict_worker, tables_worker
+from tests.checkpoint.saved_runs import whole_state
 
 TASKS = ("click", "like")
 
@@ -63,13 +64,12 @@ def test_predictions_and_ids_are_in_file_order(runs: dict[str, Run], split: str)
     assert not dist.is_initialized()
 
 
-def test_tables_are_those_of_the_checkpoint(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_tables_are_those_of_the_checkpoint(runs: dict[str, Run]) -> None:
     run = runs["both"]
     features = [f for f in run.schema.features if f.name in ("user_id", "item_id")]
     tables = tables_worker(run.config, features)
     assert not dist.is_initialized()
-    dcp_to_torch_save(checkpoint.newest(run.path), tmp_path / "plain.pt")
-    stored = torch.load(tmp_path / "plain.pt", weights_only=False)["model"]
+    stored = whole_state(checkpoint.newest(run.path))["model"]
     assert list(tables) == ["shared", *TASKS]
     for owner, of_owner in tables.items():
         assert set(of_owner) == {"user_id", "item_id"}
@@ -149,6 +149,15 @@ def test_the_same_run_twice(runs: dict[str, Run], finished: Path) -> None:
     refused(error, "--runs", runs["both"].path, "a/copy", "run.seed 0")
     with pytest.raises(UserError, match=r"--runs: .*is given twice"):
         read_runs("--runs", [finished / "both", finished / "data" / ".." / "both"])
+
+
+def test_a_run_without_its_last_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    """An older one has other weights than the run's figures tell of."""
+    shutil.copytree(finished / "both", tmp_path / "run")
+    (last,) = (tmp_path / "run" / "checkpoints").iterdir()
+    last.rename(last.with_name("step_1"))
+    with pytest.raises(UserError, match=r"--runs: .*run: no checkpoint of step .*of step 1"):
+        read_runs("--runs", [tmp_path / "run"])
 
 
 def test_single_runs_are_matched_by_task_and_seed(runs: dict[str, Run]) -> None:

@@ -19,6 +19,7 @@ from stem_torchrec.checkpoint import files as files_of_checkpoint
 from stem_torchrec.checkpoint import manifest as manifests
 from stem_torchrec.checkpoint.files import Files, Reader, Writer
 from stem_torchrec.checkpoint.folders import FOLDER, newest, newest_valid, saved_steps
+from stem_torchrec.checkpoint.index import read_index
 from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import (
     Damaged,
@@ -30,7 +31,7 @@ from stem_torchrec.checkpoint.manifest import (
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, StoreUnreachable, UserError
 
-FILES = ("__0_0.distcp", ".metadata", "rank_0.pt", "manifest.json")
+FILES = ("__0_0.distcp", "index.json", "rank_0.pt", "manifest.json")
 PARTS = 16
 
 
@@ -190,8 +191,8 @@ def test_a_file_that_cannot_be_read_once_all_are_compared(
 ) -> None:
     """A load ends with one line and the right exit code."""
     folder = two / FOLDER / "step_2"
-    state = {"table": torch.zeros(300, 4)}
-    read(folder, state, alone)
+    state, index = {"table": torch.zeros(300, 4)}, read_index(folder)
+    read(folder, index, state, alone)
     for error, expected in (
         (StoreUnreachable("s3://b: unreachable"), pytest.raises(StoreUnreachable, match=r"^s3:")),
         (OSError("torn"), pytest.raises(CheckpointError, match=r"step_2: rank 0: OSError: torn$")),
@@ -202,4 +203,4 @@ def test_a_file_that_cannot_be_read_once_all_are_compared(
 
         monkeypatch.setattr(Reader, "_slice_file", refuse)
         with expected:
-            read(folder, state, alone)
+            read(folder, index, state, alone)

@@ -12,6 +12,7 @@ from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.config import CheckpointConfig, Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import Feature, Schema, Task
+from stem_torchrec.settings import dump_config
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import POSITION
 from tests.steps import SCHEMA, State, config_of, start, state_of
@@ -38,7 +39,8 @@ def save(ranks: Any, config: Config) -> State:
     session = start(config, ranks)
     saver = checkpoint.Saver(CheckpointConfig(), config.run.dir / checkpoint.FOLDER, ranks)
     state = checkpoint.state_of(session.model, session.optimizers, POSITION)
-    saver.save(checkpoint.Content(3, state, b"", {"tasks": session.schema.task_names}))
+    about = {"tasks": session.schema.task_names, "schema": session.schema.content()}
+    saver.save(checkpoint.Content(3, state, b"", about))
     saver.wait()
     saver.close()
     return state_of(session)
@@ -47,7 +49,7 @@ def save(ranks: Any, config: Config) -> State:
 def load(ranks: Any, config: Config, initial: Initial) -> tuple[State, State, dict[str, Any]]:
     session = start(config, ranks)
     fresh = state_of(session)
-    report = load_initial(session.model, session.schema, initial, ranks)
+    report = load_initial(session.model, config, session.schema, initial, ranks)
     return fresh, state_of(session), report
 
 
@@ -121,11 +123,13 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path, alone: Any) -> None:
     tower = "recommender.model.towers.mlp.hidden.0.weight"
     assert "[2, 16, 12], there [2, 16, 16]" in report["initial"][tower]
     assert torch.equal(loaded.dense[tower], fresh.dense[tower])
-    # Of the experts those of the task in common; how many of a gate's are the tasks' is not known.
+    # Of the experts and of a gate's outputs those of the task in common, and the shared ones.
     experts = "recommender.model.stack.blocks.0.task_experts.hidden.0.weight"
     assert torch.equal(loaded.dense[experts][1], saved.dense[experts][1])
     assert torch.equal(loaded.dense[experts][0], fresh.dense[experts][0])
-    assert "recommender.model.stack.blocks.0.gates.mlp.last.weight" in report["initial"]
+    gate = "recommender.model.stack.blocks.0.gates.mlp.last.weight"
+    assert torch.equal(loaded.dense[gate][1][:, [0, 1, 3]], saved.dense[gate][1][:, [0, 1, 3]])
+    assert torch.equal(loaded.dense[gate][1][:, 2], fresh.dense[gate][1][:, 2])
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,9 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path, alone: Any) -> None:
     [
         (schema(("click",), users=29), (), r"click__user has 29 rows, .* there has 30"),
         (OLD, (("buy", "click"),), r"--init-map: 'buy' is no part of a name .*click, like"),
+        (OLD, (("click", "buy"),), r"--init-map: 'buy' is no part of a name here; tasks: click, l"),
+        (OLD, (("click", "like"),), r"--init-map: click=like, but .* has a 'like' of its own"),
+        (OLD, (("click", "like"), ("click", "click")), r"--init-map: 'click' is mapped twice"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -141,3 +148,51 @@ def test_what_cannot_be_is_refused(
     save(alone, config(tmp_path / "old", OLD))
     with pytest.raises(UserError, match=message):
         load(alone, config(tmp_path / "new", of), Initial(tmp_path / "old" / "run", names))
+
+
+def test_two_tasks_change_their_names(tmp_path: Path, alone: Any) -> None:
+    saved = save(alone, config(tmp_path / "old", OLD))
+    names = (("click", "like"), ("like", "click"))
+    here = config(tmp_path / "new", OLD)
+    _, loaded, _ = load(alone, here, Initial(tmp_path / "old" / "run", names))
+    assert torch.equal(loaded.tables["like__user"], saved.tables["click__user"])
+    tower = "recommender.model.towers.mlp.last.weight"
+    assert torch.equal(loaded.dense[tower], saved.dense[tower].flip(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "weight"),
+    [("single_task", "experts.hidden.0.weight"), ("mmoe", "gates.mlp.last.weight")],
+)
+def test_a_task_in_the_place_of_another_gets_none_of_its_weights(
+    tmp_path: Path, alone: Any, model: str, weight: str
+) -> None:
+    """As many tasks, so that the shapes are the same."""
+    saved = save(alone, config(tmp_path / "old", OLD, name=model))
+    here = config(tmp_path / "new", schema(("like", "buy")), name=model)
+    fresh, loaded, _ = load(alone, here, Initial(tmp_path / "old" / "run"))
+    name = f"recommender.model.{weight}"
+    assert torch.equal(loaded.dense[name][0], saved.dense[name][1])
+    assert torch.equal(loaded.dense[name][1], fresh.dense[name][1])
+
+
+def test_a_feature_in_the_place_of_another_gets_none_of_its_weights(
+    tmp_path: Path, alone: Any
+) -> None:
+    save(alone, config(tmp_path / "old", OLD))
+    here = config(tmp_path / "changed", schema(("click", "like"), user="member"))
+    fresh, loaded, report = load(alone, here, Initial(tmp_path / "old" / "run"))
+    experts = "recommender.model.stack.blocks.0.shared_experts.hidden.0.weight"
+    assert report["initial"][experts] == "reads other features there"
+    assert torch.equal(loaded.dense[experts], fresh.dense[experts])
+
+
+def test_a_chain_of_tasks_in_another_order_is_not_loaded(tmp_path: Path, alone: Any) -> None:
+    old = config(tmp_path / "old", OLD, name="aitm")
+    save(alone, old)
+    (old.run.dir / "config.yaml").write_text(dump_config(old, {}))
+    here = config(tmp_path / "changed", OLD, name="aitm", task_order=["like", "click"])
+    fresh, loaded, report = load(alone, here, Initial(old.run.dir))
+    heads = "recommender.model.heads.last.weight"
+    assert "follow one another in another order" in report["initial"][heads]
+    assert torch.equal(loaded.dense[heads], fresh.dense[heads])

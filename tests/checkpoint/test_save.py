@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stem_torchrec import checkpoint
+from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.distributed.tables import local_shards
@@ -132,3 +133,20 @@ def test_the_manifest_tells_where_it_comes_from(tmp_path: Path, alone: Any) -> N
     assert manifest.about == {"step": 4, "world_size": 1, "versions": {}}
     names = {path.name for path in (tmp_path / "step_4").iterdir()}
     assert names == {file.name for file in manifest.files} | {"manifest.json"}
+
+
+def test_ctrl_c_in_a_load_is_no_failed_rank(
+    tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = start(config_with(tmp_path, "table_wise", "sgd"), alone)
+    saver = checkpoint.Saver(CheckpointConfig(on_error="stop"), tmp_path / "saved", alone)
+    saver.save(content(session, 4))
+    saver.wait()
+    saver.close()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reader, "read_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load(tmp_path / "saved" / "step_4", session.model, None, alone)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stem_torchrec.data import footers
-from stem_torchrec.data.footers import read_footers
+from stem_torchrec.data.footers import Footer, read_footers
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ class Counting:
 
     def __call__(self, file):
         self.read.append(file.name)
-        return [int(file.stem), 7]
+        return Footer([int(file.stem), 7], file.stem)
 
     def take(self):
         names, self.read = sorted(self.read), []
         return names
 
 
-ROWS = [[0, 7], [1, 7], [2, 7], [3, 7]]
+ROWS = [([number, 7], str(number)) for number in range(4)]
 
 
 def test_only_what_changed_is_read_again(files):

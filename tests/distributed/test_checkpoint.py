@@ -17,7 +17,11 @@ from tests.steps import (
     state_of,
 )
 
-POSITION = {name: number for number, name in enumerate(checkpoint.POSITION, start=3)}
+POSITION = dict.fromkeys(checkpoint.POSITION, 3) | {
+    "intervals": [[0, 7], [9, 12]],
+    "order": "a",
+    "files": "b",
+}
 TABLE_RATE = {"sgd": 5.0, "adagrad": 0.2, "rowwise_adagrad": 0.2, "adam": 0.02}
 EPSILON = 1e-4
 

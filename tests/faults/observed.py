@@ -64,9 +64,9 @@ def _observe(write: Callable[..., None]) -> None:
         write("written", content.step)
         return error
 
-    def watched_evaluate(session: Any, split: str, step: int) -> Any:
+    def watched_evaluate(session: Any, split: str, step: int, *arguments: Any) -> Any:
         write("evaluation" if split == "valid" else "end", step)
-        record = evaluate(session, split, step)
+        record = evaluate(session, split, step, *arguments)
         if split == "valid":
             write("training")
         return record

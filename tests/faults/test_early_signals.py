@@ -11,6 +11,7 @@ import pytest
 
 from stem_torchrec.checkpoint import saved_steps
 from stem_torchrec.cli import main
+from stem_torchrec.early_signals import NOTE
 from tests.prepared import small_config, small_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,3 +110,33 @@ def test_workers_that_start_after_the_signal_get_it(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert result.stdout.splitlines()[-1] == "None"
+
+
+SIGNALLED_AS_IT_LOADS = """
+import os, signal, sys
+from stem_torchrec.checkpoint.files import Reader
+from stem_torchrec.cli import main
+from stem_torchrec.early_signals import NOTE
+
+def signalled(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return read(self, *arguments)
+
+read, Reader.read_data = Reader.read_data, signalled
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_no_library_takes_the_signal_for_an_error_of_its_own(config: Path, tmp_path: Path) -> None:
+    """DCP catches whatever comes out of a load, and gathers it as a rank's failure."""
+    (tmp_path / "signalled.py").write_text(SIGNALLED_AS_IT_LOADS)
+    words = ["train", "--config", config, "--resume", "--train.epochs", 1000]
+    result = subprocess.run(
+        [sys.executable, tmp_path / "signalled.py", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
+    assert result.stderr.splitlines()[-1] == NOTE

@@ -12,7 +12,6 @@ from stem_torchrec.analysis.compare.results import (
     Row,
     count_parameters,
     figures_of,
-    last_test,
     summarize,
 )
 from stem_torchrec.analysis.compare.runs import (
@@ -30,7 +29,7 @@ from stem_torchrec.folder_lock import locked
 from stem_torchrec.holder import Holder
 from stem_torchrec.launcher import default_num_workers, under_torchrun
 from stem_torchrec.place import Place
-from stem_torchrec.records import read_records
+from stem_torchrec.records import last_test, read_records
 
 
 class Comparison(NamedTuple):

@@ -13,7 +13,8 @@ from stem_torchrec.config import Config
 from stem_torchrec.errors import UserError
 from stem_torchrec.hints import did_you_mean
 from stem_torchrec.models import MODELS
-from stem_torchrec.session import has_split, selected_schema
+from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.session import has_split
 from stem_torchrec.settings import all_keys, load_config, parse_options
 
 SINGLE_TASK = "single_task"

@@ -11,8 +11,8 @@ from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
 from stem_torchrec.recommender import Recommender
-from stem_torchrec.records import Record
-from stem_torchrec.session import selected_schema
+from stem_torchrec.records import Record, last_test
+from stem_torchrec.run_schema import selected_schema
 
 Figures = dict[str, float]
 """Figures of a run by name, such as ``auc_mean`` or ``ne/click``; undefined ones are left out."""
@@ -46,12 +46,6 @@ class Row:
     figures: Mapping[str, Spread]
     parameters: Parameters
     reference: Combination | None
-
-
-def last_test(records: Sequence[Record]) -> Record | None:
-    """The newest evaluation of the test split."""
-    found = [r for r in records if r["kind"] == "eval" and r.get("split") == "test"]
-    return found[-1] if found else None
 
 
 def figures_of(records: Sequence[Record]) -> Figures:

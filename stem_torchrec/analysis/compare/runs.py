@@ -17,12 +17,12 @@ import yaml
 
 from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
-from stem_torchrec.analysis.compare.results import last_test
 from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.early_signals import stop_signals
 from stem_torchrec.errors import UserError
+from stem_torchrec.finished_run import unfinished
 from stem_torchrec.parent_watch import ends_its_children
-from stem_torchrec.records import read_records
+from stem_torchrec.records import last_test, read_records
 from stem_torchrec.settings import dump_config
 
 Action = Literal["keep", "resume", "overwrite"]
@@ -65,7 +65,7 @@ def action_for(run: PlannedRun, nproc: int, *, overwrite: bool) -> Action:
             f"{run.dir}: the run there has {difference}; "
             "choose another --out, or pass --overwrite to run everything anew"
         )
-    if last_test(read_records(run.dir)) is not None:
+    if last_test(read_records(run.dir)) is not None and unfinished(run.dir) is None:
         return "keep"
     return "resume" if checkpoint.saved_steps(run.dir / checkpoint.FOLDER) else "overwrite"
 
@@ -172,7 +172,9 @@ def _failure(run: PlannedRun, code: int, nproc: int) -> str | None:
     difference = difference_of(run, nproc)
     if difference:
         return f"it ran with {difference}"
-    return None if last_test(read_records(run.dir)) else "it wrote no test record"
+    if last_test(read_records(run.dir)) is None:
+        return "it wrote no test record"
+    return unfinished(run.dir)
 
 
 def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

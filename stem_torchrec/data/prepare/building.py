@@ -17,7 +17,7 @@ from typing import Any
 
 from stem_torchrec.data.prepare.occupied import refuse_occupied
 from stem_torchrec.data.prepare.stages import Watcher
-from stem_torchrec.errors import UserError, WorkKept
+from stem_torchrec.errors import EnvironmentFailure, UserError, WorkKept
 from stem_torchrec.folder_choice import refuse_unsafe, usable
 from stem_torchrec.folder_lock import LOCK, locked
 from stem_torchrec.holder import Holder
@@ -69,9 +69,9 @@ def building(
 ) -> Iterator[Building]:
     """A folder to build in, whose ``prepared`` is renamed to ``out`` when the block has ended well.
 
-    It lies beside ``out``, so the rename is atomic. After a UserError it is removed, after anything
-    else unless ``Building.keep`` was called; ``out`` is as it was. What was kept of the same
-    ``request`` is found in it again, other remains are removed.
+    It lies beside ``out``, so the rename is atomic. After a UserError or a full disk it is removed,
+    after anything else unless ``Building.keep`` was called; ``out`` is as it was. What was kept of
+    the same ``request`` is found in it again, other remains are removed.
 
     Args:
         fresh: go on with nothing.
@@ -97,7 +97,8 @@ def building(
             made.prepared.rename(out)
         except BaseException as error:
             _put_back(folder / _REPLACED, out)
-            useless = isinstance(error, UserError) and not isinstance(error, WorkKept)
+            kept = isinstance(error, WorkKept)
+            useless = isinstance(error, UserError | EnvironmentFailure) and not kept
             if useless or not (folder / _REQUEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise

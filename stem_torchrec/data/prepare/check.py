@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.data.decode import check_values
+from stem_torchrec.data.dense_scale import Moments, scale_warnings
 from stem_torchrec.data.manifest import (
     ColumnUse,
     RowGroup,
@@ -35,6 +36,12 @@ class Checked:
     tasks: tuple[str, ...]
     faults: list[str]
     splits: list[SplitCounts]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed in train, and not what one would want."""
+        dense = next((split.dense for split in self.splits if split.name == "train"), {})
+        return scale_warnings({name: found.scale for name, found in dense.items()})
 
 
 def check_folder(folder: Place, watcher: Watcher | None = None) -> Checked:
@@ -100,7 +107,7 @@ class _SplitCheck:
 
     def _read_file(self, file: Place) -> None:
         try:
-            opened = open_parquet_file(file)
+            opened = open_parquet_file(file, verify=True)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(file, error) from None
         with opened:
@@ -162,6 +169,9 @@ class _SplitCheck:
                         wrong.remove(use)
                         if use.role == "label":
                             self._count(values, use.column, counts)
+                        elif use.role == "dense":
+                            moments = self.counts.dense.get(use.column, Moments())
+                            self.counts.dense[use.column] = moments.with_values(values)
         self.counts.labels = counts
 
     def _count(

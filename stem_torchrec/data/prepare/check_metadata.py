@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.types as types
 from numpy.typing import NDArray
 
+from stem_torchrec.data.dense_scale import STATS_FILE
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
-from stem_torchrec.data.prepare.prepared import STATS_FILE, VOCABULARY_FOLDER
 from stem_torchrec.data.prepare.split_counts import SplitCounts
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER, identity_of
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.place import Place
 from stem_torchrec.schema import Feature, Schema
@@ -57,11 +58,16 @@ def _check_vocabulary(file: Place, feature: Feature) -> None:
             f"{file}: {entries} entries, but feature {feature.name!r} has num_embeddings {rows}: "
             f"{rows - 1} and the default id 0"
         )
+    if feature.vocabulary is not None and identity_of(file) != feature.vocabulary:
+        raise UserError(
+            f"{file}: its values are not those whose hash feature {feature.name!r} has in "
+            "schema.json; training goes by the hash"
+        )
 
 
 def _vocabulary_ids(file: Place) -> Iterator[NDArray[np.integer]]:
     try:
-        with open_parquet_file(file) as opened:
+        with open_parquet_file(file, verify=True) as opened:
             found = opened.schema_arrow
             if not {"value", "id"} <= set(found.names):
                 has = ", ".join(found.names)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import duckdb
+from pydantic import ValidationError
 
 from stem_torchrec.data.prepare.describe import (
     GROUP_COLUMN,
@@ -15,6 +16,7 @@ from stem_torchrec.data.prepare.placing import SPLIT_COLUMN
 from stem_torchrec.data.prepare.row_hash import hashed_id_sql
 from stem_torchrec.data.prepare.vocabulary import create_vocabulary, vocabulary_table
 from stem_torchrec.data.prepare.working_database import fetch_one, quoted
+from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, Feature, Schema, Task
 
 
@@ -117,6 +119,24 @@ def prepared_schema(description: Description, rows: Mapping[str, int]) -> Schema
         sample_weight=WEIGHT_COLUMN if description.sample_weight is not None else None,
         group=GROUP_COLUMN if description.group is not None else None,
     )
+
+
+def require_schema(description: Description) -> None:
+    """Refuse what no schema can hold, before any row is read.
+
+    Raises:
+        UserError: a task's name is not allowed, no feature is an id or a bag, two tables would
+            have one name, or bags of one table differ in pooling.
+    """
+    try:
+        prepared_schema(description, {owner.name: 2 for owner in table_owners(description)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        where = (
+            f"labels: task {first['input']!r}" if error.title == Task.__name__ else "description"
+        )
+        raise UserError(f"{where}: {reason}") from None
 
 
 def encoded_rows(

@@ -8,6 +8,7 @@ import duckdb
 from stem_torchrec.data.prepare.column_references import columns_decisive, columns_read
 from stem_torchrec.data.prepare.describe import Description
 from stem_torchrec.data.prepare.raw_files import RawFiles
+from stem_torchrec.data.prepare.sql_text import SqlText
 from stem_torchrec.data.prepare.working_database import quoted
 from stem_torchrec.errors import UserError
 
@@ -67,21 +68,21 @@ def bind(
         as_written: take a column whose type was found in the first rows as the text that it is.
 
     Raises:
-        UserError: it is no single expression over one row, or names a column that is not there.
+        UserError: it is no single expression over one row, calls what is no function of the row's
+            values (see ``sql_text``), or names a column that is not there.
     """
     if text in raw.columns:  # whatever SQL would make of the word
         return bind_column(raw, key, text, as_written=as_written)
+    with SqlText() as parser:
+        parser.require_expression(key, text, raw.columns)
     sql = f"({text}\n)"  # the line break ends a comment
     source = f"(SELECT * FROM {raw.relation()})"
     try:
         # WHERE refuses what needs more than one row: aggregates and window functions.
         connection.execute(f"EXPLAIN SELECT 1 FROM {source} WHERE {sql} IS NOT NULL")
-        # Without the parentheses, so that the text cannot close them.
-        found = connection.execute(f"DESCRIBE SELECT {text}\nFROM {source}").fetchall()
+        found = connection.execute(f"DESCRIBE SELECT {sql} FROM {source}").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
         raise UserError(f"{key}: {_reason(str(error), raw)}") from None
-    if len(found) != 1:
-        raise UserError(f"{key}: {text!r} is not one expression")
     reads = columns_read(connection, text, raw.columns)
     decides = columns_decisive(connection, text, raw.columns)
     return Expression(key, sql, found[0][1], reads, decides)

@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
-from pydantic import Field
 
 from stem_torchrec.data.prepare.building import building
 from stem_torchrec.data.prepare.disk_need import needed_bytes_of_lines
@@ -23,43 +22,20 @@ from stem_torchrec.data.prepare.kuairand_source import (
     read_side,
     require_columns,
 )
+from stem_torchrec.data.prepare.options import KuaiRandConfig
 from stem_torchrec.data.prepare.prepared import (
-    ROW_GROUP_ROWS,
-    VOCABULARY_FOLDER,
     folders_of_splits,
     write_metadata,
 )
 from stem_torchrec.data.prepare.request import request_of
 from stem_torchrec.data.prepare.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.prepare.vocabulary import copy_to, write_vocabulary
-from stem_torchrec.data.prepare.working_database import Resources, WorkingDatabase, working_database
+from stem_torchrec.data.prepare.working_database import WorkingDatabase, working_database
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.errors import UserError
 from stem_torchrec.schema import SPLITS, Schema, Task
 
 GROUP_COLUMN = "group"
-
-
-class KuaiRandConfig(Resources):
-    """How the log is split and encoded."""
-
-    tasks: tuple[str, ...] | None = Field(
-        default=None, description="tasks; null: all that the log has columns for"
-    )
-    train_until: int | None = Field(
-        default=None,
-        description="last day of train, YYYYMMDD; null: the last 3 days are test, 2 before valid",
-    )
-    valid_until: int | None = Field(default=None, description="last day of valid, YYYYMMDD")
-    min_count: int = Field(
-        default=10, ge=1, description="rows of train a value needs for an id of its own"
-    )
-    include_random: bool = Field(
-        default=False, description="read the log of randomly exposed videos too"
-    )
-    fields: Literal["all", "core"] = Field(
-        default="all", description="features: all 40, or the 32 of users and videos alone"
-    )
-    row_group_rows: int = Field(default=ROW_GROUP_ROWS, ge=1, description="rows per row group")
 
 
 def prepare_kuairand(

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from stem_torchrec.data.prepare.building import building
 from stem_torchrec.data.prepare.describe import DescribedFeature, Description
@@ -18,13 +16,13 @@ from stem_torchrec.data.prepare.encoding import (
     encode_bags,
     encoded_rows,
     prepared_schema,
+    require_schema,
     table_owners,
     table_rows,
 )
+from stem_torchrec.data.prepare.options import PrepareOptions
 from stem_torchrec.data.prepare.placing import order_sql, place_rows
 from stem_torchrec.data.prepare.prepared import (
-    ROW_GROUP_ROWS,
-    VOCABULARY_FOLDER,
     folders_of_splits,
     write_metadata,
 )
@@ -36,27 +34,11 @@ from stem_torchrec.data.prepare.request import request_of
 from stem_torchrec.data.prepare.row_columns import Column, row_columns
 from stem_torchrec.data.prepare.stages import Stage, Unseen, Watcher
 from stem_torchrec.data.prepare.vocabulary import copy_to, write_vocabulary
-from stem_torchrec.data.prepare.working_database import Resources, WorkingDatabase, working_database
+from stem_torchrec.data.prepare.working_database import WorkingDatabase, working_database
+from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.schema import SPLITS, Schema
 
 _UNSEEN = "count unseen ids"
-
-
-class PrepareOptions(Resources):
-    """How raw files are prepared, whatever they hold."""
-
-    on_bad_row: Literal["fail", "skip"] = Field(
-        "fail", description="at a raw row that does not fit: stop, or count it and go on"
-    )
-    shuffle_seed: int = Field(0, ge=0, description="seed of the order of the train files")
-    row_group_rows: int = Field(ROW_GROUP_ROWS, ge=1, description="rows per row group")
-
-
-class PublicSetOptions(PrepareOptions):
-    """How a public set of known columns is prepared."""
-
-    seed: int = Field(0, ge=0, description="seed of the split")
-    min_count: int = Field(10, ge=1, description="rows of train a value needs for an id of its own")
 
 
 def prepare_files(
@@ -87,16 +69,19 @@ def prepare_files(
         ``cuts`` (its bounds) and ``unseen`` (see ``count_unseen``).
 
     Raises:
-        UserError: files, columns, values or expressions are wrong, ``out`` is occupied, the disk
-            is full.
+        UserError: files, columns, values or expressions are wrong, or ``out`` is occupied.
+        EnvironmentFailure: the disk is full.
     """
     options, watcher = options or PrepareOptions(), watcher or Unseen()
-    request = request_of(find_files(sources), options, description=description)
+    require_schema(description)
+    files = find_files(sources)
+    request = request_of(files, options, description=description)
     with (
         building(out, overwrite=overwrite, request=request, fresh=fresh) as made,
         folders_of_splits(made.prepared),
     ):
         with working_database(made.work, options) as database:
+            database.lock(files, [made.prepared])
             raw = open_raw_files(
                 database.connection,
                 sources,

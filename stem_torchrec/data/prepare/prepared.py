@@ -1,7 +1,7 @@
 """Write a prepared folder: all of it or nothing, with its schema and statistics."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from stem_torchrec.data.dense_scale import DENSE_STATS, STATS_FILE, Scale
 from stem_torchrec.data.prepare.building import building
-from stem_torchrec.schema import SPLITS, Feature, Schema
+from stem_torchrec.data.prepare.row_hash import HASH_FUNCTION
+from stem_torchrec.data.prepare.working_database import quoted
+from stem_torchrec.data.vocabulary_identity import (
+    VOCABULARY_FOLDER,
+    identity_of,
+    vocabulary_file,
+)
+from stem_torchrec.schema import SPLITS, Feature, Schema, Vocabulary
 
-STATS_FILE = "stats.json"
-VOCABULARY_FOLDER = "vocab"
-ROW_GROUP_ROWS = 131_072
 COMPRESSION = "snappy"
 
 _INT32_ROWS = 2**31
@@ -60,8 +65,11 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 
 
 def open_parquet(path: Path, columns: pa.Schema) -> Any:
-    """A ``ParquetWriter`` with the settings of every prepared file."""
-    return pq.ParquetWriter(path, columns, compression=COMPRESSION, write_statistics=True)
+    """A ``ParquetWriter`` with the settings of every prepared file: a flipped bit is told from a
+    value by the checksum of its page."""
+    return pq.ParquetWriter(
+        path, columns, compression=COMPRESSION, write_statistics=True, write_page_checksum=True
+    )
 
 
 def write_metadata(
@@ -74,15 +82,39 @@ def write_metadata(
 ) -> dict[str, Any]:
     """Write ``schema.json`` and ``stats.json`` beside the splits; returns the statistics.
 
+    The schema gets the identities of the vocabularies that are there.
+
     Args:
         user_column, item_column: columns of the splits whose distinct values are counted, if given.
         extra: further entries of the statistics; they replace computed ones of the same name.
     """
-    schema.save(folder)
+    with_identities(schema, folder).save(folder)
     stats = compute_stats(folder, schema, user_column=user_column, item_column=item_column)
     stats |= dict(extra or {})
     (folder / STATS_FILE).write_text(json.dumps(stats, indent=2) + "\n")
     return stats
+
+
+def with_identities(schema: Schema, folder: Path) -> Schema:
+    """The schema with what tells the ids of its features from others of the same number.
+
+    Vocabularies are those in the folder; ids of other encodings are a function of the raw value.
+    """
+    of_tables: dict[str, Vocabulary] = {}
+
+    def identified(feature: Feature) -> Feature:
+        if feature.encoding == "hash":
+            return feature.model_copy(update={"hash_function": HASH_FUNCTION})
+        file = vocabulary_file(folder, feature)
+        if feature.encoding != "vocabulary" or not file.is_file():
+            return feature
+        table = feature.table_name
+        if table not in of_tables:
+            of_tables[table] = identity_of(file)
+        return feature.model_copy(update={"vocabulary": of_tables[table]})
+
+    features = tuple(identified(feature) for feature in schema.features)
+    return schema.model_copy(update={"features": features})
 
 
 def compute_stats(
@@ -93,7 +125,8 @@ def compute_stats(
     Returns:
         ``users``, ``items``, ``samples`` per split, ``fields`` (features), ``tasks`` (names);
         ``positive_ratio`` and ``observed`` (labels that are not null) per task, over all splits
-        and ``..._by_split``. A ratio is null where nothing was observed.
+        and ``..._by_split``. A ratio is null where nothing was observed. ``dense``: the scale of
+        each dense feature in train.
     """
     labels = {task.name: task.label_column for task in schema.tasks}
     counts = {split: _count(_rows(folder, [split]), labels) for split in _written_splits(folder)}
@@ -108,6 +141,7 @@ def compute_stats(
             split: {name: _ratio(*count[name]) for name in labels}
             for split, count in counts.items()
         },
+        **_scales(_rows(folder, ["train"]), [feature.name for feature in schema.dense]),
         "observed": {name: total[name][0] for name in labels},
         "observed_by_split": {
             split: {name: count[name][0] for name in labels} for split, count in counts.items()
@@ -132,20 +166,19 @@ def _rows(folder: Path, splits: list[str]) -> ds.Dataset:
     return ds.dataset(files, format="parquet")
 
 
-def _query(rows: ds.Dataset, expressions: list[str]) -> list[int]:
+def _query(rows: ds.Dataset, expressions: list[str]) -> list[float]:
     with duckdb.connect() as connection:
         connection.register("rows", rows)
-        found = connection.execute(f"SELECT {', '.join(expressions)} FROM rows").fetchone()
-    assert found is not None
-    return [int(value or 0) for value in found]
+        [found] = connection.execute(f"SELECT {', '.join(expressions)} FROM rows").fetchall()
+    return [value or 0 for value in found]
 
 
 def _count(rows: ds.Dataset, labels: Mapping[str, str]) -> dict[str, list[int]]:
     """Per task [observed labels, positive ones]; ``rows`` holds [number of rows]."""
     expressions = ["count(*)"]
     for column in labels.values():
-        expressions += [f'count("{column}")', f'sum("{column}")']
-    rows_found, *pairs = _query(rows, expressions)
+        expressions += [f"count({quoted(column)})", f"sum({quoted(column)})"]
+    rows_found, *pairs = map(int, _query(rows, expressions))
     return {"rows": [rows_found]} | {
         name: pairs[2 * k : 2 * k + 2] for k, name in enumerate(labels)
     }
@@ -155,8 +188,20 @@ def _distinct(rows: ds.Dataset, columns: Mapping[str, str | None]) -> dict[str, 
     named = {key: column for key, column in columns.items() if column is not None}
     if not named:
         return {}
-    expressions = [f'count(DISTINCT "{column}")' for column in named.values()]
-    return dict(zip(named, _query(rows, expressions), strict=True))
+    expressions = [f"count(DISTINCT {quoted(column)})" for column in named.values()]
+    return dict(zip(named, map(int, _query(rows, expressions)), strict=True))
+
+
+def _scales(rows: ds.Dataset, columns: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    if not columns:
+        return {}
+    expressions = []
+    for column in columns:
+        value = f"coalesce(nullif({quoted(column)}::DOUBLE, 'nan'::DOUBLE), 0)"
+        expressions += [f"{name}({value})" for name in ("avg", "stddev_pop", "min", "max")]
+    found = _query(rows, expressions)
+    scales = [Scale(*found[k : k + 4]) for k in range(0, len(found), 4)]
+    return {DENSE_STATS: {c: s._asdict() for c, s in zip(columns, scales, strict=True)}}
 
 
 def _ratio(observed: int, positive: int) -> float | None:

@@ -123,7 +123,7 @@ def open_raw_files(
         return _open_parquet(connection, paths, raw_format)
     refuse_other_compression(paths)
     names = column_names(paths, raw_format)
-    stated = stated_types(connection, raw_format, names)
+    stated = stated_types(raw_format, names)
     columns = dict.fromkeys(names, "VARCHAR")
     columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | stated
     found = frozenset(names) - frozenset(stated)

@@ -1,6 +1,5 @@
 """DuckDB types of the columns of delimited files: stated, or found in rows; and what is no such."""
 
-import re
 from collections.abc import Collection
 
 import duckdb
@@ -11,6 +10,7 @@ from stem_torchrec.data.prepare.canonical_values import (
     is_integer_sql,
 )
 from stem_torchrec.data.prepare.describe import RawFormat
+from stem_torchrec.data.prepare.sql_text import SqlText
 from stem_torchrec.data.prepare.working_database import fetch_one, quoted
 from stem_torchrec.errors import UserError
 
@@ -31,36 +31,24 @@ _DETECTED = {
 }
 
 
-def stated_types(
-    connection: duckdb.DuckDBPyConnection, raw_format: RawFormat, columns: Collection[str]
-) -> dict[str, str]:
+def stated_types(raw_format: RawFormat, columns: Collection[str]) -> dict[str, str]:
     """``format.types`` with the names that DuckDB itself gives the types.
 
     Raises:
         UserError: a column is not there, or a type is none.
     """
-    stated: dict[str, str] = {}
-    for column, name in raw_format.types.items():
+    if not raw_format.types:
+        return {}
+    for column in raw_format.types:
         if column not in columns:
             raise UserError(
                 f"format.types: unknown column {column!r}; the files have {', '.join(columns)}"
             )
-        if not (found := _type_name(connection, name)):
-            raise UserError(
-                f"format.types.{column}: {name!r} is no type of DuckDB's, such as BIGINT, DOUBLE, "
-                "VARCHAR, TIMESTAMP"
-            )
-        stated[column] = found
-    return stated
-
-
-def _type_name(connection: duckdb.DuckDBPyConnection, name: str) -> str | None:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_ ]*(\([0-9, ]+\))?", name):
-        return None
-    try:
-        return fetch_one(connection, f"DESCRIBE SELECT NULL::{name}")[1]
-    except duckdb.Error:
-        return None
+    with SqlText() as parser:
+        return {
+            column: parser.type_name(f"format.types.{column}", name)
+            for column, name in raw_format.types.items()
+        }
 
 
 def detect_types(

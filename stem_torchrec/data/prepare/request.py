@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from stem_torchrec import __version__
 from stem_torchrec.data.prepare.building import Request
-from stem_torchrec.data.prepare.working_database import Resources
+from stem_torchrec.data.prepare.options import Resources
 
 
 def request_of(files: Iterable[Path], options: Resources, **described: BaseModel) -> Request:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 from stem_torchrec.data.prepare.canonical_values import Value, canonical, is_integer_sql
 
+HASH_FUNCTION = "canonical-splitmix64-sha256"
+"""Its name in ``schema.json``: another function, or other values for it, need another name."""
+
 _MASK = 2**64 - 1
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 

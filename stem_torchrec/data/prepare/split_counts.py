@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from stem_torchrec.data.dense_scale import Moments
+
 
 @dataclass
 class SplitCounts:
@@ -9,6 +11,7 @@ class SplitCounts:
 
     Attributes:
         labels: observed labels and positive ones, by task.
+        dense: moments of the dense features, by name.
         is_sound: nothing is wrong with them.
     """
 
@@ -17,6 +20,7 @@ class SplitCounts:
     files: int = 0
     row_groups: int = 0
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    dense: dict[str, Moments] = field(default_factory=dict)
     is_sound: bool = True
 
     def positive_ratio(self, task: str) -> float | None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.auc import auc
+from stem_torchrec.data.prepare.disk_full import disk_full_named
 from stem_torchrec.data.prepare.prepared import (
-    COMPRESSION,
     arrow_schema,
     open_parquet,
     prepared_folder,
@@ -45,9 +44,13 @@ def prepare_synthetic(
 
     Raises:
         UserError: ``out`` is occupied (see ``prepared_folder``).
+        EnvironmentFailure: the disk is full.
     """
     schema = config.schema_of_data()
-    with prepared_folder(out, overwrite=overwrite) as folder:
+    with (
+        prepared_folder(out, overwrite=overwrite) as folder,
+        disk_full_named(folder.parent, _needed_bytes(config)),
+    ):
         (folder / TRUTH_FOLDER).mkdir()
         world = build_world(config)
         for split in SPLITS:
@@ -64,6 +67,13 @@ def prepare_synthetic(
             item_column="item_id",
             extra={"bayes_auc": bayes_auc},
         )
+
+
+def _needed_bytes(config: SyntheticConfig) -> int:
+    """Disk space for rows and truth, as if nothing were compressed."""
+    numbers = config.num_id_features + config.num_dense + config.num_bags * config.bag_length
+    per_row = 4 * numbers + (1 + 4) * config.num_tasks
+    return per_row * (config.train_rows + config.valid_rows + config.test_rows)
 
 
 def _write_split(
@@ -131,4 +141,5 @@ def _bag_column(bag: Bag, rows: NDArray[np.int64]) -> pa.Array:
 def _write_conflicts(folder: Path, world: World) -> None:
     user_ids = np.arange(1, len(world.conflict) + 1, dtype=np.int32)
     table = pa.table({"user_id": user_ids, "conflict": world.conflict})
-    pq.write_table(table, folder / TRUTH_FOLDER / "users.parquet", compression=COMPRESSION)
+    with open_parquet(folder / TRUTH_FOLDER / "users.parquet", table.schema) as file:
+        file.write_table(table)

@@ -1,46 +1,23 @@
 """The DuckDB file in which an adapter works, with bounded memory, and what its errors mean."""
 
-import os
+import glob
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-from pydantic import BaseModel, ConfigDict, Field
 
+from stem_torchrec.data.prepare.disk_full import disk_full, free_bytes, is_disk_full
+from stem_torchrec.data.prepare.options import Resources
 from stem_torchrec.data.prepare.query_interruption import interrupted_by_signals
 from stem_torchrec.data.prepare.row_hash import HASH_MACROS
 from stem_torchrec.data.prepare.stages import StageLog, Watcher
-from stem_torchrec.errors import UserError, WorkKept
+from stem_torchrec.errors import WorkKept
 
 _GIB = 2**30
-# What DuckDB takes beside its own account of memory: the interpreter, threads, allocator.
-_UNACCOUNTED_GIB = 0.4
-
-
-class Resources(BaseModel):
-    """What preparing may take of the machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    memory_gib: float | None = Field(
-        None, gt=0.5, description="memory of the process, GiB; null: half of the machine's"
-    )
-    threads: int | None = Field(None, ge=1, description="threads; null: one per core")
-
-    @property
-    def num_threads(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
-
-    @property
-    def limit_bytes(self) -> int:
-        """What DuckDB may count as its own."""
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-        memory_gib = total / 2 if self.memory_gib is None else self.memory_gib
-        return int(max(memory_gib - _UNACCOUNTED_GIB, memory_gib / 4) * _GIB)
 
 
 @dataclass
@@ -58,10 +35,21 @@ class WorkingDatabase:
     log: StageLog
     needed_bytes: int | None = None
 
+    def lock(self, files: Iterable[Path], folders: Iterable[Path]) -> None:
+        """From now on SQL reaches these files and what lies in these folders, no other file and no
+        network, and cannot undo that."""
+        # DuckDB asks for a path as it is written in SQL first, then for what it stands for.
+        paths = [text for file in files for text in (str(file), glob.escape(str(file)))]
+        inside = [str(folder) for folder in folders]
+        self.connection.execute(f"SET allowed_paths = [{', '.join(map(literal, paths))}]")
+        self.connection.execute(f"SET allowed_directories = [{', '.join(map(literal, inside))}]")
+        self.connection.execute("SET enable_external_access = false")
+        self.connection.execute("SET lock_configuration = true")
+
     def expect_bytes(self, needed: int, watcher: Watcher) -> None:
         """State the disk space that is needed, and say so if there may be too little."""
         self.needed_bytes = needed
-        free = shutil.disk_usage(self.building).free + _written_bytes(self.building)
+        free = free_bytes(self.building)
         if free < needed:
             watcher.note(
                 f"the disk of {str(self.building.parent)!r} may be too small: up to "
@@ -74,7 +62,8 @@ def working_database(folder: Path, resources: Resources) -> Iterator[WorkingData
     """The database in ``folder``, as an interruption has left it or a new one.
 
     Raises:
-        UserError: the disk is full or the memory too small.
+        EnvironmentFailure: the disk is full.
+        WorkKept: the memory is too small.
         KeyboardInterrupt: a signal has ended a query.
     """
     database: WorkingDatabase | None = None
@@ -100,6 +89,8 @@ def _connected(folder: Path, resources: Resources) -> duckdb.DuckDBPyConnection:
         "memory_limit": f"{resources.limit_bytes}B",
         "threads": resources.num_threads,
         "temp_directory": str(overflow),
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
     }
     shutil.rmtree(overflow, ignore_errors=True)  # a killed process's
     try:
@@ -132,27 +123,15 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
 def _readable(
     error: Exception, folder: Path, resources: Resources, needed_bytes: int | None
 ) -> BaseException:
-    if isinstance(error, duckdb.InterruptException) or "Query interrupted" in str(error):
+    # What comes by way of Arrow is an OSError with DuckDB's text.
+    if re.search("Query interrupted|INTERRUPT Error", str(error)):
         return KeyboardInterrupt()
-    if re.search(r"No space left|File too large|max_temp_directory_size|quota", str(error), re.I):
-        return UserError(_disk_full(folder, needed_bytes))
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if is_disk_full(error):
+        return disk_full(folder, needed_bytes)
+    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
         limit_gib = resources.limit_bytes / _GIB
         return WorkKept(
             f"memory_gib: not enough; DuckDB had {limit_gib:.1f} GiB of it. Give more, or fewer "
             "threads; finished stages are kept"
         )
     return error
-
-
-def _disk_full(folder: Path, needed_bytes: int | None) -> str:
-    free = shutil.disk_usage(folder).free + _written_bytes(folder)
-    needed = "" if needed_bytes is None else f"up to {needed_bytes / _GIB:.2f} GiB are needed, "
-    return (
-        f"the disk of {str(folder.parent)!r} is full: {needed}{free / _GIB:.2f} GiB are free now "
-        "that what was written is removed again"
-    )
-
-
-def _written_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -17,7 +17,7 @@ import yaml
 from stem_torchrec.cli import main
 from stem_torchrec.data.prepare import raw_rows
 from stem_torchrec.data.prepare.prepare_files import PrepareOptions, prepare_files
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import EnvironmentFailure, UserError, WorkKept
 from tests.data.prepare.raw_tables import describe, files_under, rows_of
 
 DESCRIPTION = """
@@ -175,6 +175,20 @@ DESCRIPTION_ERRORS: list[tuple[Callable[[dict[str, Any]], None], str]] = [
         "raw.csv: no column 'hour' in the header",
     ),
     (change(labels={"User": "label"}), "columns: 'user' occurs twice"),
+    (change(labels={"my label": "label"}), "labels: task 'my label': String should match pattern"),
+    (change(labels={"shared": "label"}), "description: a task may not be named 'shared'"),
+    (
+        change(features=[{"name": "price", "kind": "dense"}]),
+        "description: at least one id or bag feature is needed",
+    ),
+    (
+        change(
+            features=[{"name": "x__y", "column": "user"}, {"name": "y", "column": "slot"}],
+            labels={"buy": "label", "buy__x": "label"},
+        ),
+        "description: two tables have the name 'buy__x__y'",
+    ),
+    (change(format={"types": {"user": "BIGINT) + (1"}}), "format.types.user: 'BIGINT) + (1' is no"),
 ]
 
 
@@ -232,21 +246,24 @@ def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("error", "text", "message"),
+    ("error", "text", "raised", "message"),
     [
         (
             duckdb.IOException,
             "Could not write file: No space left on device",
+            EnvironmentFailure,
             r"disk of '.*sets' is full: up to .* GiB are needed, .* GiB are free now",
         ),
-        (duckdb.OutOfMemoryException, "failed to pin block", "memory_gib: not enough"),
+        (duckdb.OutOfMemoryException, "failed to pin block", WorkKept, "memory_gib: not enough"),
+        (OSError, "Out of Memory Error: failed to pin", WorkKept, "memory_gib: not enough"),
     ],
 )
 def test_exhausted_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    error: type[duckdb.Error],
+    error: type[Exception],
     text: str,
+    raised: type[Exception],
     message: str,
 ) -> None:
     def fail(*_: object) -> str:
@@ -254,18 +271,21 @@ def test_exhausted_machine(
 
     monkeypatch.setattr(raw_rows, "_tripwire", fail)
     source = write(tmp_path, lines())
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(raised, match=message):
         prepare_files([source], describe(DESCRIPTION), tmp_path / "sets" / "out")
     assert files_under(tmp_path / "sets") == set()
 
 
-def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source_kind", ["csv", "synthetic"])
+def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path, source_kind: str) -> None:
     """A limit on the size of files stands in for the disk: the system refuses the write alike."""
     rows = b"\n".join([HEADER.encode(), *(GOOD.format(day=k).encode() for k in range(200_000))])
     source, file = tmp_path / "raw.csv", tmp_path / "describe.yaml"
     source.write_bytes(rows)
     file.write_text(DESCRIPTION)
     command = ["prepare", "csv", "--source", str(source), "--describe", str(file)]
+    if source_kind == "synthetic":
+        command = ["prepare", "synthetic", "--train_rows", "100000"]
     code = (
         "import resource, sys; from stem_torchrec.cli import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)); sys.exit(main(sys.argv[1:]))"
@@ -277,8 +297,9 @@ def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 2, done.stderr
-    assert "is full: " in done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "is full: up to " in done.stderr
     assert "GiB are needed, " in done.stderr
     assert files_under(tmp_path / "sets") == set()
 
