@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from provenance import provenance
 
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.schema import Feature, Schema, Task
+from stem_torchrec.data.schema import Feature, Schema, Task
 
 BATCH_SIZE = 4096
 NUM_EMBEDDINGS = 100_000
