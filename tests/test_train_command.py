@@ -46,7 +46,9 @@ def evaluation(run_dir: Path, capsys: pytest.CaptureFixture[str], *options: str)
 
 def test_run_folder(two_ranks: Path) -> None:
     names = {path.name for path in two_ranks.iterdir()}
-    assert names == {"config.yaml", "plan.txt", "metrics.jsonl", "checkpoints", "tb"}
+    assert names == {
+        *("config.yaml", "schema.json", "plan.txt", "metrics.jsonl", "checkpoints", "tb")
+    }
     assert "shared__user_id" in (two_ranks / "plan.txt").read_text()
     assert [path.name for path in (two_ranks / "checkpoints").iterdir()] == ["step_16"]
     assert any((two_ranks / "tb").iterdir())
