@@ -44,7 +44,7 @@ class Runner:
         self, ranks: Any, folder: Path, shape: Shape, num_tasks: int, balance: dict[str, Any]
     ) -> None:
         from stem_torchrec.config import Config
-        from stem_torchrec.session import build
+        from stem_torchrec.training.session import build
 
         schema = schema_of(shape, num_tasks)
         folder.mkdir()
@@ -65,7 +65,7 @@ class Runner:
         )
         self._ranks = ranks
         self._session = build(config, ranks)
-        self._session.model.train()
+        self._session.recommender.train()
         self._batches = cycle(list(batches_of(shape, schema, ranks.rank)))
         self._step = 0
         self.backward_s: list[float] = []
@@ -79,7 +79,7 @@ class Runner:
             self._session.optimizers.set_learning_rates(1.0)
             if self._session.fork is not None:
                 self._session.fork.begin(self._step)
-            self._session.pipeline.step(self._batches)
+            self._session.step(self._batches)
             self._step += 1
         self._wait()
         return time.perf_counter() - start
@@ -92,19 +92,20 @@ class Runner:
         self._ranks.barrier()
 
     def _time_backward(self) -> None:
-        pipeline = self._session.pipeline._pipeline
-        backward = pipeline._backward
+        dense_step = self._session.step._dense_step
+        gradients = dense_step._gradients
 
-        def timed(losses: Any) -> None:
+        def timed(*arguments: Any) -> Any:
             start = time.perf_counter()
-            backward(losses)
+            found = gradients(*arguments)
             self.backward_s.append(time.perf_counter() - start)
+            return found
 
-        pipeline._backward = timed
+        dense_step._gradients = timed
 
 
 def schema_of(shape: Shape, num_tasks: int) -> Any:
-    from stem_torchrec.schema import Feature, Schema, Task
+    from stem_torchrec.data.schema import Feature, Schema, Task
 
     kind = "id" if shape.bag == 1 else "bag"
     return Schema(
@@ -121,7 +122,7 @@ def batches_of(shape: Shape, schema: Any, rank: int, number: int = 4) -> Iterato
     import torch
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-    from stem_torchrec.batch import Batch
+    from stem_torchrec.data.batch import Batch
 
     generator = torch.Generator().manual_seed(rank)
     size = shape.batch_size

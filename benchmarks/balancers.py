@@ -22,7 +22,7 @@ import numpy as np
 from balancer_runner import WORKLOADS, Runner, counted_traffic, resident_bytes
 from provenance import provenance
 
-from stem_torchrec.launcher import run_workers
+from stem_torchrec.launch.launcher import run_workers
 
 Row = dict[str, Any]
 
@@ -90,7 +90,7 @@ def measure(
 
     from stem_torchrec.config import DistributedConfig
     from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
-    from stem_torchrec.notices import hide_dependency_notices
+    from stem_torchrec.launch.notices import hide_dependency_notices
 
     hide_dependency_notices()
     torch.set_num_threads(1)

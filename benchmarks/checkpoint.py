@@ -26,7 +26,7 @@ FEATURES = 2
 
 
 def main() -> None:
-    from stem_torchrec.launcher import run_workers
+    from stem_torchrec.launch.launcher import run_workers
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
@@ -47,8 +47,8 @@ def measured(folder: Path, gib: float, repeats: int) -> dict[str, Any]:
     from stem_torchrec import checkpoint
     from stem_torchrec.config import DistributedConfig
     from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
-    from stem_torchrec.notices import hide_dependency_notices
-    from stem_torchrec.session import build
+    from stem_torchrec.launch.notices import hide_dependency_notices
+    from stem_torchrec.training.session import build
 
     hide_dependency_notices()
     ranks = start_ranks(DistributedConfig())
@@ -59,7 +59,7 @@ def measured(folder: Path, gib: float, repeats: int) -> dict[str, Any]:
     done: dict[str, list[float]] = {"sync": [], "async": []}
     for step in range(1, repeats + 2):
         for kind, saver in savers.items():
-            state = checkpoint.state_of(session.model, None, {"step": step})
+            state = checkpoint.state_of({"model": session.model})
             content = checkpoint.Content(step, state | fused(session), b"", {})
             ranks.barrier()
             start = perf_counter()
@@ -71,7 +71,7 @@ def measured(folder: Path, gib: float, repeats: int) -> dict[str, Any]:
     start = perf_counter()
     path = checkpoint.newest_valid(folder, ranks)
     check_s = perf_counter() - start
-    checkpoint.load(path, session.model, None, ranks)
+    checkpoint.load(path, {"model": session.model}, ranks)
     load_s = perf_counter() - start - check_s
     size = sum(file.stat().st_size for file in path.iterdir()) / GIB
     for saver in savers.values():
@@ -102,8 +102,8 @@ def fused(session: Any) -> dict[str, Any]:
 
 
 def prepare(folder: Path, gib: float) -> Any:
-    from stem_torchrec.schema import Feature, Schema, Task
-    from stem_torchrec.settings import validate
+    from stem_torchrec.config.reading import validate
+    from stem_torchrec.data.schema import Feature, Schema, Task
 
     rows = int(gib * GIB / (4 * DIM * OWNERS * FEATURES))
     features = tuple(Feature(name=f"f{i}", kind="id", num_embeddings=rows) for i in range(FEATURES))

@@ -99,9 +99,9 @@ def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
     warnings.simplefilter("ignore")
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    from stem_torchrec.distributed.optimizers import learning_rate_factor
     from stem_torchrec.distributed.ranks import start_ranks
-    from stem_torchrec.optim import learning_rate_factor
-    from stem_torchrec.session import build, open_split
+    from stem_torchrec.training.session import build, open_split
     from stem_torchrec.training.train_record import train_metrics
 
     config = contestant.workload.config(contestant.overrides)
@@ -116,7 +116,7 @@ def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
     def step() -> None:
         factor = learning_rate_factor(config.optim, next(steps), total_steps=1_000_000)
         session.optimizers.set_learning_rates(factor)
-        metrics.update(session.pipeline.step(batches))
+        metrics.update(session.step(batches).dense)
 
     sharding = Counter(
         f"{table.sharding_type}, {table.compute_kernel}"

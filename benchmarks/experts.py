@@ -20,7 +20,7 @@ import torch
 from provenance import provenance
 from torch import Tensor, nn
 
-from stem_torchrec.layers.mlp import BatchedMlp
+from stem_torchrec.nn.mlp import BatchedMlp
 
 NUM_SHARED = 8
 WIDTHS = (512, 512, 512)

@@ -21,8 +21,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
 from stem_torchrec.cli import main as command
-from stem_torchrec.schema import load_schema
-from stem_torchrec.settings import load_config
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.data.schema import load_schema
 
 Row = dict[str, Any]
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from ne_report import markdown, plot
 from provenance import provenance
 
-from stem_torchrec.run_schema import selected_schema
-from stem_torchrec.settings import load_config
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.runs.schema import selected_schema
 
 Row = dict[str, Any]
 

@@ -89,20 +89,20 @@ def waiting(folder: Path, num_steps: int, prefetch: int) -> dict[str, Any]:
     from workload import Workload
 
     from stem_torchrec.distributed.ranks import start_ranks
-    from stem_torchrec.session import build, open_split
+    from stem_torchrec.training.session import build, open_split
 
     workload = Workload(folder)
     config = workload.config({"data": {"path": folder, "prefetch_batches": prefetch}})
     session = build(config, start_ranks(config.distributed))
     reader = open_split(session, "train")
     batches = Timed(batch for epoch in count() for batch in reader.epoch(epoch))
-    session.model.train()
+    session.recommender.train()
 
     def run(steps: int) -> tuple[float, float]:
         start, waited = perf_counter(), batches.seconds
         for _ in range(steps):
             session.optimizers.set_learning_rates(1.0)
-            session.pipeline.step(batches)
+            session.step(batches)
         return perf_counter() - start, batches.seconds - waited
 
     run(WARM_UP_STEPS)

@@ -10,7 +10,7 @@ from pathlib import Path
 # Run before anything is known to be installed well.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stem_torchrec.versions import FBGEMM_OF_DEVICE, installed, misfit
+from stem_torchrec.launch.versions import FBGEMM_OF_DEVICE, installed, misfit
 
 # A wrong pair may import and fail, unreadably, where the first operator is called.
 TRY = """

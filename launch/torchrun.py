@@ -15,11 +15,11 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
 from stem_torchrec.console.streams import lenient_streams
+from stem_torchrec.distributed.parent_watch import ends_its_children
 from stem_torchrec.errors import UserError, WorkerError
-from stem_torchrec.failures import error_of
-from stem_torchrec.launch_signals import LEFT_TO_TORCH, passing_on_signals
-from stem_torchrec.node_address import local_address, with_host
-from stem_torchrec.parent_watch import ends_its_children
+from stem_torchrec.launch.failures import error_of
+from stem_torchrec.launch.node_address import local_address, with_host
+from stem_torchrec.launch.passing_on import LEFT_TO_TORCH, passing_on_signals
 
 
 def main(arguments: Sequence[str]) -> int:

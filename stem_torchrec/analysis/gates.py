@@ -12,7 +12,7 @@ from stem_torchrec.analysis.report import Report, Section, Table
 from stem_torchrec.analysis.runs import Model, Run
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.errors import UserError
-from stem_torchrec.finished_run import MeanGates
+from stem_torchrec.training.finished_run import MeanGates
 
 
 class Gate(NamedTuple):

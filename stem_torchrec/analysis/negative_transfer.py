@@ -15,8 +15,8 @@ from stem_torchrec.analysis.subsets import (
     sizes_of,
     subsets_of,
 )
-from stem_torchrec.evaluation import Joined
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
+from stem_torchrec.training.evaluation import Joined
 
 Names = Sequence[str]
 Pair = tuple[Run, ...]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stem_torchrec.run_folder import installed_versions
+from stem_torchrec.runs.folder import installed_versions
 
 
 def hardware() -> str:

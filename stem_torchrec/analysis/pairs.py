@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_torchrec.auc import auc
+from stem_torchrec.data.auc import auc
 from stem_torchrec.errors import UserError
 
 Floats = NDArray[np.float64]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from stem_torchrec.analysis.pairs import Contradicting, Floats, contradicting, distances
 from stem_torchrec.analysis.runs import Model, Run
 from stem_torchrec.analysis.single_task import single_of
+from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema
 
 SINGLE = "single-task"
 

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.config import Config
+from stem_torchrec.config.reading import load_config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Joined
-from stem_torchrec.finished_run import unfinished
-from stem_torchrec.place import Place
-from stem_torchrec.run_folder import require_run
-from stem_torchrec.run_schema import fitted_schema
-from stem_torchrec.schema import Schema
-from stem_torchrec.settings import load_config
+from stem_torchrec.runs.folder import require_run
+from stem_torchrec.runs.schema import fitted_schema
+from stem_torchrec.storage.place import Place
+from stem_torchrec.training.evaluation import Joined
+from stem_torchrec.training.finished_run import unfinished
 
 OVERRIDES = ("data.path", "distributed.", "eval.")
 """Keys that may differ from the run's own: where and how it is read, not what it is."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from stem_torchrec.analysis.runs import Run, task_columns
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Joined
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
+from stem_torchrec.training.evaluation import Joined
 
 MODEL = "single_task"
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Joined, evaluation
+from stem_torchrec.training.evaluation import Joined, evaluation
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

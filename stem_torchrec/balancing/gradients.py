@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stem_torchrec.layers.fork import GateGradient
-from stem_torchrec.layers.gates import weighted_sums
+from stem_torchrec.nn.fork import GateGradient
+from stem_torchrec.nn.gates import weighted_sums
 
 
 class TaskGradients(Protocol):
@@ -57,8 +57,9 @@ class Whole:
         return self._gradients[..., :number, :]
 
     def combined(self, multipliers: Tensor) -> Tensor:
-        flat = taking_part(self._gradients, multipliers).flatten(start_dim=1)
-        return (multipliers @ flat).view(self._gradients.shape[1:])
+        flat = exact(taking_part(self._gradients, multipliers).flatten(start_dim=1))
+        combined = multipliers.to(flat.dtype) @ flat
+        return combined.view(self._gradients.shape[1:]).to(self._gradients.dtype)
 
     def marks(self) -> Tensor:
         return 0.0 * self._gradients.flatten(start_dim=1).sum(dim=1)
@@ -74,7 +75,7 @@ class Factored:
         self._weights, self._mixture = factors
 
     def inner_products(self) -> Tensor:
-        pairs = _row_products(self._weights) * _row_products(self._mixture)
+        pairs = _row_products(exact(self._weights)) * _row_products(exact(self._mixture))
         return pairs.sum(dim=0)
 
     def rows(self, number: int) -> Tensor:
@@ -92,9 +93,14 @@ class Factored:
 
 
 def inner_products(gradients: Tensor) -> Tensor:
-    """(T, ...) -> (T, T)."""
-    flat = gradients.flatten(start_dim=1)
+    """(T, ...) -> (T, T), in float32 at least."""
+    flat = exact(gradients.flatten(start_dim=1))
     return flat @ flat.t()
+
+
+def exact(values: Tensor) -> Tensor:
+    """In float32 where they are of a lower precision."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:

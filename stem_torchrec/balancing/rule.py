@@ -5,10 +5,12 @@ what the tasks share is Σ_t α_t g_t.
 """
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from stem_torchrec.nn.options import Options
 
 # Every tensor's first dimension is T. Lives on the device of the Gram, goes into checkpoints.
 State = dict[str, Tensor]
@@ -21,6 +23,10 @@ class Situation(NamedTuple):
         gram: (T, T) float64, symmetric, 0 in the rows and columns of tasks that are not active.
         losses: (T,) float64; 0 for tasks that are not active.
         active: (T,) bool: labelled somewhere in the global batch, gradient finite and not zero.
+
+    >>> import torch
+    >>> Situation(torch.eye(2).double(), torch.ones(2).double(), torch.tensor([True, True])).active
+    tensor([True, True])
     """
 
     gram: Tensor
@@ -38,6 +44,11 @@ class Balanced(NamedTuple):
         state: the rule's next state.
         active: (T,) bool.
         fallback: () bool: the rule gave nothing usable, and the tasks were weighted equally.
+
+    >>> import torch
+    >>> from stem_torchrec.balancing.rules.mgda import MgdaRule
+    >>> balance(MgdaRule(), torch.zeros(2, 2), torch.ones(2), {}, 0).fallback
+    tensor(True)
     """
 
     multipliers: Tensor
@@ -46,15 +57,46 @@ class Balanced(NamedTuple):
     fallback: Tensor
 
 
-class Rule(abc.ABC):
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+class Rule(abc.ABC, Generic[OptionsType]):
     """Maps the Gram matrix and a small state to multipliers.
 
     Implementations make no host sync, branch on no tensor's value and take the same number of
     iterations whatever the data, so that ranks with bit-identical input agree bit for bit.
+
+    Args:
+        options: the rule's settings; their defaults if None.
+        seed: of what the rule draws at random.
+
+    Attributes:
+        name: by which a config names it; not needed where it is named by import path.
+        options_type: class of its options.
+        needs_losses: whether it reads the situation's losses.
+
+    >>> import torch
+    >>> from stem_torchrec.balancing import Balancer, Options, Rule
+    >>> class Half(Rule[Options]):
+    ...     def multipliers(self, situation, state, step):
+    ...         return 0.5 * situation.active.double(), state
+    >>> shared = torch.ones(2, requires_grad=True)
+    >>> first, second = Balancer(Half(), num_tasks=2).fork(shared)
+    >>> (first.sum() + second.sum()).backward()
+    >>> shared.grad
+    tensor([1., 1.])
     """
 
+    name: ClassVar[str]
+    options_type: ClassVar[type[Options]] = Options
+    needs_losses: bool = False
+
+    def __init__(self, options: OptionsType | None = None, *, seed: int = 0) -> None:
+        self.options: OptionsType = self.options_type() if options is None else options  # type: ignore[assignment]
+        self.seed = seed
+
     def check(self, num_tasks: int) -> None:
-        """Raise a UserError if the rule's settings do not fit the number of tasks."""
+        """Raise a ValueError, ``KEY: ...``, if an option does not fit the number of tasks."""
         return
 
     def initial_state(self, num_tasks: int, device: torch.device | None = None) -> State:
@@ -95,6 +137,11 @@ def balance(
         step: of the run, from 0.
         labelled: (T,) bool: some sample of the global batch has a label of the task. If None, a
             task without labels is known by its gradient of exactly 0.
+
+    >>> from stem_torchrec.balancing.rules.mgda import MgdaRule
+    >>> gram = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    >>> balance(MgdaRule(), gram, torch.ones(2), {}, 0).multipliers
+    tensor([0.7500, 0.2500])
     """
     gram = gram.detach().double()
     finite = _finite_tasks(gram)

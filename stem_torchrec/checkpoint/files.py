@@ -19,8 +19,8 @@ from stem_torchrec.checkpoint.index import INDEX, Index, index_of, metadata_of
 from stem_torchrec.checkpoint.manifest import BLOCK_BYTES, FileEntry
 from stem_torchrec.checkpoint.plain import NotPlain, check_stored
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, remove
-from stem_torchrec.store_path import StorePath
+from stem_torchrec.storage.place import Place, remove
+from stem_torchrec.storage.store_path import StorePath
 
 
 class Files(FileSystemBase):

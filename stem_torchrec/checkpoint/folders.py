@@ -20,8 +20,8 @@ from stem_torchrec.checkpoint.manifest import (
 )
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, remove
-from stem_torchrec.store_path import StorePath
+from stem_torchrec.storage.place import Place, remove
+from stem_torchrec.storage.store_path import StorePath
 
 FOLDER = "checkpoints"
 PARTIAL = ".partial"

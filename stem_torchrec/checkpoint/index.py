@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 from stem_torchrec.checkpoint.manifest import Damaged, Manifest, read_manifest
 from stem_torchrec.checkpoint.pickled_index import PICKLED_INDEX, read_pickled
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 INDEX = "index.json"
 

@@ -13,14 +13,12 @@ from stem_torchrec.checkpoint.folders import newest_valid
 from stem_torchrec.checkpoint.index import Index, read_index
 from stem_torchrec.checkpoint.load import read
 from stem_torchrec.checkpoint.manifest import read_manifest
-from stem_torchrec.checkpoint.matching import Here, Initial, Match, Source, matches
+from stem_torchrec.checkpoint.matching import Here, Initial, Match, Piece, Source, matches
+from stem_torchrec.checkpoint.weight_owners import owners_in, reading_features, weight_owners
 from stem_torchrec.config import Config
+from stem_torchrec.data.schema import Schema, schema_from
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.models.growth import growth_of
-from stem_torchrec.models.task_order import chain_of
-from stem_torchrec.place import Place
-from stem_torchrec.schema import Schema, schema_from
-from stem_torchrec.settings import load_config
+from stem_torchrec.storage.place import Place
 
 _MODEL = "model."
 
@@ -45,25 +43,23 @@ def load_initial(
     """
     folder = newest_valid(initial.run_dir, ranks)
     index = ranks.on_first(lambda: read_index(folder))
-    chain = chain_of(config.model, schema.task_names)
-    source = ranks.on_first(
-        lambda: _source(folder, index, initial.run_dir if chain is not None else None)
-    )
+    source = ranks.on_first(lambda: _source(folder, index, initial.run_dir))
     state = model.state_dict()
-    shapes = {name: tuple(value.size()) for name, value in state.items()}
     here = Here(
-        shapes,
+        {name: tuple(value.size()) for name, value in state.items()},
         schema.task_names,
         _features(schema),
-        chain,
-        growth_of(config, schema),
+        weight_owners(model.module.recommender.model),
+        reading_features(config, schema),
     )
     found = matches(here, source, initial)
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
-    for part in _rounds(loaded):
-        _read(folder, index, state, part, ranks)
+    for part in _rounds({name: match for name, match in loaded.items() if match.rows is not None}):
+        _read_tables(folder, index, state, part, ranks)
+    dense = {name: match for name, match in loaded.items() if match.rows is None}
+    _read_dense(folder, index, state, dense, ranks)
     model.load_state_dict(state)
-    return _report(folder, source, found, shapes)
+    return _report(folder, source, found, here.shapes)
 
 
 def _features(schema: Schema) -> list[str]:
@@ -71,8 +67,7 @@ def _features(schema: Schema) -> list[str]:
     return [feature.name for feature in (*schema.sparse, *schema.dense)]
 
 
-def _source(folder: Place, index: Index, with_chain: Place | None) -> Source:
-    """What the checkpoint holds; the chain of its tasks is in a run's config."""
+def _source(folder: Place, index: Index, run_dir: Place) -> Source:
     shapes = {
         name.removeprefix(_MODEL): tensor.size
         for name, tensor in index.tensors.items()
@@ -81,10 +76,7 @@ def _source(folder: Place, index: Index, with_chain: Place | None) -> Source:
     about = read_manifest(folder).about
     schema = schema_from(about["schema"], str(folder)) if "schema" in about else None
     features = _features(schema) if schema is not None else None
-    if with_chain is None:
-        return Source(shapes, about["tasks"], features)
-    config = load_config(with_chain / "config.yaml", ["--run.dir", str(with_chain)])
-    return Source(shapes, about["tasks"], features, chain_of(config.model, about["tasks"]))
+    return Source(shapes, about["tasks"], owners_in(about, run_dir), features)
 
 
 def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
@@ -96,35 +88,37 @@ def _rounds(loaded: Mapping[str, Match]) -> Iterator[dict[str, Match]]:
         yield part
 
 
-def _read(
-    folder: Place,
-    index: Index,
-    state: Mapping[str, Any],
-    part: Mapping[str, Match],
-    ranks: Ranks,
+def _read_tables(
+    folder: Place, index: Index, state: Mapping[str, Any], part: Mapping[str, Match], ranks: Ranks
 ) -> None:
     targets: dict[str, Any] = {}
     for name, match in part.items():
-        value = state[name]
-        if match.rows is None:
-            targets[match.source] = torch.empty(
-                index.tensors[_MODEL + match.source].size, dtype=value.dtype
-            )
-        else:
-            targets[match.source] = _first_rows(value, match.rows)
+        assert match.rows is not None
+        targets[match.source] = _first_rows(state[name], match.rows)
     read(folder, index, {"model": targets}, ranks)
-    for name, match in part.items():
-        if match.rows is None:
-            _copy_weight(state[name], targets[match.source], match)
 
 
-def _copy_weight(target: Tensor, values: Tensor, match: Match) -> None:
+def _read_dense(
+    folder: Place, index: Index, state: Mapping[str, Any], loaded: Mapping[str, Match], ranks: Ranks
+) -> None:
+    values: dict[str, Tensor] = {}
+    for name, match in loaded.items():
+        for piece in match.pieces:
+            shape = index.tensors[_MODEL + piece.source].size
+            values[piece.source] = torch.empty(shape, dtype=state[name].dtype)
+    read(folder, index, {"model": values}, ranks)
+    for name, match in loaded.items():
+        for piece in match.pieces:
+            _copy_weight(state[name], values[piece.source], piece)
+
+
+def _copy_weight(target: Tensor, values: Tensor, piece: Piece) -> None:
     values = values.to(target.device)
-    if match.indices is None:
+    if piece.indices is None:
         target.copy_(values)
         return
-    here = [torch.tensor([i for i, _ in pairs], device=target.device) for pairs in match.indices]
-    there = [torch.tensor([j for _, j in pairs], device=target.device) for pairs in match.indices]
+    pairs = [torch.tensor(p, dtype=torch.long, device=target.device) for p in piece.indices]
+    here, there = ([p.view(-1, 2)[:, side] for p in pairs] for side in (0, 1))
     target[torch.meshgrid(*here, indexing="ij")] = values[torch.meshgrid(*there, indexing="ij")]
 
 
@@ -162,7 +156,7 @@ def _report(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
-    used = {match.source for match in loaded.values()}
+    used = {piece.source for match in loaded.values() for piece in match.pieces}
     return {
         "from": str(folder.absolute()),
         "loaded": {name: match.source for name, match in loaded.items()},
@@ -171,7 +165,7 @@ def _report(
             for name, match in loaded.items()
             if match.rows is not None and match.rows < shapes[name][0]
         },
-        "in_part": [name for name, match in loaded.items() if match.indices is not None],
+        "in_part": [name for name, match in loaded.items() if match.in_part],
         "initial": {name: why for name, why in found.items() if isinstance(why, str)},
         "not_used": sorted(set(source.shapes) - used),
         "optimizers": "not loaded",

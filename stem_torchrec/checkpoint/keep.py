@@ -8,7 +8,7 @@ from stem_torchrec.checkpoint.folders import complete, discard, folder_of, is_le
 from stem_torchrec.checkpoint.manifest import Manifest
 from stem_torchrec.config import metric_direction
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 
 def metric_value(record: Mapping[str, Any] | None, name: str | None) -> float | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.place import Place
-from stem_torchrec.store_path import StorePath
+from stem_torchrec.storage.place import Place
+from stem_torchrec.storage.store_path import StorePath
 
 MANIFEST = "manifest.json"
 FORMAT = 2

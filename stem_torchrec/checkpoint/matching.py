@@ -1,16 +1,17 @@
 """Which tensor of another run's checkpoint a tensor of this model starts from."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
-from stem_torchrec.embeddings import SHARED
 from stem_torchrec.errors import UserError
-from stem_torchrec.models.growth import Growth
-from stem_torchrec.place import Place
+from stem_torchrec.nn.owners import SHARED, Ownership
+from stem_torchrec.storage.place import Place
 
 TABLES = ".embedding_bags."
 _NOT_WEIGHTS = ".fork."
-_MODEL = "recommender.model."
+_NOT_THERE = "not in the other run"
+_OTHER_OWNER = "of tasks or experts that the other run does not have"
 
 Shape = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]
@@ -36,47 +37,67 @@ class Source(NamedTuple):
     Attributes:
         shapes: by tensor's name there.
         tasks: in their order there.
+        owners: whose each dense weight is, by its name.
         features: those of tables, then dense ones, in their order there; None if not known.
-        chain: its tasks as they follow one another, of a model that has such an order.
     """
 
     shapes: Mapping[str, Shape]
     tasks: Sequence[str]
+    owners: Mapping[str, Ownership]
     features: Sequence[str] | None = None
-    chain: Sequence[str] | None = None
+
+
+class Piece(NamedTuple):
+    """What a dense weight takes from one tensor.
+
+    Attributes:
+        source: the tensor's name there.
+        indices: per dimension (here, there) pairs to copy; None for all of it.
+    """
+
+    source: str
+    indices: tuple[Pairs, ...] | None = None
 
 
 class Here(NamedTuple):
     """The model that takes them.
 
     Attributes:
-        shapes, tasks, features, chain: as of ``Source``.
-        growth: of its dense weights.
+        shapes, tasks, features, owners: as of ``Source``.
+        reading: names of the dense weights that read the features.
     """
 
     shapes: Mapping[str, Shape]
     tasks: Sequence[str]
     features: Sequence[str]
-    chain: Sequence[str] | None
-    growth: Growth
+    owners: Mapping[str, Ownership]
+    reading: Set[str]
 
 
 class Match(NamedTuple):
     """A tensor that is loaded.
 
     Attributes:
-        source: its name there.
+        pieces: what it takes from where. A table takes one.
         rows: rows that are copied, of a table; None for a dense weight.
-        indices: per dimension (here, there) pairs to copy, of a weight with a part per task.
+        in_part: the rest of a dense weight keeps its initial values.
     """
 
-    source: str
+    pieces: tuple[Piece, ...]
     rows: int | None = None
-    indices: tuple[Pairs, ...] | None = None
+    in_part: bool = False
+
+    @property
+    def source(self) -> str:
+        """Names there."""
+        return ", ".join(piece.source for piece in self.pieces)
 
 
 def matches(here: Here, source: Source, initial: Initial) -> dict[str, Match | str]:
     """For every tensor here what it starts from, or why it keeps its initial values.
+
+    Tables are found by name, dense weights by what they do and whose they are: a weight of several
+    tasks takes each one's part from wherever that lies there.
 
     Raises:
         UserError: a table has fewer rows or another dimension here; a name of ``names`` is not
@@ -85,36 +106,25 @@ def matches(here: Here, source: Source, initial: Initial) -> dict[str, Match | s
     rename = _renaming(here, source, initial)
     there = {rename(name): name for name in source.shapes}
     their_tasks = [_renamed_part(task, initial.names) for task in source.tasks]
+    by_role = _weights_by_role(source, rename, initial.names)
+    their_features = [_renamed_part(name, initial.names) for name in source.features or ()]
+    same_features = source.features is None or their_features == list(here.features)
     found: dict[str, Match | str] = {}
     for name, shape in here.shapes.items():
         if _NOT_WEIGHTS in name:
             continue
-        if TABLES in name:
-            origin = there.get(name) or _origin_of_new_task(
-                name, there, their_tasks, here.tasks, initial
-            )
-            found[name] = (
-                Match(origin, rows=_rows(name, shape, origin, source.shapes[origin]))
-                if origin is not None
-                else "not in the other run"
-            )
-        elif name in there:
-            other = _other_meaning(name, here, source, initial)
-            found[name] = other or _dense(name, here, there[name], source, their_tasks)
-        else:
-            found[name] = "not in the other run"
+        if TABLES not in name:
+            found[name] = _dense(name, here, by_role, same_features)
+            continue
+        origin = there.get(name) or _origin_of_new_task(
+            name, there, their_tasks, here.tasks, initial
+        )
+        found[name] = (
+            Match((Piece(origin),), _rows(name, shape, origin, source.shapes[origin]))
+            if origin is not None
+            else _NOT_THERE
+        )
     return found
-
-
-def _other_meaning(name: str, here: Here, source: Source, initial: Initial) -> str | None:
-    """Why the numbers of a weight of the right shape would mean something else here."""
-    features = [_renamed_part(part, initial.names) for part in source.features or here.features]
-    if features != list(here.features) and name.removeprefix(_MODEL) in here.growth.features:
-        return "reads other features there"
-    chain = [_renamed_part(part, initial.names) for part in source.chain or ()]
-    if chain != list(here.chain or ()):
-        return "the tasks follow one another in another order there"
-    return None
 
 
 def _origin_of_new_task(
@@ -146,37 +156,78 @@ def _rows(name: str, here: Shape, origin: str, there: Shape) -> int:
     return there[0]
 
 
+class _Weight(NamedTuple):
+    """A dense weight there; its owners have the names that they have here."""
+
+    name: str
+    shape: Shape
+    of: Ownership
+
+
+def _weights_by_role(
+    source: Source, rename: Callable[[str], str], names: Sequence[tuple[str, str]]
+) -> dict[str, list[_Weight]]:
+    def renamed_label(label: str) -> str:
+        owner, *rest = label.split(":")
+        return ":".join([_renamed_part(owner, names), *rest])
+
+    found: dict[str, list[_Weight]] = {}
+    for name, shape in source.shapes.items():
+        of = source.owners.get(name, Ownership(name))
+        renamed = Ownership(
+            rename(of.role),
+            renamed_label(of.owner) if of.owner is not None else None,
+            {dim: tuple(map(renamed_label, labels)) for dim, labels in of.dims.items()},
+        )
+        found.setdefault(renamed.role, []).append(_Weight(name, shape, renamed))
+    return found
+
+
 def _dense(
-    name: str, here: Here, origin: str, source: Source, their_tasks: Sequence[str]
+    name: str, here: Here, by_role: Mapping[str, Sequence[_Weight]], same_features: bool
 ) -> Match | str:
-    shape, there = here.shapes[name], source.shapes[origin]
-    growth = here.growth.tasks.get(name.removeprefix(_MODEL))
-    if list(their_tasks) == list(here.tasks) or growth is None:
-        return Match(origin) if shape == there else f"shape {list(shape)}, there {list(there)}"
-    if len(shape) != len(there):
-        return f"shape {list(shape)}, there {list(there)}"
-    common = [(i, list(their_tasks).index(t)) for i, t in enumerate(here.tasks) if t in their_tasks]
-    numbers = len(here.tasks), len(their_tasks)
+    """What a weight takes from those that do the same there."""
+    shape, of = here.shapes[name], here.owners.get(name, Ownership(name))
+    weights = by_role.get(of.role, ())
+    if weights and name in here.reading and not same_features:
+        return "reads other features there"
+    pieces, num_taken, reason = [], 0, _NOT_THERE
+    for weight in weights:
+        indices = _indices(shape, of, weight)
+        if isinstance(indices, str):
+            reason = indices
+            continue
+        whole = shape == weight.shape and all(i == j for pairs in indices for i, j in pairs)
+        taken = math.prod(map(len, indices))
+        whole = whole and taken == math.prod(shape)
+        pieces.append(Piece(weight.name, None if whole else indices))
+        num_taken += taken
+    if not pieces:
+        return reason
+    return Match(tuple(pieces), in_part=num_taken < math.prod(shape))
+
+
+def _indices(here: Shape, of: Ownership, weight: _Weight) -> tuple[Pairs, ...] | str:
+    """Per dimension (here, there) pairs, or why there are none."""
+    different = f"shape {list(here)}, there {list(weight.shape)}"
+    if len(here) != len(weight.shape):
+        return different
+    if of.owner != weight.of.owner or of.dims.keys() != weight.of.dims.keys():
+        return _OTHER_OWNER
     indices: list[Pairs] = []
-    for sizes, block in zip(zip(shape, there, strict=True), growth, strict=True):
-        pairs = _pairs(sizes, block, numbers, common)
-        if pairs is None:
-            return f"shape {list(shape)}, there {list(there)}, or other tasks"
+    for dim, (size, their_size) in enumerate(zip(here, weight.shape, strict=True)):
+        if dim in of.dims:
+            places = {label: j for j, label in enumerate(weight.of.dims[dim])}
+            labels = enumerate(of.dims[dim])
+            pairs = tuple((i, places[label]) for i, label in labels if label in places)
+            if size > 0 and not pairs:
+                return _OTHER_OWNER
+        elif size == their_size:
+            pairs = tuple((i, i) for i in range(size))
+        else:
+            return different
         indices.append(pairs)
-    return Match(origin, indices=tuple(indices)) if common else "no task in common"
-
-
-def _pairs(
-    sizes: tuple[int, int], block: int, numbers: tuple[int, int], common: Pairs
-) -> Pairs | None:
-    """A dimension of some shared places, then a block per task; None if the sizes are not so."""
-    shared = sizes[0] - numbers[0] * block
-    if shared < 0 or sizes[1] != shared + numbers[1] * block:
-        return None
-    own = (
-        (shared + i * block + k, shared + j * block + k) for i, j in common for k in range(block)
-    )
-    return (*((i, i) for i in range(shared)), *own)
+    return tuple(indices)
 
 
 def _renaming(here: Here, source: Source, initial: Initial) -> Callable[[str], str]:

@@ -20,7 +20,7 @@ from stem_torchrec.checkpoint.staging import HostCopy
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 T = TypeVar("T")
 Failed = Callable[[int, str], None]

@@ -9,7 +9,7 @@ from stem_torchrec.config.checkpoint import CheckpointConfig, metric_direction
 from stem_torchrec.config.config import Config
 from stem_torchrec.config.data import DataConfig, TasksConfig
 from stem_torchrec.config.distributed import DistributedConfig, TableConstraint
-from stem_torchrec.config.model import ModelConfig
+from stem_torchrec.config.model import ModelConfig, build_model, model_class
 from stem_torchrec.config.optim import EmbeddingConfig, OptimConfig
 from stem_torchrec.config.run import EvalConfig, RunConfig, TrainConfig
 from stem_torchrec.config.section import Section
@@ -29,5 +29,7 @@ __all__ = [
     "TableConstraint",
     "TasksConfig",
     "TrainConfig",
+    "build_model",
     "metric_direction",
+    "model_class",
 ]

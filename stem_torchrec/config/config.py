@@ -1,6 +1,6 @@
 """All sections of a run together."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from stem_torchrec.config.balance import BalanceConfig
 from stem_torchrec.config.checkpoint import CheckpointConfig
@@ -18,10 +18,14 @@ class Config(Section):
     run: RunConfig
     data: DataConfig
     tasks: TasksConfig = TasksConfig()
-    model: ModelConfig = ModelConfig()
+    model: SerializeAsAny[ModelConfig] = Field(
+        default_factory=lambda: ModelConfig.model_validate({})
+    )
     embedding: EmbeddingConfig = EmbeddingConfig()
     optim: OptimConfig = OptimConfig()
-    balance: BalanceConfig = BalanceConfig()
+    balance: SerializeAsAny[BalanceConfig] = Field(
+        default_factory=lambda: BalanceConfig.model_validate({})
+    )
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -4,9 +4,9 @@ from datetime import date
 
 from pydantic import Field, field_validator
 
+from stem_torchrec.config.days import Days, parse_days
 from stem_torchrec.config.section import Section
-from stem_torchrec.days import Days, parse_days
-from stem_torchrec.place import PlaceField
+from stem_torchrec.storage.place import PlaceField
 
 
 class DataConfig(Section):

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from stem_torchrec.config.section import MAX_ROWS, MAX_SECONDS, MAX_SEED, MAX_STEPS, Section
-from stem_torchrec.place import PlaceField
+from stem_torchrec.storage.place import PlaceField
 
 
 class RunConfig(Section):

@@ -4,7 +4,7 @@ Bounds are far beyond any use: they keep a slip of the keyboard from being a day
 message of the allocator.
 """
 
-from stem_torchrec.frozen import Frozen
+from stem_torchrec.config.frozen import Frozen
 
 MAX_SEED = (1 << 63) - 1
 MAX_STEPS = 10**15

@@ -11,7 +11,7 @@ from stem_torchrec.console.terminal import figure, print_note, terminal
 from stem_torchrec.console.training import unlabelled_notes
 
 if TYPE_CHECKING:
-    from stem_torchrec.data.prepare.check import Checked
+    from stem_torchrec.prepare.check import Checked
 
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
 _SHOWN_STATS = {

@@ -1,1 +1,1 @@
-"""Raw data -> Parquet -> batches."""
+"""Prepared folder -> batches: schema, reader, position."""

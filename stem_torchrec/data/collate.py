@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.batch import Batch
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.columns import Bag, Columns, joined
 from stem_torchrec.data.decode import NO_GROUP
-from stem_torchrec.schema import Schema
+from stem_torchrec.data.schema import Schema
 
 
 class Collator:

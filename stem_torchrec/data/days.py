@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import PurePath
 
-from stem_torchrec.days import Days, parse_day
+from stem_torchrec.config.days import Days, parse_day
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, relative
+from stem_torchrec.storage.place import Place, relative
 
 _FIRST = re.compile(r"(?:\w+=)?(\d{4}-?\d{2}-?\d{2})(?!\d)")
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from stem_torchrec.data.columns import Bag, Columns, concatenate_bags, empty, joined, offsets_of
 from stem_torchrec.data.manifest import ColumnUse, RowGroup, check_ids, column_uses
+from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema
 
 NO_GROUP = -1
 """Group of a row whose group is null."""

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_torchrec.config.days import Days
 from stem_torchrec.data.decode import check_values
 from stem_torchrec.data.manifest import ColumnUse, check_split
 from stem_torchrec.data.open_files import OpenFiles
-from stem_torchrec.days import Days
+from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
-from stem_torchrec.schema import Feature, Schema
+from stem_torchrec.storage.place import Place
 
 STATS_FILE = "stats.json"
 DENSE_STATS = "dense"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 MIN_FILES = 64
 """A split of fewer files is not remembered: its footers are read in no time."""

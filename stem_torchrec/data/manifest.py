@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
+from stem_torchrec.config.days import Days
 from stem_torchrec.data.days import select_days
 from stem_torchrec.data.footers import Footer, read_footers
 from stem_torchrec.data.parquet_file import footer_digest, open_parquet_file, unreadable
-from stem_torchrec.days import Days
+from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, relative
-from stem_torchrec.schema import Feature, Schema
+from stem_torchrec.storage.place import Place, relative
 
 
 @dataclass(frozen=True)

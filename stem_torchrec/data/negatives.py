@@ -27,8 +27,8 @@ from stem_torchrec.data.columns import empty
 from stem_torchrec.data.decode import decode_label
 from stem_torchrec.data.manifest import Manifest, RowGroup
 from stem_torchrec.data.open_files import OpenFiles
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Schema
 
 _THREADS = 4
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from stem_torchrec.data.manifest import RowGroup
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 _MAX_OPEN = 8
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
+from stem_torchrec.storage.place import Place
 
 _TAIL_BYTES = 8
 """The footer's length and the magic bytes after it."""
@@ -52,7 +52,7 @@ def footer_digest(file: Place, footer_bytes: int) -> str:
 
 def unreadable(where: object, error: Exception) -> UserError:
     """The error for a file, or a part of it, that was not read."""
-    from stem_torchrec.stores import is_unreachable, store_error
+    from stem_torchrec.storage.stores import is_unreachable, store_error
 
     if is_unreachable(error):
         return store_error(where, error)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from stem_torchrec.batch import Batch
+from stem_torchrec.config.days import Days
 from stem_torchrec.data import shares
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.collate import Collator
 from stem_torchrec.data.columns import Columns, concatenate
 from stem_torchrec.data.decode import decode
@@ -20,10 +21,9 @@ from stem_torchrec.data.negatives import NegativeSampling
 from stem_torchrec.data.open_files import OpenFiles
 from stem_torchrec.data.position import ReadPosition, position_from
 from stem_torchrec.data.prefetch import prefetched
-from stem_torchrec.days import Days
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
-from stem_torchrec.schema import Schema
+from stem_torchrec.storage.place import Place
 
 _Window = tuple[shares.Piece, Columns]
 

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 
 from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
+from stem_torchrec.data.schema import Feature, Vocabulary
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place
-from stem_torchrec.schema import Feature, Vocabulary
+from stem_torchrec.storage.place import Place
 
 VOCABULARY_FOLDER = "vocab"
 

@@ -1,1 +1,1 @@
-"""Ranks: process group, sharding plan, sharded model, train pipeline."""
+"""Ranks: process groups, tables sharded by a plan, optimizers, and the step over all ranks."""

@@ -7,8 +7,8 @@ import torch
 
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
-from stem_torchrec.recommender import Recommender
 
 GIB = 1024**3
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

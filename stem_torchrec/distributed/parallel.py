@@ -1,17 +1,17 @@
-"""Recommender -> DistributedModelParallel: tables sharded by the plan, the rest in DDP."""
+"""Recommender -> DistributedModelParallel: tables sharded by the plan, the rest on every rank."""
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
 from stem_torchrec.config import Config
-from stem_torchrec.distributed.buckets import SettledBuckets
 from stem_torchrec.distributed.constraints import Sharder, World
+from stem_torchrec.distributed.optimizers import fused_params
 from stem_torchrec.distributed.plan import Planned, make_plan
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import initialise_tables
-from stem_torchrec.optim import fused_params
 
 
 def plan_on_first_rank(config: Config, module: nn.Module, ranks: Ranks) -> Planned:
@@ -33,10 +33,9 @@ def sharder_for(config: Config, device: str) -> Sharder:
 def shard(
     config: Config, module: nn.Module, planned: Planned, ranks: Ranks
 ) -> DistributedModelParallel:
-    """Shard and initialise the tables, replicate the rest. Collective.
+    """Shard and initialise the tables of ``module``, in place. Collective.
 
-    Gradients may reach dense weights by more ways than DDP's outputs, so its graph is not taken
-    as static: with ``static_graph=True`` they would be silently wrong.
+    What is not a table is left as it is, not wrapped in DDP: the step sums its gradients itself.
     """
     assert dist.group.WORLD is not None
     model = DistributedModelParallel(
@@ -45,7 +44,16 @@ def shard(
         device=ranks.device,
         plan=planned.plan,
         sharders=[sharder_for(config, ranks.device.type)],
-        data_parallel_wrapper=SettledBuckets(static_graph=False),
+        init_data_parallel=False,
     )
     initialise_tables(model, seed=config.run.seed, std=config.embedding.init_std)
     return model
+
+
+@torch.no_grad()
+def replicate(module: nn.Module, ranks: Ranks) -> None:
+    """Move a module to this rank's device, with rank 0's values. Collective."""
+    module.to(ranks.device)
+    if ranks.world_size > 1:
+        for value in (*module.parameters(), *module.buffers()):
+            dist.broadcast(value, src=0)

@@ -18,8 +18,8 @@ from stem_torchrec.distributed.constraints import (
     choices,
     table_rows,
 )
+from stem_torchrec.distributed.optimizers import is_fused
 from stem_torchrec.errors import UserError
-from stem_torchrec.optim import is_fused
 
 GIB = 1024**3
 # Proposals in a row that may be worse than the best before the search ends: hundreds of small

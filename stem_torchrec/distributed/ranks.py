@@ -1,7 +1,7 @@
 """The ranks of one job: process groups, device, small collectives."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.host_memory import keep_freed_memory
-from stem_torchrec.environment import environment_failures
-from stem_torchrec.errors import EnvironmentFailure, UserError
-from stem_torchrec.parent_watch import end_with_parent
+from stem_torchrec.distributed.parent_watch import end_with_parent
+from stem_torchrec.errors import EnvironmentFailure, UserError, environment_failures
 
 T = TypeVar("T")
 
@@ -30,7 +29,7 @@ class Ranks:
         device: device of this rank.
         host_group: gloo group for tensors and objects on the host.
         save_group: gloo group of the thread that writes checkpoints; nothing else may use it.
-        loss_group: own group of the small all-reduces that a step's loss needs.
+        dense_group: own group of the all-reduces of a step's dense part: losses and gradients.
     """
 
     rank: int
@@ -40,7 +39,7 @@ class Ranks:
     device: torch.device
     host_group: dist.ProcessGroup
     save_group: dist.ProcessGroup
-    loss_group: dist.ProcessGroup
+    dense_group: dist.ProcessGroup
 
     @property
     def is_first(self) -> bool:
@@ -51,11 +50,24 @@ class Ranks:
         if self.world_size == 1:
             return lambda: local
         total = local.clone()
-        work = dist.all_reduce(total, group=self.loss_group, async_op=True)
+        work = dist.all_reduce(total, group=self.dense_group, async_op=True)
 
         def wait() -> Tensor:
             work.wait()
             return total / self.world_size
+
+        return wait
+
+    def joined_mean(self, local: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """``rank_mean`` of several tensors in one all-reduce. Collective."""
+        if self.world_size == 1 or not local:
+            return lambda: list(local)
+        mean = self.rank_mean(torch.cat([part.flatten() for part in local]))
+        sizes = [part.numel() for part in local]
+
+        def wait() -> list[Tensor]:
+            parts = mean().split(sizes)
+            return [part.view_as(like) for part, like in zip(parts, local, strict=True)]
 
         return wait
 
@@ -149,7 +161,7 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         )
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     save_group = dist.new_group(backend="gloo", timeout=timeout)
-    loss_group = dist.new_group(timeout=timeout)
+    dense_group = dist.new_group(timeout=timeout)
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -158,7 +170,7 @@ def start_ranks(config: DistributedConfig) -> Ranks:
         device=device,
         host_group=host_group,
         save_group=save_group,
-        loss_group=loss_group,
+        dense_group=dense_group,
     )
 
 

@@ -1,1 +1,1 @@
-"""What the trainer's loop is made of: where it is, what it records, evaluates and saves."""
+"""The trainer: one run from its first batch to its last checkpoint, and what can be asked of it."""

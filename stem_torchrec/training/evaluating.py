@@ -2,45 +2,62 @@
 
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import SplitRefused, UserError
-from stem_torchrec.evaluation import Joined, Predictions, evaluation
-from stem_torchrec.layers.losses import labelled
-from stem_torchrec.records import Record, defined, has_evaluation
-from stem_torchrec.session import Session, open_split
+from stem_torchrec.launch.interruption import Interruption
+from stem_torchrec.nn.losses import labelled
+from stem_torchrec.runs.records import Record, defined, has_evaluation
+from stem_torchrec.training.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.training.position import Position
+from stem_torchrec.training.session import Session, open_split
 
 
-def evaluate(session: Session, split: str, step: int, epoch: int | None = None) -> Record:
+def evaluate(
+    session: Session,
+    split: str,
+    step: int,
+    epoch: int | None = None,
+    interruption: Interruption | None = None,
+) -> Record:
     """Exact metrics of a split, every row once on any number of ranks. Collective.
 
     Args:
         step, epoch: whose weights the session has; None where that is not known.
+        interruption: watches over it; None for nothing.
 
     Returns:
         The eval record on every rank.
 
     Raises:
         SplitRefused: its files are not there or not as they should be, on every rank.
+        Stopped: the ranks have agreed to stop.
     """
     try:
         reader = open_split(session, split)
     except UserError as error:  # the same on every rank
         raise SplitRefused(f"{split} is not evaluated after step {step}: {error}") from error
     tasks = session.schema.task_names
-    joined = predict(session, reader)
+    joined = predict(session, reader, interruption)
     record = {"kind": "eval", "split": split, "step": step, "epoch": epoch}
     record |= {"samples": reader.num_rows}
     return session.ranks.on_first(lambda: record | defined(evaluation(tasks, joined)))
 
 
-def predict(session: Session, reader: ParquetReader) -> Joined | None:
-    """Predictions on the reader's rows on rank 0, None elsewhere. Collective."""
+def predict(
+    session: Session, reader: ParquetReader, interruption: Interruption | None = None
+) -> Joined | None:
+    """Predictions on the reader's rows on rank 0, None elsewhere. Collective.
+
+    Raises:
+        Stopped: the ranks have agreed to stop.
+    """
     tasks = session.schema.task_names
     predictions = Predictions(len(tasks), has_groups=session.schema.group is not None)
-    for batch, logits in session.pipeline.predict(reader.epoch(0)):
+    for batch, logits in session.step.predict(reader.epoch(0)):
         if batch.num_samples > 0:
             predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
-    if session.pipeline.interruption is not None:
-        session.pipeline.interruption.rest()
+        if interruption is not None:
+            interruption.check()
+    if interruption is not None:
+        interruption.rest()
     return predictions.joined(session.ranks.gather_rows)
 
 

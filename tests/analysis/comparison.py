@@ -7,7 +7,7 @@ from typing import Any
 from stem_torchrec.analysis.compare.plan import Combination, PlannedRun
 from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.config import Config
-from stem_torchrec.settings import dump_config
+from stem_torchrec.config.reading import dump_config
 
 TRAIN = {"kind": "train", "step": 3, "qps_total": 100.0, "peak_memory_bytes": 1000}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.cli import main
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 ONE_TASK = ("click", "like")
 

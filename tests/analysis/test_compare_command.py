@@ -9,7 +9,7 @@ import pytest
 
 from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.cli import main
-from tests.prepared import TASKS, small_config, small_data
+from tests.support.prepared import TASKS, small_config, small_data
 
 COMBINATIONS = ("stem_net equal model.gate_input=both", "stem_net equal model.gate_input=task")
 

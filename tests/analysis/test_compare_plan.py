@@ -9,7 +9,7 @@ import pytest
 from stem_torchrec.analysis.compare.plan import Request, make_plan
 from stem_torchrec.cli import main
 from stem_torchrec.errors import UserError
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 
 @pytest.fixture(scope="module")

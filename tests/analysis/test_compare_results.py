@@ -15,10 +15,10 @@ from stem_torchrec.analysis.compare.results import (
     summarize,
 )
 from stem_torchrec.analysis.spread import Spread
-from stem_torchrec.records import last_test, read_records
-from stem_torchrec.settings import load_config
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.runs.records import last_test, read_records
 from tests.analysis.comparison import TRAIN, of_test_split, planned, write_run
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 SINGLE, STEM = Combination("single_task", "equal"), Combination("stem_net", "equal")
 BALANCED = Combination("stem_net", "mgda")

@@ -15,8 +15,8 @@ from stem_torchrec.analysis.negative_transfer_report import gain_table, report
 from stem_torchrec.analysis.runs import Model, Run, read_runs
 from stem_torchrec.analysis.subsets import Buckets
 from stem_torchrec.cli import main
-from stem_torchrec.evaluation import Joined
-from stem_torchrec.workers import predict_worker
+from stem_torchrec.cli.workers import predict_worker
+from stem_torchrec.training.evaluation import Joined
 from tests.analysis.mistakes import message_of_mistake
 
 TASKS = ("click", "like")

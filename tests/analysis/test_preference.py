@@ -12,9 +12,9 @@ from stem_torchrec.analysis.preference import Analysis, Question, analyse, choos
 from stem_torchrec.analysis.preference_report import distance_table, report
 from stem_torchrec.analysis.runs import Model, Run, read_runs
 from stem_torchrec.cli import main
+from stem_torchrec.cli.workers import tables_worker
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
-from stem_torchrec.workers import tables_worker
 from tests.analysis.mistakes import message_of_mistake
 
 TASKS = ("click", "like")

@@ -24,10 +24,10 @@ from stem_torchrec.analysis.runs import (
 )
 from stem_torchrec.analysis.single_task import check_single, single_of, single_predictions
 from stem_torchrec.analysis.spread import Spread, signed
+from stem_torchrec.cli.workers import predict_worker, tables_worker
 from stem_torchrec.distributed.tables import TableShard, whole_tables
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Joined
-from stem_torchrec.workers import predict_worker, tables_worker
+from stem_torchrec.training.evaluation import Joined
 from tests.checkpoint.saved_runs import whole_state
 
 TASKS = ("click", "like")
@@ -87,8 +87,8 @@ def test_tables_a_task_lacks_are_left_out(runs: dict[str, Run]) -> None:
 def test_features_with_a_common_table_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace as Space
 
-    from stem_torchrec import finished_run
-    from stem_torchrec.schema import Feature
+    from stem_torchrec.data.schema import Feature
+    from stem_torchrec.training import finished_run
 
     owners = {"shared": ("a", "b"), "click": ("b",)}
     model = Space(module=Space(recommender=Space(model=Space(owners=owners))))

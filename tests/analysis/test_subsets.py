@@ -20,7 +20,7 @@ from stem_torchrec.analysis.subsets import (
     title,
 )
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Joined
+from stem_torchrec.training.evaluation import Joined
 
 TASKS = ("click", "like")
 columns = st.lists(st.integers(-5, 5), min_size=1, max_size=60)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from stem_torchrec.balancing.rules.cagrad import CaGrad, worst_case_weights
+from stem_torchrec.balancing.rules.cagrad import CaGradOptions, CaGradRule, worst_case_weights
 from tests.balancing.grams import KINDS, apply, gradients, gram_of
 
 RADII = [0.1, 0.5, 0.9]
@@ -65,7 +65,9 @@ def test_best_worst_case_within_the_ball(num_tasks):
     """max_d min_t ⟨g_t, d⟩ over the ball equals min_w F(w): no gap between primal and dual."""
     c = 0.5
     rows = gradients("torn", num_tasks, 500).double()
-    multipliers = apply(CaGrad(c), gram_of(rows.float())).multipliers.double()
+    multipliers = apply(
+        CaGradRule(CaGradOptions(cagrad_c=c)), gram_of(rows.float())
+    ).multipliers.double()
     average, direction = rows.mean(dim=0), multipliers @ rows
     radius = c * average.norm()
     assert float((direction - average).norm() / radius) == pytest.approx(1.0, rel=1e-4)
@@ -77,14 +79,14 @@ def test_best_worst_case_within_the_ball(num_tasks):
 
 def test_golden():
     """Orthogonal unit gradients: w is uniform, d = (1 + c) g_0."""
-    found = apply(CaGrad(0.5), torch.eye(4)).multipliers
+    found = apply(CaGradRule(CaGradOptions(cagrad_c=0.5)), torch.eye(4)).multipliers
     torch.testing.assert_close(found, torch.full((4,), 1.5 / 4))
     gram = gram_of(gradients("torn", 4, 20))
-    assert apply(CaGrad(0.0), gram).multipliers.tolist() == [0.25] * 4
+    assert apply(CaGradRule(CaGradOptions(cagrad_c=0.0)), gram).multipliers.tolist() == [0.25] * 4
 
 
 def test_opposed_gradients_stay_finite():
-    found = apply(CaGrad(), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    found = apply(CaGradRule(), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
     torch.testing.assert_close(found.multipliers, torch.tensor([0.5, 0.5]))
     assert not found.fallback
 
@@ -96,5 +98,5 @@ def test_equals_torchjd(num_tasks, c):
     pytest.importorskip("cvxpy", reason="TorchJD's CAGrad needs cvxpy")
     gram = gram_of(gradients("torn", num_tasks, 500)).double()
     theirs = torchjd.CAGradWeighting(c=c)(gram)
-    ours = apply(CaGrad(c), gram.float()).multipliers.double()
+    ours = apply(CaGradRule(CaGradOptions(cagrad_c=c)), gram.float()).multipliers.double()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

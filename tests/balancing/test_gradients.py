@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stem_torchrec.balancing.gradients import Factored, Whole
-from stem_torchrec.layers.fork import GateGradient
+from stem_torchrec.nn.fork import GateGradient
 
 T, M, B, H = 3, 4, 6, 5
 

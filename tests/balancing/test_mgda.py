@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stem_torchrec.balancing.min_norm import min_norm_weights
-from stem_torchrec.balancing.rules.mgda import Mgda
+from stem_torchrec.balancing.rules.mgda import MgdaOptions, MgdaRule
 from tests.balancing.grams import (
     KINDS,
     apply,
@@ -78,7 +78,9 @@ def test_normalizations_scale_the_gradients():
     scales = {"none": torch.ones(5), "l2": norms, "loss": losses, "loss+": losses * norms}
     for name, scale in scales.items():
         expected = solve(gram_of(rows / scale.unsqueeze(1)))
-        found = apply(Mgda(name), gram_of(rows), losses=losses).multipliers
+        found = apply(
+            MgdaRule(MgdaOptions(normalization=name)), gram_of(rows), losses=losses
+        ).multipliers
         torch.testing.assert_close(found, expected.float(), atol=2e-5, rtol=0)
 
 

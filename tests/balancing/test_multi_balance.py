@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stem_torchrec.balancing.rule import balance
-from stem_torchrec.balancing.rules.multi_balance import MultiBalance
+from stem_torchrec.balancing.rules.multi_balance import MultiBalanceOptions, MultiBalanceRule
 from tests.balancing.grams import apply, gradients, gram_of
 
 
@@ -21,7 +21,7 @@ def projected(values: np.ndarray) -> np.ndarray:
     return np.maximum(values - high, 0)
 
 
-def run(rule: MultiBalance, grams: list[torch.Tensor]) -> list[torch.Tensor]:
+def run(rule: MultiBalanceRule, grams: list[torch.Tensor]) -> list[torch.Tensor]:
     """The multipliers of consecutive steps."""
     state, found = rule.initial_state(len(grams[0])), []
     for step, gram in enumerate(grams):
@@ -43,7 +43,7 @@ def drifting(kind: str, num_tasks: int, scale: torch.Tensor | None = None) -> li
 def test_equals_the_formula_over_ten_steps(matrix, beta):
     gamma, rho, num_tasks = 0.1, 0.2, 4
     grams = drifting("torn", num_tasks)
-    found = run(MultiBalance(gamma, rho, beta, matrix), grams)
+    found = run(MultiBalanceRule(MultiBalanceOptions(gamma, rho, beta, matrix)), grams)
     average, weights, uniform = np.zeros(4), np.full(4, 0.25), np.full(4, 0.25)
     for step, gram in enumerate(grams):
         exact = gram.double().numpy()
@@ -58,14 +58,14 @@ def test_equals_the_formula_over_ten_steps(matrix, beta):
 
 
 def test_first_step_of_orthogonal_gradients_is_equal_weights():
-    found = apply(MultiBalance(), torch.diag(torch.tensor([1.0, 9.0, 1e4]))).multipliers
+    found = apply(MultiBalanceRule(), torch.diag(torch.tensor([1.0, 9.0, 1e4]))).multipliers
     torch.testing.assert_close(found, torch.ones(3))
 
 
 def test_golden_step():
     """C = [[1, ½, 0], [½, 1, 0], [0, 0, 1]], β = 2/3, C(λ+ρλ0) = (0.55, 0.55, 11/30)."""
     gram = torch.tensor([[4.0, 3.0, 0.0], [3.0, 9.0, 0.0], [0.0, 0.0, 1.0]])
-    found = apply(MultiBalance(), gram)
+    found = apply(MultiBalanceRule(), gram)
     shift = 2 / 3 * (0.55 - 11 / 30)
     expected = torch.tensor([1 - shift, 1 - shift, 1 + 2 * shift])
     torch.testing.assert_close(found.multipliers, expected)
@@ -78,8 +78,8 @@ def test_golden_step():
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_scale_of_one_loss_from_the_start_changes_no_multiplier(factor):
     scale = torch.tensor([1.0, factor, 1.0, 1.0])
-    plain = run(MultiBalance(), drifting("torn", 4))
-    scaled = run(MultiBalance(), drifting("torn", 4, scale))
+    plain = run(MultiBalanceRule(), drifting("torn", 4))
+    scaled = run(MultiBalanceRule(), drifting("torn", 4, scale))
     for before, after in zip(plain, scaled, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
 
@@ -93,8 +93,9 @@ def test_sudden_scale_of_one_loss_is_damped():
     gram = gram_of(gradients("random", 4, 500))
     scale = torch.tensor([1.0, 1e3, 1.0, 1.0])
     shocked = gram * torch.outer(scale, scale)
-    usual = run(MultiBalance(gamma), [gram] * steps)[-1]
-    found = run(MultiBalance(gamma), [gram] * (steps - 1) + [shocked])[-1]
+    rule = MultiBalanceRule(MultiBalanceOptions(gamma=gamma))
+    usual = run(rule, [gram] * steps)[-1]
+    found = run(rule, [gram] * (steps - 1) + [shocked])[-1]
     share = gamma / (1 - (1 - gamma) ** steps)
     others = torch.tensor([True, False, True, True])
     torch.testing.assert_close(found[others], usual[others], rtol=1e-4, atol=1e-6)
@@ -104,7 +105,7 @@ def test_sudden_scale_of_one_loss_is_damped():
 
 def test_absent_task_keeps_its_state_and_rejoins():
     grams = drifting("random", 3)
-    rule, losses = MultiBalance(0.5), torch.ones(3)
+    rule, losses = MultiBalanceRule(MultiBalanceOptions(gamma=0.5)), torch.ones(3)
     first = balance(rule, grams[0], losses, rule.initial_state(3), 0)
     labelled = torch.tensor([True, False, True])
     second = balance(rule, grams[1], losses, first.state, 1, labelled=labelled)
@@ -122,7 +123,7 @@ def test_absent_task_keeps_its_state_and_rejoins():
 def test_present_tasks_start_as_if_the_absent_one_did_not_exist():
     gram = gram_of(gradients("random", 5, 10, 10.0))
     labelled = torch.tensor([True, True, False, True, True])
-    rule = MultiBalance(beta=0.5)
+    rule = MultiBalanceRule(MultiBalanceOptions(beta=0.5))
     state = rule.initial_state(5)
     found = balance(rule, gram, torch.ones(5), state, 0, labelled=labelled).multipliers
     alone = apply(rule, gram[labelled][:, labelled]).multipliers
@@ -133,7 +134,7 @@ def test_present_tasks_start_as_if_the_absent_one_did_not_exist():
 def test_task_that_was_alone_meets_others_again():
     """λ of those present sums to 1 before the step, too: no weight comes from nowhere."""
     grams = drifting("random", 4)
-    rule, losses = MultiBalance(), torch.ones(4)
+    rule, losses = MultiBalanceRule(), torch.ones(4)
     first = balance(
         rule,
         grams[0],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stem_torchrec.balancing.rules.pcgrad import PcGrad, project_conflicts, random_orders
+from stem_torchrec.balancing.rules.pcgrad import PcGradRule, project_conflicts, random_orders
 from tests.balancing.grams import KINDS, apply, gradients, gram_of, situation_of
 
 
@@ -43,9 +43,9 @@ def test_gradient_never_meets_itself():
 
 def test_golden():
     """g = (1, 0) and (-1, 1): each gives up its part against the other."""
-    found = apply(PcGrad(), torch.tensor([[1.0, -1.0], [-1.0, 2.0]])).multipliers
+    found = apply(PcGradRule(), torch.tensor([[1.0, -1.0], [-1.0, 2.0]])).multipliers
     torch.testing.assert_close(found, torch.tensor([2.0, 1.5]))
-    assert apply(PcGrad(), torch.eye(3)).multipliers.tolist() == [1.0, 1.0, 1.0]
+    assert apply(PcGradRule(), torch.eye(3)).multipliers.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_permutation_with_its_order():
@@ -63,12 +63,12 @@ def test_draws_by_step_and_seed_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     gram = gram_of(gradients("random", 8, 3))
-    first = apply(PcGrad(seed=5), gram, step=7).multipliers
+    first = apply(PcGradRule(seed=5), gram, step=7).multipliers
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(2)
-    assert torch.equal(first, apply(PcGrad(seed=5), gram, step=7).multipliers)
-    assert not torch.equal(first, apply(PcGrad(seed=5), gram, step=8).multipliers)
-    assert not torch.equal(first, apply(PcGrad(seed=6), gram, step=7).multipliers)
+    assert torch.equal(first, apply(PcGradRule(seed=5), gram, step=7).multipliers)
+    assert not torch.equal(first, apply(PcGradRule(seed=5), gram, step=8).multipliers)
+    assert not torch.equal(first, apply(PcGradRule(seed=6), gram, step=7).multipliers)
     orders = random_orders(8, seed=0)
     assert torch.equal(orders.sort(dim=1).values, torch.arange(8).expand(8, 8))
     assert len({tuple(order) for order in orders.tolist()}) > 1

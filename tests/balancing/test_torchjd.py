@@ -4,18 +4,26 @@ import pytest
 import torch
 
 from stem_torchrec.balancing.rule import balance
-from stem_torchrec.balancing.rules.torchjd import VERSION, TorchJd, gramian_aggregators
-from stem_torchrec.errors import UserError
+from stem_torchrec.balancing.rules.torchjd import (
+    VERSION,
+    TorchJdOptions,
+    TorchJdRule,
+    gramian_aggregators,
+)
 from tests.balancing.grams import apply, gradients, gram_of
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="TorchJD is not installed")
 OPTIONS = {"CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 2.0}, "Krum": {"n_byzantine": 1}}
 
 
-def rule_of(name: str) -> TorchJd:
+def made(name: str, **options: object) -> TorchJdRule:
+    return TorchJdRule(TorchJdOptions(torchjd_options=options), aggregator=name)
+
+
+def rule_of(name: str) -> TorchJdRule:
     try:
-        return TorchJd(name, OPTIONS.get(name))
-    except UserError as error:
+        return made(name, **OPTIONS.get(name, {}))
+    except ValueError as error:
         if "pip install" not in str(error):
             raise
         pytest.skip(str(error))
@@ -42,29 +50,29 @@ def test_gives_torchjds_weights_of_the_active_tasks(name):
 def test_random_weighting_draws_by_step_alone():
     gram = gram_of(gradients("random", 8, 3))
     before = torch.random.get_rng_state()
-    first = apply(TorchJd("PCGrad"), gram, step=7).multipliers
+    first = apply(made("PCGrad"), gram, step=7).multipliers
     assert torch.equal(before, torch.random.get_rng_state())
     torch.rand(3)
-    assert torch.equal(first, apply(TorchJd("PCGrad"), gram, step=7).multipliers)
-    assert not torch.equal(first, apply(TorchJd("PCGrad"), gram, step=8).multipliers)
+    assert torch.equal(first, apply(made("PCGrad"), gram, step=7).multipliers)
+    assert not torch.equal(first, apply(made("PCGrad"), gram, step=8).multipliers)
 
 
 def test_nothing_active_falls_back():
-    found = apply(TorchJd("MGDA"), torch.zeros(3, 3))
+    found = apply(made("MGDA"), torch.zeros(3, 3))
     assert found.fallback
     assert found.multipliers.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["GradVac", "Mean", "GramianWeightedAggregator", "upgrad"])
 def test_unknown_or_stateful_name_lists_what_is_allowed(name):
-    with pytest.raises(UserError, match=r"torchjd:AlignedMTL.*torchjd:UPGrad"):
-        TorchJd(name)
+    with pytest.raises(ValueError, match=r"^rule: .*torchjd:AlignedMTL.*torchjd:UPGrad"):
+        made(name)
 
 
 @pytest.mark.parametrize("options", [{}, {"n_byzantine": 1, "speed": 2}, {"n_byzantine": -1}])
 def test_bad_options_are_named(options):
-    with pytest.raises(UserError, match=r"balance\.torchjd_options.*Krum"):
-        TorchJd("Krum", options)
+    with pytest.raises(ValueError, match=r"^torchjd_options: .*Krum"):
+        made("Krum", **options)
 
 
 def test_pin_is_what_was_tested():

@@ -24,8 +24,8 @@ from stem_torchrec.checkpoint.manifest import (
     write_manifest,
 )
 from stem_torchrec.config import Config
-from stem_torchrec.settings import load_config
-from stem_torchrec.trainer import train
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.training.trainer import train
 
 FORMAT_1 = Path(__file__).with_name("format_1.tar.xz")
 """Data and a run of four steps, saved by the last version whose checkpoints had no number."""

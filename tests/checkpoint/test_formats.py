@@ -10,8 +10,8 @@ import pytest
 from stem_torchrec.checkpoint import Initial, newest, newest_valid
 from stem_torchrec.checkpoint.manifest import FORMAT, Damaged, read_manifest, write_manifest
 from stem_torchrec.errors import UserError
-from stem_torchrec.finished_run import evaluate_run
-from stem_torchrec.trainer import train
+from stem_torchrec.training.finished_run import evaluate_run
+from stem_torchrec.training.trainer import train
 from tests.checkpoint.saved_runs import config_of_run, go_on, saved, sign, unpack
 
 

@@ -10,12 +10,11 @@ from stem_torchrec import checkpoint
 from stem_torchrec.checkpoint.initial import load_initial
 from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.config import CheckpointConfig, Config
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
-from stem_torchrec.settings import dump_config
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import POSITION
-from tests.steps import SCHEMA, State, config_of, start, state_of
+from tests.support.steps import SCHEMA, State, config_of, parts_of, start, state_of
 
 TABLE = "recommender.embeddings.tables.embedding_bags.{}.weight"
 
@@ -38,8 +37,9 @@ def config(folder: Path, of: Schema, sharding: str = "table_wise", **model: Any)
 def save(ranks: Any, config: Config) -> State:
     session = start(config, ranks)
     saver = checkpoint.Saver(CheckpointConfig(), config.run.dir / checkpoint.FOLDER, ranks)
-    state = checkpoint.state_of(session.model, session.optimizers, POSITION)
-    about = {"tasks": session.schema.task_names, "schema": session.schema.content()}
+    state = checkpoint.state_of(parts_of(session, POSITION))
+    about = checkpoint.about_owners(session.model.module.recommender.model)
+    about |= {"tasks": session.schema.task_names, "schema": session.schema.content()}
     saver.save(checkpoint.Content(3, state, b"", about))
     saver.wait()
     saver.close()
@@ -130,6 +130,7 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path, alone: Any) -> None:
     gate = "recommender.model.stack.blocks.0.gates.mlp.last.weight"
     assert torch.equal(loaded.dense[gate][1][:, [0, 1, 3]], saved.dense[gate][1][:, [0, 1, 3]])
     assert torch.equal(loaded.dense[gate][1][:, 2], fresh.dense[gate][1][:, 2])
+    assert gate in report["in_part"]
 
 
 @pytest.mark.parametrize(
@@ -187,12 +188,18 @@ def test_a_feature_in_the_place_of_another_gets_none_of_its_weights(
     assert torch.equal(loaded.dense[experts], fresh.dense[experts])
 
 
-def test_a_chain_of_tasks_in_another_order_is_not_loaded(tmp_path: Path, alone: Any) -> None:
+def test_a_chain_of_tasks_in_another_order_is_loaded_by_task(tmp_path: Path, alone: Any) -> None:
     old = config(tmp_path / "old", OLD, name="aitm")
-    save(alone, old)
-    (old.run.dir / "config.yaml").write_text(dump_config(old, {}))
+    saved = save(alone, old)
     here = config(tmp_path / "changed", OLD, name="aitm", task_order=["like", "click"])
     fresh, loaded, report = load(alone, here, Initial(old.run.dir))
-    heads = "recommender.model.heads.last.weight"
-    assert "follow one another in another order" in report["initial"][heads]
-    assert torch.equal(loaded.dense[heads], fresh.dense[heads])
+    model = "recommender.model."
+    heads, tower = f"{model}heads.last.weight", "hidden.0.weight"
+    assert torch.equal(loaded.dense[heads], saved.dense[heads].flip(0))
+    for one, other in (("chain.towers", "last_tower"), ("last_tower", "chain.towers")):
+        expected = saved.dense[f"{model}{other}.{tower}"]
+        assert torch.equal(loaded.dense[f"{model}{one}.{tower}"], expected)
+    # Only a task after another one has weights for what it takes over: that was like.
+    transfer = f"{model}last_transfer.query.weight"
+    assert torch.equal(loaded.dense[transfer], fresh.dense[transfer])
+    assert "the other run does not have" in report["initial"][transfer]

@@ -8,8 +8,8 @@ from stem_torchrec.checkpoint.folders import saved_steps
 from stem_torchrec.checkpoint.keep import metric_value, remove_old
 from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.config import CheckpointConfig
+from stem_torchrec.config.reading import validate
 from stem_torchrec.errors import UserError
-from stem_torchrec.settings import validate
 
 EVALUATED = {"split": "valid", "auc": {"a": 0.7, "b": None}, "auc_mean": 0.6, "step": 3}
 
@@ -54,7 +54,7 @@ def test_a_removal_that_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for step in (1, 2):
         write(tmp_path, step, None)
     with monkeypatch.context() as patch:
-        patch.setattr("stem_torchrec.place.shutil.rmtree", refuse)
+        patch.setattr("stem_torchrec.storage.place.shutil.rmtree", refuse)
         remove_old(tmp_path, 2, keep=1, metric=None)
     assert saved_steps(tmp_path) == [2]
     remove_old(tmp_path, 2, keep=1, metric=None)

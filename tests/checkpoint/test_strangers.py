@@ -19,8 +19,8 @@ from stem_torchrec.checkpoint.index import read_index
 from stem_torchrec.checkpoint.pickled_index import read_pickled
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain
 from stem_torchrec.errors import UserError
-from stem_torchrec.finished_run import evaluate_run, mean_gates_of_run
-from stem_torchrec.trainer import train
+from stem_torchrec.training.finished_run import evaluate_run, mean_gates_of_run
+from stem_torchrec.training.trainer import train
 from tests.checkpoint.saved_runs import (
     Evil,
     config_of_run,

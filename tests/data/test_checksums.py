@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.data.prepare.check import check_folder
-from stem_torchrec.data.prepare.prepare_files import prepare_files
-from stem_torchrec.data.prepare.synthetic import SyntheticConfig, prepare_synthetic
-from stem_torchrec.data.prepare.vocabulary import copy_to
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
-from tests.data.prepare.raw_tables import describe, files_under, write_text
+from stem_torchrec.prepare.check import check_folder
+from stem_torchrec.prepare.prepare_files import prepare_files
+from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.vocabulary import copy_to
+from tests.prepare.raw_tables import describe, files_under, write_text
 
 SCHEMA = Schema(
     features=(Feature(name="user", kind="id", num_embeddings=1000),), tasks=(Task(name="click"),)

@@ -4,10 +4,10 @@ from datetime import date
 
 import pytest
 
+from stem_torchrec.config.days import Days, parse_days
+from stem_torchrec.config.reading import validate
 from stem_torchrec.data.days import select_days
-from stem_torchrec.days import Days, parse_days
 from stem_torchrec.errors import UserError
-from stem_torchrec.settings import validate
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
 
 BASE = Schema(
     features=(Feature(name="user", kind="id", num_embeddings=100),), tasks=(Task(name="click"),)

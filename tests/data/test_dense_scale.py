@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.data.dense_scale import Moments, Scale, scale_warnings, train_scales
-from stem_torchrec.data.prepare.check import check_folder
-from stem_torchrec.data.prepare.prepare_files import prepare_files
-from stem_torchrec.schema import Feature, Schema, Task
-from tests.data.prepare.raw_tables import describe, write_text
+from stem_torchrec.data.schema import Feature, Schema, Task
+from stem_torchrec.prepare.check import check_folder
+from stem_torchrec.prepare.prepare_files import prepare_files
+from tests.prepare.raw_tables import describe, write_text
 
 TIMES = [1_650_000_000.0 + 1000 * k for k in range(64)]
 COLUMNS = {

@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stem_torchrec.config.days import parse_days
 from stem_torchrec.data.manifest import check_split
-from stem_torchrec.days import parse_days
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
 
 SCHEMA = Schema(
     features=(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import Joined, evaluation
-from stem_torchrec.schema import Feature, Schema, Task
+from stem_torchrec.training.evaluation import Joined, evaluation
 
 SCHEMA = Schema(
     features=(

@@ -14,19 +14,19 @@ import torch
 import yaml
 
 from stem_torchrec.cli import main
+from stem_torchrec.config.days import parse_days
 from stem_torchrec.data.manifest import check_split
-from stem_torchrec.data.prepare.check import check_folder
-from stem_torchrec.data.prepare.transfer import local_source, local_target
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.days import parse_days
+from stem_torchrec.data.schema import SPLITS, load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.place import Place, place_of, relative
-from stem_torchrec.schema import SPLITS, load_schema
-from stem_torchrec.store_path import StorePath
-from stem_torchrec.stores import open_store
-from tests.kuairand_release import Source
-from tests.prepared import small_config, small_data
-from tests.s3_server import bucket
+from stem_torchrec.prepare.check import check_folder
+from stem_torchrec.prepare.transfer import local_source, local_target
+from stem_torchrec.storage.place import Place, place_of, relative
+from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.stores import open_store
+from tests.support.kuairand_release import Source
+from tests.support.prepared import small_config, small_data
+from tests.support.s3_server import bucket
 
 pytest.importorskip("moto")
 
@@ -213,7 +213,7 @@ def test_the_schema_goes_up_last_and_an_error_leaves_nothing(
             raise OSError("cable cut")
         copy(source, to, *rest)
 
-    monkeypatch.setattr("stem_torchrec.data.prepare.transfer.fs.copy_files", recorded)
+    monkeypatch.setattr("stem_torchrec.prepare.transfer.fs.copy_files", recorded)
     fails_at = 0
     assert synthetic("s3://bucket/ordered") == 0
     assert order[-1] == "schema.json"
@@ -293,7 +293,7 @@ def test_a_store_that_goes_away_while_it_is_read(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: no route")
 
-    monkeypatch.setattr("stem_torchrec.data.prepare.check.open_parquet_file", refuse)
+    monkeypatch.setattr("stem_torchrec.prepare.check.open_parquet_file", refuse)
     with pytest.raises(UserError, match=rf"^{SET}/train/.*: unreachable after 2 tries"):
         check_folder(at(SET))
 

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from stem_torchrec.config.days import parse_days
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.days import parse_days
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
-from stem_torchrec.schema import Feature, Schema, Task
 
 SCHEMA = Schema(
     features=(

@@ -135,7 +135,7 @@ def _join(rank: int, world_size: int, store: Path) -> Any:
     import torch
     import torch.distributed as dist
 
-    import stem_torchrec.trainer  # noqa: F401 - before warnings become errors
+    import stem_torchrec.training.trainer  # noqa: F401 - before warnings become errors
     from stem_torchrec.config import DistributedConfig
     from stem_torchrec.distributed.ranks import start_ranks
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.session import build, open_split
 from stem_torchrec.training.evaluating import evaluate
-from tests.steps import SCHEMA, config_of, random_rows, start, state_of
+from stem_torchrec.training.session import build, open_split
+from tests.support.steps import SCHEMA, config_of, random_rows, start, state_of
 
 NUM_ROWS = 27  # on two ranks 13 and 14: the last batches of 4 have 1 and 2 rows
 
@@ -40,10 +40,10 @@ def train_epoch(ranks, config):
     reader = open_split(session, "train")
     sizes = [(len(b.labels), b.num_samples) for b in reader.epoch(0)]
     batches = reader.epoch(0)
-    session.model.train()
+    session.recommender.train()
     for _ in range(reader.steps_per_epoch):
         session.optimizers.set_learning_rates(1.0)
-        session.pipeline.step(batches)
+        session.step(batches)
     return sizes, evaluate(session, "test", reader.steps_per_epoch), state_of(session)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stem_torchrec.layers.cut import Cut
-from tests.steps import batch_of, config_of, random_rows, run_steps, start
+from stem_torchrec.nn.losses import labelled, task_losses
+from tests.support.steps import batch_of, config_of, random_rows, run_steps, start, take_steps
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam")
 
@@ -40,8 +40,7 @@ def bad_step(ranks, config, spoil):
     before = everything(session)
     rows = good_rows(ranks.rank, 1)
     undo = spoil(session, rows, ranks.rank)
-    run_steps(session, [batch_of(rows)])
-    skipped = session.pipeline.skipped is not None
+    (bad,) = take_steps(session, [batch_of(rows)])
     after = everything(session)
     changed = [
         name
@@ -49,9 +48,9 @@ def bad_step(ranks, config, spoil):
         if not torch.equal(value.nan_to_num(7.0), after[name].nan_to_num(7.0))
     ]
     undo()
-    run_steps(session, [batch_of(good_rows(ranks.rank, 2))])
+    (good,) = take_steps(session, [batch_of(good_rows(ranks.rank, 2))])
     moved = sum(not torch.equal(value, everything(session)[n]) for n, value in before.items())
-    return changed, skipped, session.pipeline.skipped is None, moved / len(before)
+    return changed, bad.skipped, not good.skipped, moved / len(before)
 
 
 def nothing():
@@ -69,13 +68,12 @@ def infinite_gradient_of_pooled_features(session, rows, rank):
     """Loss and dense gradients are finite; the backward brings one infinite number to a table."""
     if rank > 0:
         return nothing
-    cut = session.model.module.recommender.embeddings.cut
 
-    def spoil(module, inputs, outputs):
-        for features in outputs.values():
+    def spoil(module, inputs):
+        for features in inputs[0].values():
             features.register_hook(lambda g: g.index_fill(0, torch.tensor([0]), float("inf")))
 
-    return cut.register_forward_hook(spoil).remove
+    return session.recommender.model.register_forward_pre_hook(spoil).remove
 
 
 def nan_gradient_of_a_dense_weight(session, rows, rank):
@@ -115,15 +113,19 @@ def test_data_parallel_tables_too(tmp_path, pair):
         assert moved > 0.9
 
 
-def test_the_cut_changes_no_gradient():
-    weight = torch.randn(4, 3, requires_grad=True)
-    expected = torch.autograd.grad((weight * 2).square().sum(), weight)[0]
-    cut = Cut()
-    assert cut({"shared": weight})["shared"] is weight
-    cut.active = True
-    cut({"shared": weight * 2})["shared"].square().sum().backward()
-    assert weight.grad is None
-    cut.backward()
-    torch.testing.assert_close(weight.grad, expected, rtol=0, atol=0)
-    with torch.no_grad():
-        assert cut({"shared": weight})["shared"] is weight
+def test_the_dense_step_reaches_no_table(tmp_path, alone):
+    """Its gradients are those of one backward through everything."""
+    session = start(config_of(tmp_path), alone)
+    batch = batch_of(good_rows(0, 0))
+    pooled = session.recommender.embeddings(batch.sparse)
+    before = everything(session)
+    dense = session.step._dense_step(pooled, batch)
+    assert all(torch.equal(value, everything(session)[name]) for name, value in before.items())
+    target = labelled(batch.labels, batch.weights)
+    whole = session.recommender.model(pooled, batch.dense)
+    losses = task_losses(whole, target, target.weights.sum(dim=0))
+    weights = list(session.recommender.model.parameters())
+    expected = torch.autograd.grad(losses.sum(), [*pooled.values(), *weights])
+    found = [*dense.pooled.values(), *dense.weights]
+    torch.testing.assert_close(found, list(expected), rtol=0, atol=0)
+    torch.testing.assert_close(dense.losses, losses.detach(), rtol=0, atol=0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stem_torchrec.models import MODELS
-from stem_torchrec.schema import Feature
-from tests.steps import (
+from stem_torchrec.data.schema import Feature
+from stem_torchrec.nn.models import MODELS
+from tests.support.steps import (
     DIM,
     SCHEMA,
     assert_close,

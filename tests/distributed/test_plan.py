@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.distributed.constraints import Free, World, choices, constraints
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import make_plan
+from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
-from stem_torchrec.recommender import Recommender
-from stem_torchrec.schema import Feature, Schema, Task
-from tests.steps import config_of
+from tests.support.steps import config_of
 
 SCHEMA = Schema(
     features=(

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from stem_torchrec.config import DistributedConfig
+from stem_torchrec.distributed.dense_step import DenseOutput
 from stem_torchrec.distributed.ranks import check_devices
 from stem_torchrec.errors import UserError
-from stem_torchrec.layers.losses import labelled, task_losses
-from stem_torchrec.metrics import TrainMetrics
-from stem_torchrec.recommender import StepOutput
+from stem_torchrec.nn.losses import labelled, task_losses
+from stem_torchrec.training.metrics import TrainMetrics
 
 
 def collectives(ranks, sizes):
@@ -78,7 +78,7 @@ def figures(ranks, parts):
         logits, labels = parts(step, ranks.rank)
         target = labelled(labels, None)
         total = ranks.rank_mean(target.weights.sum(0))()
-        metrics.update(StepOutput(task_losses(logits, target, total), logits, target, total))
+        metrics.update(DenseOutput(task_losses(logits, target, total), logits, target, total))
     return metrics.compute()
 
 

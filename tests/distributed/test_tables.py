@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stem_torchrec.distributed.tables import TableShard, _fill, _table_seed, local_shards
-from tests.steps import SCHEMA, assert_close, config_of, start, state_of
+from tests.support.steps import SCHEMA, assert_close, config_of, start, state_of
 
 SHARDINGS = ["table_wise", "column_wise", "row_wise", "table_row_wise", "data_parallel"]
 MASK = (1 << 64) - 1

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tests.faults.events import events, phase_of
 from tests.faults.observed import RANKS
-from tests.prepared import small_config
+from tests.support.prepared import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["--train.epochs", "4", "--train.log_every", "1", "--checkpoint.every", "4"]

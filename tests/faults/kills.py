@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.provenance import provenance
 from tests.faults.jobs import Job, Result, differences
 from tests.faults.moments import kill_often
-from tests.prepared import small_data
+from tests.support.prepared import small_data
 
 
 def undisturbed(folder: Path, data: Path) -> Result:

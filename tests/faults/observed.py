@@ -24,7 +24,7 @@ RANKS = 2
 
 def observed_worker(log: Path, config: Any, existing: Any) -> Any:
     """``train_worker``, watched."""
-    from stem_torchrec.workers import train_worker
+    from stem_torchrec.cli.workers import train_worker
 
     write = Log(log, int(os.environ["RANK"])).write
     write("start")
@@ -35,17 +35,18 @@ def observed_worker(log: Path, config: Any, existing: Any) -> Any:
 
 
 def _observe(write: Callable[..., None]) -> None:
-    from stem_torchrec import trainer
     from stem_torchrec.checkpoint import Saver
-    from stem_torchrec.distributed.pipeline import Pipeline
+    from stem_torchrec.distributed.dense_step import DenseStep
+    from stem_torchrec.training import trainer
+    from stem_torchrec.training.trainer import Trainer
 
     last = {"rows": 0}
-    forward, advance = Pipeline._forward, trainer.Position.advance
-    save, write_out, evaluate = trainer._save, Saver._write, trainer.evaluate
+    forward, advance = DenseStep.__call__, trainer.Position.advance
+    save, write_out, evaluate = Trainer._save, Saver._write, trainer.evaluate
 
-    def watched_forward(self: Any, batch: Any) -> Any:
+    def watched_forward(self: Any, pooled: Any, batch: Any) -> Any:
         last["rows"] = rows_of(batch)
-        return forward(self, batch)
+        return forward(self, pooled, batch)
 
     def watched_advance(self: Any, *arguments: Any) -> int:
         samples = advance(self, *arguments)
@@ -71,9 +72,9 @@ def _observe(write: Callable[..., None]) -> None:
             write("training")
         return record
 
-    Pipeline._forward = watched_forward  # type: ignore[method-assign]
+    DenseStep.__call__ = watched_forward  # type: ignore[method-assign]
     trainer.Position.advance = watched_advance  # type: ignore[method-assign]
-    trainer._save = watched_save
+    Trainer._save = watched_save  # type: ignore[method-assign]
     Saver._write = watched_write_out  # type: ignore[method-assign]
     trainer.evaluate = watched_evaluate
 
@@ -97,17 +98,17 @@ def rows_of(batch: Any) -> int:
 
 def _fork_lives() -> None:
     """Imports take longer than the whole short run."""
-    from stem_torchrec import launcher
+    from stem_torchrec.launch import launcher
 
     spawned = launcher.LaunchConfig
     launcher.LaunchConfig = lambda **keys: spawned(**keys | {"start_method": "forkserver"})
-    multiprocessing.set_forkserver_preload(["stem_torchrec.workers", "tests.faults.observed"])
+    multiprocessing.set_forkserver_preload(["stem_torchrec.cli.workers", "tests.faults.observed"])
 
 
 def main(arguments: list[str]) -> int:
+    from stem_torchrec.config.reading import load_config
     from stem_torchrec.errors import UserError, WorkerError
-    from stem_torchrec.launcher import run_workers
-    from stem_torchrec.settings import load_config
+    from stem_torchrec.launch.launcher import run_workers
 
     config, log, restarts, *options = arguments
     loaded = load_config(Path(config), options)

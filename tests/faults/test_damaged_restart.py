@@ -11,7 +11,7 @@ from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
 from tests.faults.kills import undisturbed
 from tests.faults.observed import RANKS
-from tests.prepared import small_data
+from tests.support.prepared import small_data
 
 
 @pytest.fixture(scope="module")

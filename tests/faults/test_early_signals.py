@@ -11,8 +11,8 @@ import pytest
 
 from stem_torchrec.checkpoint import saved_steps
 from stem_torchrec.cli import main
-from stem_torchrec.early_signals import NOTE
-from tests.prepared import small_config, small_data
+from stem_torchrec.launch.early_signals import NOTE
+from tests.support.prepared import small_config, small_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +83,7 @@ def test_a_resume_may_be_stopped_as_it_starts(
 WORKERS = """
 import os, signal, sys, time
 from torch.distributed.elastic.agent.server import api
-from stem_torchrec.launcher import run_workers
+from stem_torchrec.launch.launcher import run_workers
 
 def work():
     time.sleep(100)
@@ -116,7 +116,7 @@ SIGNALLED_AS_IT_LOADS = """
 import os, signal, sys
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.cli import main
-from stem_torchrec.early_signals import NOTE
+from stem_torchrec.launch.early_signals import NOTE
 
 def signalled(self, *arguments):
     os.kill(os.getpid(), signal.SIGTERM)

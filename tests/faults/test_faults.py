@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from stem_torchrec.cli import main
-from stem_torchrec.processes import is_there, process_name
+from stem_torchrec.storage.lock.processes import is_there, process_name
 from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
 from tests.faults.kills import undisturbed
 from tests.faults.moments import kill_often
 from tests.faults.observed import RANKS
-from tests.prepared import small_config, small_data
+from tests.support.prepared import small_config, small_data
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +75,18 @@ def test_a_killed_launcher_takes_its_ranks_along(
         assert differences(job.result(), expected) == []
 
 
-def test_a_second_job_is_refused_and_changes_nothing(tmp_path: Path, data: Path) -> None:
-    with Job(tmp_path, data) as job:
+def test_a_second_job_is_refused_and_changes_nothing(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Job(tmp_path, data, options=["--train.epochs", "4000"]) as job:
         job.wait_for("step", after=10)
-        before = (job.run_dir / "config.yaml").stat()
+        before = (job.run_dir / "config.yaml").read_text()
         config = str(tmp_path / "config.yaml")
         for existing in ("--resume", "--overwrite"):
             assert main(["train", "--config", config, existing, "--run.seed", "7"]) == 2
-        assert (job.run_dir / "config.yaml").stat() == before
+            assert "is being written by process" in capsys.readouterr().err
+        assert (job.run_dir / "config.yaml").read_text() == before
+        job.process.send_signal(signal.SIGTERM)
         assert job.result().code == 0
     assert not (job.run_dir / ".lock").exists()
 

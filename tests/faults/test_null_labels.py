@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.cli import main
-from stem_torchrec.schema import load_schema
-from tests.prepared import small_config, small_data
+from stem_torchrec.data.schema import load_schema
+from tests.support.prepared import small_config, small_data
 
 
 def without_labels(folder: Path, column: str) -> None:

@@ -24,14 +24,14 @@ from stem_torchrec.checkpoint.manifest import (
     write_manifest,
 )
 from stem_torchrec.config import Config
-from stem_torchrec.data.prepare.describe import Description
+from stem_torchrec.config.reading import all_keys, dump_config, load_config, load_file, validate
+from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.records import METRICS, has_evaluation, read_records
-from stem_torchrec.run_folder import cut_records
-from stem_torchrec.schema import Schema, load_schema
-from stem_torchrec.settings import all_keys, dump_config, load_config, load_file, validate
-from tests.fuzz.mutations import as_json, as_lines, as_yaml, files
-from tests.steps import SCHEMA
+from stem_torchrec.prepare.describe import Description
+from stem_torchrec.runs.folder import cut_records
+from stem_torchrec.runs.records import METRICS, has_evaluation, read_records
+from tests.fuzz.mutations import TOKENS, as_json, as_lines, as_yaml, files
+from tests.support.steps import SCHEMA
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 SEED = os.environ.get("FUZZ_SEED")
@@ -105,7 +105,10 @@ def test_config(folder: Path, content: bytes, options: list[str]) -> None:
         assert again == config.model_copy(update=places)
 
 
-@fuzz(st.sampled_from(list(all_keys())), st.text(max_size=30) | st.floats().map(str))
+TEXTS = st.sampled_from(TOKENS).map(lambda token: token.decode(errors="surrogateescape"))
+
+
+@fuzz(st.sampled_from(list(all_keys())), TEXTS | st.text(max_size=30) | st.floats().map(str))
 def test_option(folder: Path, key: Any, text: str) -> None:
     file = folder / "small.yaml"
     file.write_text("run: {dir: runs/x}\ndata: {path: prepared/x}")

@@ -1,7 +1,7 @@
 """One comparison, read top to bottom: plan, run, collect, report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,13 @@ from stem_torchrec.analysis.compare.runs import (
     run_all,
     runs_at_a_time,
 )
-from stem_torchrec.console import print_note
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
-from stem_torchrec.folder_lock import locked
-from stem_torchrec.holder import Holder
-from stem_torchrec.launcher import default_num_workers, under_torchrun
-from stem_torchrec.place import Place
-from stem_torchrec.records import last_test, read_records
+from stem_torchrec.launch.launcher import default_num_workers, under_torchrun
+from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.storage.lock.folder_lock import locked
+from stem_torchrec.storage.lock.holder import Holder
+from stem_torchrec.storage.place import Place
 
 
 class Comparison(NamedTuple):
@@ -38,7 +37,11 @@ class Comparison(NamedTuple):
     written: Sequence[Path]
 
 
-def compare(request: Request, command: str) -> Comparison:
+Tell = Callable[[str], None]
+"""Gets a line about what goes on."""
+
+
+def compare(request: Request, command: str, tell: Tell) -> Comparison:
     """Train every combination with every seed where that is not done yet, and write the report.
 
     Raises:
@@ -52,12 +55,12 @@ def compare(request: Request, command: str) -> Comparison:
     check_devices(distributed, nproc)
     actions = [(run, action_for(run, nproc, overwrite=request.overwrite)) for run in plan.runs]
     for combination, why in plan.left_out:
-        print_note(f"left out: {combination.label}: {why}")
+        tell(f"left out: {combination.label}: {why}")
     if SINGLE_TASK not in request.models:
-        print_note(f"add {SINGLE_TASK} to --models to see the gain of training tasks together")
+        tell(f"add {SINGLE_TASK} to --models to see the gain of training tasks together")
 
     with locked("--out", request.out, Holder.this()):
-        return _run_and_report(request, command, plan, actions, nproc)
+        return _run_and_report(request, command, plan, actions, nproc, tell)
 
 
 def _run_and_report(
@@ -66,8 +69,9 @@ def _run_and_report(
     plan: Plan,
     actions: Sequence[tuple[PlannedRun, Action]],
     nproc: int,
+    tell: Tell,
 ) -> Comparison:
-    progress = Progress(plan.runs)
+    progress = Progress(plan.runs, tell)
     ranks = Ranks(nproc, request.parallel)
     finished = run_all(actions, request.config, ranks, progress.started, progress.ended)
     failures = [outcome for outcome in finished if outcome.failure is not None]
@@ -102,22 +106,22 @@ def collect(plan: Plan, failed: Sequence[PlannedRun]) -> list[Row]:
 class Progress:
     """A line as each run starts and ends."""
 
-    def __init__(self, runs: Sequence[PlannedRun]) -> None:
-        self._runs = list(runs)
+    def __init__(self, runs: Sequence[PlannedRun], tell: Tell) -> None:
+        self._runs, self._tell = list(runs), tell
 
     def started(self, run: PlannedRun) -> None:
-        print_note(f"{self._place(run)}  started")
+        self._tell(f"{self._place(run)}  started")
 
     def ended(self, outcome: Finished) -> None:
         place = self._place(outcome.run)
         if outcome.failure is not None:
-            print_note(f"{place}  failed: {outcome.failure}")
+            self._tell(f"{place}  failed: {outcome.failure}")
             return
         test = last_test(read_records(outcome.run.dir))
         auc = test["auc_mean"] if test else None
         score = "auc -" if auc is None else f"auc {auc:.4f}"
         time = "there already" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
-        print_note(f"{place}  {score}  {time}")
+        self._tell(f"{place}  {score}  {time}")
 
     def _place(self, run: PlannedRun) -> str:
         return f"[{self._runs.index(run) + 1}/{len(self._runs)}] {run.label}"

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from stem_torchrec.balancing.rules import rule_for
-from stem_torchrec.checks import check_inputs
-from stem_torchrec.config import Config
-from stem_torchrec.errors import UserError
-from stem_torchrec.hints import did_you_mean
-from stem_torchrec.models import MODELS
-from stem_torchrec.run_schema import selected_schema
-from stem_torchrec.session import has_split
-from stem_torchrec.settings import all_keys, load_config, parse_options
+from stem_torchrec.config import Config, ModelConfig, model_class
+from stem_torchrec.config.reading import Key, keys_in_use, load_config, parse_options
+from stem_torchrec.distributed.balance import rule_for
+from stem_torchrec.errors import UserError, did_you_mean
+from stem_torchrec.runs.schema import selected_schema
+from stem_torchrec.training.checks import check_inputs
+from stem_torchrec.training.session import has_split
 
 SINGLE_TASK = "single_task"
 """The model that a multi-task gain is measured against."""
@@ -116,16 +114,20 @@ def make_plan(request: Request) -> Plan:
         _at_least_one("--nproc", request.nproc)
     _each_once("--models", request.models)
     for model in request.models:
-        if model not in MODELS:
-            hint = did_you_mean(model, MODELS)
-            raise UserError(f"--models: {model!r}{hint}; allowed: {', '.join(MODELS)}")
-    fixed = [name for name, _ in parse_options(request.overrides, all_keys())]
+        try:
+            model_class(model)
+        except ValueError as error:
+            hint = did_you_mean(model, ModelConfig.kind_names())
+            raise UserError(f"--models: {error}{hint}") from None
+    keys = _known_keys(request)
+    fixed = [name for name, _ in parse_options(request.overrides, keys)]
     for name in fixed:
         if name in _SET_OTHERWISE:
             raise UserError(f"{name}: set by {_SET_OTHERWISE[name]} here")
-    varied = _varied_settings(request.vary, fixed)
-    _own_settings(request, taken=[name for name, _ in varied[0]])
-    base = load_config(request.config, [*request.overrides, f"--run.dir={request.out}"])
+    varied = _varied_settings(request.vary, fixed, keys)
+    _own_settings(request, keys, taken=[name for name, _ in varied[0]])
+    chosen = [f"--run.dir={request.out}", f"--model.name={request.models[0]}"]
+    base = load_config(request.config, [*request.overrides, *chosen])
     if not has_split(base.data.path, "test"):
         raise UserError(f"data.path: {str(base.data.path)!r} has no test split to compare on")
     rules = [base.balance.rule] if request.rules is None else request.rules
@@ -154,7 +156,7 @@ def _planned(request: Request, combination: Combination, seed: int) -> PlannedRu
         f"--run.seed={seed}",
         f"--model.name={combination.model}",
         f"--balance.rule={combination.rule}",
-        *_own_settings(request).get(combination.model, []),
+        *_own_settings(request, _known_keys(request)).get(combination.model, []),
         *(f"--{key}={text}" for key, text in combination.varied),
     ]
     return PlannedRun(combination, load_config(request.config, overrides), overrides)
@@ -177,8 +179,19 @@ def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
     return None
 
 
+def _known_keys(request: Request) -> list[Key]:
+    """Every key, those of imported models and rules included."""
+    chosen = [f"--model.name={model}" for model in request.models]
+    chosen += [f"--balance.rule={rule}" for rule in request.rules or ()]
+    found: dict[str, Key] = {}
+    for option in chosen:
+        of_option = keys_in_use(request.config, [*request.overrides, option])
+        found |= {key.name: key for key in of_option}
+    return list(found.values())
+
+
 def _varied_settings(
-    options: Sequence[str], fixed: Sequence[str]
+    options: Sequence[str], fixed: Sequence[str], keys: Sequence[Key]
 ) -> list[tuple[tuple[str, str], ...]]:
     """``["a.b=1;2", "c.d=3"]`` -> every choice of one value per key."""
     values: dict[str, list[str]] = {}
@@ -187,7 +200,7 @@ def _varied_settings(
         parts = [part.strip() for part in text.split(";")]
         if not (key and equals and all(parts)):
             raise UserError(f"--vary: {option!r}; expected section.key=value;value")
-        ((name, _),) = parse_options([f"--{key}={parts[0]}"], all_keys())
+        ((name, _),) = parse_options([f"--{key}={parts[0]}"], keys)
         if name in _SAME_FOR_ALL:
             instead = _SET_OTHERWISE.get(name)
             hint = f"use {instead}" if instead else "compared runs have it in common"
@@ -199,18 +212,20 @@ def _varied_settings(
     return [tuple(zip(values, choice, strict=True)) for choice in product(*values.values())]
 
 
-def _own_settings(request: Request, taken: Sequence[str] = ()) -> dict[str, list[str]]:
+def _own_settings(
+    request: Request, keys: Sequence[Key], taken: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """``["MODEL:a.b=1"]`` -> model -> ``--a.b=1`` each; ``taken`` keys are set otherwise."""
     found: dict[str, list[str]] = {}
     compared = ", ".join(request.models)
     for option in request.own:
-        model, colon, setting = option.partition(":")
-        key, equals, text = setting.partition("=")
+        place, equals, text = option.partition("=")
+        model, colon, key = place.rpartition(":")  # an import path has a colon of its own
         if not (model and colon and key and equals and text):
             raise UserError(f"--own: {option!r}; expected MODEL:section.key=value")
         if model not in request.models:
             raise UserError(f"--own: {model!r} is not compared; --models has {compared}")
-        ((name, _),) = parse_options([f"--{key}={text}"], all_keys())
+        ((name, _),) = parse_options([f"--{key}={text}"], keys)
         if name in _SAME_FOR_ALL:
             raise UserError(f"--own: {name} cannot differ between models")
         if name in taken:

@@ -10,9 +10,9 @@ import torch
 from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
-from stem_torchrec.recommender import Recommender
-from stem_torchrec.records import Record, last_test
-from stem_torchrec.run_schema import selected_schema
+from stem_torchrec.distributed.recommender import Recommender
+from stem_torchrec.runs.records import Record, last_test
+from stem_torchrec.runs.schema import selected_schema
 
 Figures = dict[str, float]
 """Figures of a run by name, such as ``auc_mean`` or ``ne/click``; undefined ones are left out."""

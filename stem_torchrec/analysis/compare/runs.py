@@ -18,12 +18,12 @@ import yaml
 from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
 from stem_torchrec.config.careful_yaml import careful_load
-from stem_torchrec.early_signals import stop_signals
+from stem_torchrec.config.reading import dump_config
+from stem_torchrec.distributed.parent_watch import ends_its_children
 from stem_torchrec.errors import UserError
-from stem_torchrec.finished_run import unfinished
-from stem_torchrec.parent_watch import ends_its_children
-from stem_torchrec.records import last_test, read_records
-from stem_torchrec.settings import dump_config
+from stem_torchrec.launch.early_signals import stop_signals
+from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.training.finished_run import unfinished
 
 Action = Literal["keep", "resume", "overwrite"]
 _POLL_S = 0.1

@@ -1,88 +1,53 @@
-"""The balancing rules by name, and how a run's configuration becomes one."""
+"""The balancing rules of this package, one per file: every ``Rule`` in here that has a name."""
 
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from stem_torchrec.balancing.rule import Rule
-from stem_torchrec.balancing.rules.cagrad import CaGrad
-from stem_torchrec.balancing.rules.equal import Equal
-from stem_torchrec.balancing.rules.mgda import Mgda
-from stem_torchrec.balancing.rules.multi_balance import MultiBalance
-from stem_torchrec.balancing.rules.pcgrad import PcGrad
-from stem_torchrec.balancing.rules.static import Static
-from stem_torchrec.balancing.rules.torchjd import PREFIX, TorchJd
-from stem_torchrec.errors import UserError
-from stem_torchrec.hints import did_you_mean
-
-RULES: dict[str, type[Rule]] = {
-    "equal": Equal,
-    "static": Static,
-    "multi_balance": MultiBalance,
-    "mgda": Mgda,
-    "pcgrad": PcGrad,
-    "cagrad": CaGrad,
-}
+from stem_torchrec.balancing.rules.torchjd import PREFIX, TorchJdRule
+from stem_torchrec.nn.discovery import named_in
+from stem_torchrec.nn.options import Options
 
 
-class RuleSettings(Protocol):
-    """What of ``BalanceConfig`` concerns the rules; a rule's keyword is the key's name."""
+class RuleKind(NamedTuple):
+    """How a rule is made: ``make(options, seed=...)``.
 
-    @property
-    def rule(self) -> str: ...
-    @property
-    def weights(self) -> Sequence[float] | None: ...
-    @property
-    def gamma(self) -> float: ...
-    @property
-    def rho(self) -> float: ...
-    @property
-    def beta(self) -> float | None: ...
-    @property
-    def matrix(self) -> str: ...
-    @property
-    def normalization(self) -> str: ...
-    @property
-    def cagrad_c(self) -> float: ...
-    @property
-    def torchjd_options(self) -> Mapping[str, bool | int | float | str]: ...
+    Attributes:
+        options_type: class of the options.
+    """
+
+    options_type: type[Options]
+    make: Callable[..., Rule[Any]]
 
 
-SETTINGS = tuple(name for name in vars(RuleSettings) if name[0] != "_" and name != "rule")
+@cache
+def rules() -> Mapping[str, type[Rule[Any]]]:
+    """Every rule by name; ``torchjd`` stands for ``torchjd:NAME``."""
+    return MappingProxyType(named_in(__name__, Rule))
 
 
-def rule_for(config: RuleSettings, num_tasks: int, seed: int = 0) -> Rule:
-    """The configured rule; ``seed`` is the run's, for rules that draw at random.
+def rule_kind(name: str) -> RuleKind:
+    """The rule of a name.
 
     Raises:
-        UserError: an unknown rule, or a setting outside its range or not fit for ``num_tasks``.
+        ValueError: no such rule.
     """
-    kind = _kind(config.rule)
-    keywords: dict[str, Any] = {name: getattr(config, name) for name in settings_of(config.rule)}
-    accepted = inspect.signature(kind).parameters
-    if "seed" in accepted:
-        keywords["seed"] = seed
-    if "name" in accepted:
-        keywords["name"] = config.rule.removeprefix(PREFIX)
-    rule = kind(**keywords)
-    rule.check(num_tasks)
-    return rule
+    if name.startswith(PREFIX):
+        aggregator = name.removeprefix(PREFIX)
+        return RuleKind(TorchJdRule.options_type, partial(TorchJdRule, aggregator=aggregator))
+    found = rules().get(name)
+    if found is None or found is TorchJdRule:
+        raise ValueError(f"{name!r}; allowed: {', '.join(rule_names())}")
+    return kind_of(found)
 
 
-def settings_of(rule: str) -> tuple[str, ...]:
-    """The keys of the ``balance`` section that have an effect on this rule.
-
-    Raises:
-        UserError: an unknown rule.
-    """
-    accepted = inspect.signature(_kind(rule)).parameters
-    return tuple(name for name in SETTINGS if name in accepted)
+def kind_of(rule: type[Rule[Any]]) -> RuleKind:
+    """How a rule of a class is made."""
+    return RuleKind(rule.options_type, rule)
 
 
-def _kind(rule: str) -> type[Rule]:
-    if rule.startswith(PREFIX):
-        return TorchJd
-    if rule not in RULES:
-        hint = did_you_mean(rule, RULES)
-        raise UserError(f"balance.rule: {rule!r}{hint}; allowed: {', '.join(RULES)}, {PREFIX}NAME")
-    return RULES[rule]
+def rule_names() -> list[str]:
+    """What ``rule_kind`` takes."""
+    return [f"{PREFIX}NAME" if rule is TorchJdRule else name for name, rule in rules().items()]

@@ -1,11 +1,16 @@
 """CAGrad: the direction near the average that helps the worst-off task most."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
+from typing_extensions import Doc
 
 from stem_torchrec.balancing.central_path import Local, minimize_on_simplex
 from stem_torchrec.balancing.rule import Rule, Situation, State
-from stem_torchrec.errors import UserError
+from stem_torchrec.nn.options import Options
 
 ITERATIONS = 32
 SHRINK = 0.5
@@ -15,35 +20,40 @@ STATIONARY = 1e-6
 FLOOR = 1e-30
 
 
-class CaGrad(Rule):
+@dataclass(frozen=True)
+class CaGradOptions(Options):
+    """Settings of ``cagrad``.
+
+    Attributes:
+        cagrad_c: c, the radius of the search around g_0 relative to its norm, in [0, 1).
+    """
+
+    cagrad_c: Annotated[
+        float, Ge(0), Lt(1), Doc("distance from the average gradient, share of its norm")
+    ] = 0.5
+
+
+class CaGradRule(Rule[CaGradOptions]):
     """d = g_0 + (√φ / ‖g_w‖) g_w of Liu et al. (NeurIPS 2021, algorithm 1), on the Gram matrix.
 
     g_0 is the mean gradient of the active tasks, φ = c² ‖g_0‖², g_w = Σ_t w_t g_t, and w minimises
     F(w) = ⟨g_w, g_0⟩ + √φ ‖g_w‖ over the simplex. Where the best g_w is 0 (the tasks are
     Pareto-stationary) the second term is left out.
-
-    Args:
-        cagrad_c: c, the radius of the search around g_0 relative to its norm, in [0, 1).
-
-    Raises:
-        UserError: c outside its range.
     """
 
-    def __init__(self, cagrad_c: float = 0.5) -> None:
-        if not 0 <= cagrad_c < 1:
-            raise UserError(f"balance.cagrad_c: {cagrad_c}; allowed: at least 0, below 1")
-        self._c = cagrad_c
+    name = "cagrad"
+    options_type = CaGradOptions
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) α_t = 1/K + (√φ / ‖g_w‖) w_t for K active tasks."""
         gram, _, active = situation
         mean = active.to(gram.dtype) / active.sum().clamp_min(1)
-        if self._c == 0:
+        if self.options.cagrad_c == 0:
             return mean, state
         largest = gram.diagonal().max()
         gram = gram / torch.where(largest > 0, largest, 1.0)
         products = gram @ mean
-        radius = self._c * (mean @ products).clamp_min(0.0).sqrt()
+        radius = self.options.cagrad_c * (mean @ products).clamp_min(0.0).sqrt()
         weights = worst_case_weights(gram, products, radius, mean)
         length = (weights @ gram @ weights).clamp_min(0.0).sqrt()
         factor = torch.where(length > STATIONARY, radius / length.clamp_min(STATIONARY), 0.0)

@@ -3,10 +3,13 @@
 from torch import Tensor
 
 from stem_torchrec.balancing.rule import Rule, Situation, State
+from stem_torchrec.nn.options import Options
 
 
-class Equal(Rule):
+class EqualRule(Rule[Options]):
     """α_t = 1."""
+
+    name = "equal"
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) ones, exactly."""

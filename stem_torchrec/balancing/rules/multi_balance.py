@@ -1,17 +1,39 @@
 """MultiBalance: smoothed min-norm weights on the cosine matrix, with smoothed gradient norms."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from typing_extensions import Doc
 
 from stem_torchrec.balancing.cosine import cosines, gradient_norms
 from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.balancing.simplex import project_on_simplex
-from stem_torchrec.errors import UserError
+from stem_torchrec.nn.options import MAX_FACTOR, Options
 
 
-class MultiBalance(Rule):
+@dataclass(frozen=True)
+class MultiBalanceOptions(Options):
+    """Settings of ``multi_balance``.
+
+    Attributes:
+        gamma: γ in (0, 1].
+        rho: ρ >= 0, the pull away from directions that the average conflicts with.
+        beta: β > 0, the step; 1 / ‖C‖_∞ (largest absolute row sum) if None.
+        matrix: what stands for C, ``cosine`` or ``gram``.
+    """
+
+    gamma: Annotated[float, Gt(0), Le(1), Doc("share of the newest norm")] = 0.01
+    rho: Annotated[float, Ge(0), Le(MAX_FACTOR), Doc("pull of the average gradient")] = 0.1
+    beta: Annotated[
+        float | None, Gt(0), Le(MAX_FACTOR), Doc("step of the weights; 1 / largest row sum if null")
+    ] = None
+    matrix: Annotated[Literal["cosine", "gram"], Doc("matrix in use")] = "cosine"
+
+
+class MultiBalanceRule(Rule[MultiBalanceOptions]):
     """One projected gradient step per training step towards the min-norm weights.
 
     After MultiBalance (He et al., 2024, "MultiBalance: Multi-Objective Gradient Balancing in
@@ -26,36 +48,10 @@ class MultiBalance(Rule):
     factor K keeps the step as large as with equal weights.
 
     State: ``norm_average`` u (T,) float64, ``weights`` λ (T,) float64, ``steps`` k (T,) int64.
-
-    Args:
-        gamma: γ in (0, 1].
-        rho: ρ >= 0, the pull away from directions that the average conflicts with.
-        beta: β > 0, the step; 1 / ‖C‖_∞ (largest absolute row sum) if None.
-        matrix: what stands for C, ``cosine`` or ``gram``.
-
-    Raises:
-        UserError: a value outside its range.
     """
 
-    def __init__(
-        self,
-        gamma: float = 0.01,
-        rho: float = 0.1,
-        beta: float | None = None,
-        matrix: Literal["cosine", "gram"] = "cosine",
-    ) -> None:
-        if not 0 < gamma <= 1:
-            raise UserError(f"balance.gamma: {gamma}; allowed: above 0, at most 1")
-        if not 0 <= rho < float("inf"):
-            raise UserError(f"balance.rho: {rho}; allowed: a finite number >= 0")
-        if beta is not None and not 0 < beta < float("inf"):
-            raise UserError(f"balance.beta: {beta}; allowed: a finite number > 0, or null")
-        if matrix not in ("cosine", "gram"):
-            raise UserError(f"balance.matrix: {matrix!r}; allowed: cosine, gram")
-        self._gamma = gamma
-        self._rho = rho
-        self._beta = beta
-        self._matrix = matrix
+    name = "multi_balance"
+    options_type = MultiBalanceOptions
 
     def initial_state(self, num_tasks: int, device: torch.device | None = None) -> State:
         """u = 0, λ = 1/T, k = 0."""
@@ -70,20 +66,20 @@ class MultiBalance(Rule):
         gram, _, active = situation
         norms = gradient_norms(gram)
         steps = state["steps"] + 1
-        average = (1 - self._gamma) * state["norm_average"] + self._gamma * norms
-        unbiased = average / (1 - (1 - self._gamma) ** steps.to(gram.dtype))
+        average = (1 - self.options.gamma) * state["norm_average"] + self.options.gamma * norms
+        unbiased = average / (1 - (1 - self.options.gamma) ** steps.to(gram.dtype))
 
-        matrix = cosines(gram) if self._matrix == "cosine" else gram
+        matrix = cosines(gram) if self.options.matrix == "cosine" else gram
         num_active = active.sum()
         start = active.to(gram.dtype) / num_active.clamp_min(1)
         # With tasks missing, what is left of λ need not sum to 1: step from the nearest point.
         weights = project_on_simplex(state["weights"], active)
-        descent = matrix @ (weights + self._rho * start)
-        if self._beta is None:
+        descent = matrix @ (weights + self.options.rho * start)
+        if self.options.beta is None:
             largest = matrix.abs().sum(dim=1).max()
             descent = descent / torch.where(largest > 0, largest, 1.0)
         else:
-            descent = self._beta * descent
+            descent = self.options.beta * descent
         weights = project_on_simplex(weights - descent, active)
 
         multipliers = num_active * weights * unbiased / norms

@@ -4,21 +4,21 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.balancing.rule import Rule, Situation, State
+from stem_torchrec.nn.options import Options
 
 
-class PcGrad(Rule):
+class PcGradRule(Rule[Options]):
     """Σ_i g_i^PC of Yu et al. (NeurIPS 2020, algorithm 1), computed on the Gram matrix.
 
     Each task meets the others in an order of its own, drawn on the CPU from a generator seeded by
     ``seed`` and the step, so that all ranks, and a resumed run, draw the same.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
+    name = "pcgrad"
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) α; with no conflict all 1."""
-        orders = random_orders(situation.gram.shape[0], self._seed + step)
+        orders = random_orders(situation.gram.shape[0], self.seed + step)
         if situation.gram.is_cuda:
             orders = orders.pin_memory().to(situation.gram.device, non_blocking=True)
         else:

@@ -1,38 +1,53 @@
 """Weights that the user chose."""
 
-import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
+from typing_extensions import Doc
 
 from stem_torchrec.balancing.rule import Rule, Situation, State
-from stem_torchrec.errors import UserError
+from stem_torchrec.nn.options import MAX_FACTOR, Options
 
 
-class Static(Rule):
-    """α_t = the given weight of task t.
+@dataclass(frozen=True)
+class StaticOptions(Options):
+    """Settings of ``static``.
 
-    Raises:
-        UserError: no weight, one that is negative or not finite, or all of them 0.
+    Attributes:
+        weights: one per task, finite, not negative, and not all of them 0.
     """
 
-    def __init__(self, weights: Sequence[float] | None) -> None:
-        self._weights = tuple(float(weight) for weight in weights or ())
-        if not self._weights or any(not math.isfinite(w) or w < 0 for w in self._weights):
-            raise UserError(
-                f"balance.weights: {list(self._weights)}; "
-                "allowed: finite numbers >= 0, one per task"
-            )
-        if not any(self._weights):
-            raise UserError("balance.weights: all are 0; allowed: at least one above 0")
+    weights: Annotated[
+        tuple[Annotated[float, Ge(0), Le(MAX_FACTOR)], ...] | None, Doc("one weight per task")
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.weights:
+            raise ValueError(f"weights: {self.weights}; allowed: numbers >= 0, one per task")
+        if not any(self.weights):
+            raise ValueError("weights: all are 0; allowed: at least one above 0")
+
+
+class StaticRule(Rule[StaticOptions]):
+    """α_t = the given weight of task t."""
+
+    name = "static"
+    options_type = StaticOptions
+
+    def __init__(self, options: StaticOptions | None = None, *, seed: int = 0) -> None:
+        super().__init__(options, seed=seed)
+        self._weights = self.options.weights or ()
         self._on_device: Tensor | None = None
 
     def check(self, num_tasks: int) -> None:
         """One weight per task."""
         if len(self._weights) != num_tasks:
-            raise UserError(
-                f"balance.weights: {len(self._weights)} weights; allowed: {num_tasks}, one per task"
+            raise ValueError(
+                f"weights: {len(self._weights)} weights; allowed: {num_tasks}, one per task"
             )
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:

@@ -1,0 +1,188 @@
+"""A rule at work: from the tasks' Gram matrix to multipliers, and what stays of it.
+
+T tasks, W ranks. Gradients g_t are those of the global batch's mean loss of task t.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stem_torchrec.balancing.cosine import cosines
+from stem_torchrec.balancing.report import balance_metrics
+from stem_torchrec.balancing.rule import Balanced, Rule, balance
+
+
+class AppliedRule(nn.Module):
+    """Base of what balances in a backward; keeps the rule's state and the last multipliers.
+
+    Args:
+        rule: Gram matrix -> multipliers.
+        process_group: the ranks whose batches make up the global one; None for this process
+            alone. Give it a group of its own where something else reduces during the backward:
+            collectives of one group have to come in the same order on every rank.
+        gram_every: steps from one Gram matrix to the next; between them multipliers stay.
+
+    Attributes:
+        multipliers: (T,) float32, what each task's gradient was last multiplied with.
+
+    Raises:
+        ValueError: an argument is out of bounds, or the rule does not fit the number of tasks.
+    """
+
+    multipliers: Tensor
+
+    def __init__(
+        self,
+        rule: Rule[Any],
+        num_tasks: int,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        gram_every: int = 1,
+    ) -> None:
+        super().__init__()
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks: {num_tasks}; allowed: at least 1")
+        if gram_every < 1:
+            raise ValueError(f"gram_every: {gram_every}; allowed: at least 1")
+        rule.check(num_tasks)
+        self._rule = rule
+        self._group = process_group
+        self._gram_every = gram_every
+        self._state_names = []
+        for name, value in rule.initial_state(num_tasks).items():
+            self.register_buffer(f"state_{name}", value)
+            self._state_names.append(name)
+        self.register_buffer("multipliers", torch.ones(num_tasks))
+        self._last: Balanced | None = None
+        self._last_gram = torch.zeros(num_tasks, num_tasks)
+        self._before: list[Tensor] = []
+        self._losses: Tensor | None = None
+        self._step = 0
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.multipliers)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this step makes a Gram matrix."""
+        return self._step % self._gram_every == 0
+
+    @property
+    def weights(self) -> Tensor:
+        """(T,) float32 multipliers of the last backward; ones before the first."""
+        return self.multipliers
+
+    @property
+    def cosines(self) -> Tensor:
+        """(T, T) float32 between the tasks' gradients, of the last Gram matrix; 0 before it.
+
+        Rows and columns of a task without a gradient are 0.
+        """
+        return cosines(self._last_gram.double()).float()
+
+    def begin(self, step: int) -> None:
+        """Before each step: its number, which seeds random rules and paces the Gram matrix."""
+        self._step = step
+        self._before = []
+
+    def observe(self, losses: Tensor | Sequence[Tensor]) -> None:
+        """Tell a rule that reads them this rank's T losses of the step, before the backward.
+
+        Raises:
+            ValueError: not T of them.
+        """
+        if not isinstance(losses, Tensor):
+            losses = torch.stack([loss.detach() for loss in losses])
+        if losses.shape != self.multipliers.shape:
+            raise ValueError(f"losses: {tuple(losses.shape)}; allowed: ({self.num_tasks},)")
+        self._losses = losses.detach()
+
+    def set_from_ranks(self, local: Tensor) -> None:
+        """Add this rank's part (T, T) of the Gram matrix to the others' and apply the rule.
+
+        Collective, with the observed losses in the same reduction.
+
+        Raises:
+            RuntimeError: the rule needs losses and none were observed.
+        """
+        if self._losses is None:
+            if self._rule.needs_losses:
+                raise RuntimeError(
+                    f"{type(self._rule).__name__} needs the losses: call observe(losses) between "
+                    "the forward and the backward"
+                )
+            # A rule that reads them all the same gets nothing usable, and says so.
+            self._losses = local.new_full((self.num_tasks,), torch.nan)
+        # A rank's gradient is W times its share; the mean over ranks takes one W of the two.
+        parts = torch.cat([local.flatten() / self.world_size, self._losses.to(local.dtype)])
+        mean = self._rank_mean(parts)
+        self.set_from(mean[: local.numel()].view_as(local), mean[local.numel() :])
+
+    def set_from(self, gram: Tensor, losses: Tensor) -> None:
+        """Let the rule turn the global Gram matrix (T, T) and losses (T,) into multipliers."""
+        state = {name: getattr(self, f"state_{name}") for name in self._state_names}
+        self._before = [value.clone() for value in self._changing()]
+        self._last = balance(self._rule, gram, losses, state, self._step)
+        self._last_gram = gram
+        for name, value in self._last.state.items():
+            getattr(self, f"state_{name}").copy_(value)
+        self.multipliers.copy_(self._last.multipliers)
+
+    @property
+    def world_size(self) -> int:
+        return self._group.size() if self._group is not None else 1
+
+    def _rank_mean(self, local: Tensor) -> Tensor:
+        if self._group is None or self.world_size == 1:
+            return local
+        dist.all_reduce(local, group=self._group)
+        return local / self.world_size
+
+    def last_state(self) -> dict[str, Any] | None:
+        """What ``metrics`` reports on, on the host; None before the first Gram matrix."""
+        if self._last is None:
+            return None
+        last = self._last._asdict() | {"gram": self._last_gram}
+        state = {name: value.cpu() for name, value in last.pop("state").items()}
+        return {name: value.cpu() for name, value in last.items()} | {"state": state}
+
+    def set_last_state(self, state: Mapping[str, Any] | None) -> None:
+        """Take up what ``last_state`` gave."""
+        if state is None:
+            self._last = None
+            return
+        device = self.multipliers.device
+        self._last_gram = state["gram"].to(device)
+        self._last = Balanced(
+            multipliers=state["multipliers"].to(device),
+            state={name: value.to(device) for name, value in state["state"].items()},
+            active=state["active"].to(device),
+            fallback=state["fallback"].to(device),
+        )
+
+    def undo(self) -> None:
+        """Take back what this step did to multipliers and state, where it made a Gram matrix."""
+        for value, before in zip(self._changing(), self._before, strict=False):
+            value.copy_(before)
+        self._before = []
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Figures of the last Gram matrix, see ``report.py``; nothing before the first."""
+        return balance_metrics(self._last_gram, self._last) if self._last is not None else {}
+
+    def _changing(self) -> list[Tensor]:
+        return [self.multipliers, *(getattr(self, f"state_{name}") for name in self._state_names)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As ``nn.Module`` does, but ``half()`` and its like leave the state's precision."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self

@@ -1,0 +1,107 @@
+"""``prepare csv | tiktok | qk-video``: raw files of one table -> prepared folder."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stem_torchrec.cli.options import Commands, add_command, option_keys
+from stem_torchrec.cli.stopping import stoppable
+from stem_torchrec.config.reading import load_file, load_options
+from stem_torchrec.storage.place import place_of
+
+if TYPE_CHECKING:
+    from stem_torchrec.prepare.describe import Description
+    from stem_torchrec.prepare.options import PrepareOptions
+
+
+def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
+    """Add the sources; returns their parsers."""
+    from stem_torchrec.prepare.options import PrepareOptions, PublicSetOptions
+
+    text = "delimited or Parquet files, described by a YAML file"
+    command = add_command(sources, "csv", text, option_keys(PrepareOptions))
+    command.add_argument(
+        "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
+    )
+    command.add_argument(
+        "--describe", type=Path, required=True, metavar="FILE", help="YAML file about the raw files"
+    )
+    command.set_defaults(run=prepare_csv)
+    added = [command]
+    for name, text, run in (
+        ("tiktok", "final_track1_train.txt of the ICME 2019 challenge", prepare_tiktok),
+        ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video),
+    ):
+        command = add_command(sources, name, text, option_keys(PublicSetOptions))
+        command.add_argument(
+            "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
+        )
+        command.set_defaults(run=run)
+        added.append(command)
+    return added
+
+
+@stoppable
+def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.prepare.describe import Description
+    from stem_torchrec.prepare.options import PrepareOptions
+
+    how = load_options(PrepareOptions, rest)
+    _prepare(options, load_file(Description, options.describe, "--describe"), how)
+
+
+@stoppable
+def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.prepare.options import PublicSetOptions
+    from stem_torchrec.prepare.tiktok import describe_tiktok
+
+    how = load_options(PublicSetOptions, rest)
+    _prepare(options, describe_tiktok(seed=how.seed, min_count=how.min_count), how)
+
+
+@stoppable
+def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.prepare.options import PublicSetOptions
+    from stem_torchrec.prepare.qk_video import describe_qk_video
+
+    how = load_options(PublicSetOptions, rest)
+    _prepare(options, describe_qk_video(seed=how.seed, min_count=how.min_count), how)
+
+
+def _prepare(
+    options: argparse.Namespace, description: "Description", how: "PrepareOptions"
+) -> None:
+    from stem_torchrec.console import StageConsole, print_stats
+    from stem_torchrec.prepare.prepare_files import prepare_files
+    from stem_torchrec.prepare.transfer import local_target
+
+    with ExitStack() as open_places:
+        out = open_places.enter_context(local_target(options.out, overwrite=options.overwrite))
+        stats = prepare_files(
+            [open_places.enter_context(_local(source)) for source in options.source],
+            description,
+            out,
+            options=how,
+            overwrite=options.overwrite,
+            fresh=options.fresh,
+            watcher=StageConsole(),
+        )
+    print_stats(stats, str(options.out))
+
+
+@contextmanager
+def _local(source: str) -> Iterator[str]:
+    """A file or pattern as a local one; what lies in a store is fetched first."""
+    from stem_torchrec.prepare.transfer import local_source
+
+    place = place_of(source)
+    if isinstance(place, Path):
+        yield str(place)
+    elif set(place.name) & set("*?["):
+        with local_source(place.parent, [place.name]) as folder:
+            yield str(folder / place.name)
+    else:
+        with local_source(place) as file:
+            yield str(file)

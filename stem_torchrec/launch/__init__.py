@@ -1,0 +1,1 @@
+"""Processes: ranks that are started, signals that end them, and what they are told."""

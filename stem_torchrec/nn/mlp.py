@@ -1,0 +1,121 @@
+"""K multilayer perceptrons of one shape as batched matrix products.
+
+K perceptrons, B rows, widths I -> ... -> O.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from stem_torchrec.nn.owners import Labels, Owned
+
+
+class BatchedLinear(Owned):
+    """K independent affine maps: (K, B, I) -> (K, B, O), initialised like ``nn.Linear``.
+
+    Args:
+        num: K.
+        width_in: I.
+        width_out: O.
+        owners: whose each of the K maps is; None if it does not matter.
+        outputs: whose each of the O outputs is, for all K alike; None if it does not matter.
+
+    Raises:
+        ValueError: another number of owners than maps, or of labels than outputs.
+
+    >>> layer = BatchedLinear(2, 8, 4, owners=["click", "like"])
+    >>> layer(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 4])
+    """
+
+    def __init__(
+        self,
+        num: int,
+        width_in: int,
+        width_out: int,
+        *,
+        owners: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, labels, size in (("owners", owners, num), ("outputs", outputs, width_out)):
+            if labels is not None and len(labels) != size:
+                raise ValueError(f"{name}: {len(labels)} labels; allowed: one for each of {size}")
+        self.owners = None if owners is None else tuple(owners)
+        self.outputs = None if outputs is None else tuple(outputs)
+        bound = 1 / math.sqrt(width_in)
+        self.weight = nn.Parameter(torch.empty(num, width_in, width_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num, width_out).uniform_(-bound, bound))
+
+    def owned_dims(self) -> dict[str, dict[int, Labels]]:
+        return {
+            name: {
+                dim: labels
+                for dim, labels in ((0, self.owners), (last, self.outputs))
+                if labels is not None
+            }
+            for name, last in (("weight", 2), ("bias", 1))
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
+
+
+class BatchedMlp(nn.Module):
+    """K perceptrons of equal shape with ReLU (and dropout) after each hidden layer.
+
+    Perceptron k sees only its own input and weights: its gradient from another one's output is
+    exactly zero.
+
+    Args:
+        num: K.
+        width_in: I.
+        hidden: widths of the hidden layers.
+        width_out: width of a last, linear layer; none if null.
+        dropout: probability of dropping a hidden activation.
+        owners: whose each of the K perceptrons is; None if it does not matter.
+        outputs: whose each output of the last layer is; None if it does not matter.
+
+    Raises:
+        ValueError: another number of owners than perceptrons, or of labels than outputs.
+
+    >>> experts = BatchedMlp(3, 8, (16, 4))
+    >>> experts(torch.randn(5, 8)).shape
+    torch.Size([3, 5, 4])
+    """
+
+    def __init__(
+        self,
+        num: int,
+        width_in: int,
+        hidden: Sequence[int],
+        width_out: int | None = None,
+        dropout: float = 0.0,
+        *,
+        owners: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num = num
+        widths = [width_in, *hidden]
+        self.hidden = nn.ModuleList(
+            BatchedLinear(num, i, o, owners=owners) for i, o in pairwise(widths)
+        )
+        self.last = (
+            BatchedLinear(num, widths[-1], width_out, owners=owners, outputs=outputs)
+            if width_out
+            else None
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.width_out = width_out or widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K, B, I), or (B, I) that all K read, -> (K, B, O)."""
+        if x.dim() == 2:
+            x = x.expand(self.num, -1, -1)
+        for layer in self.hidden:
+            x = self.dropout(layer(x).relu_())
+        return self.last(x) if self.last is not None else x

@@ -1,0 +1,1 @@
+"""A lock per folder: who is at work in it, gone with a killed process."""

@@ -1,0 +1,134 @@
+"""What config and data can tell before any rank starts."""
+
+from collections.abc import Sequence
+
+import torch
+
+from stem_torchrec.config import Config, Section
+from stem_torchrec.data.dense_scale import scale_warnings, train_scales
+from stem_torchrec.data.manifest import check_split
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.distributed.balance import check_balance
+from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
+from stem_torchrec.distributed.memory_need import check_memory
+from stem_torchrec.distributed.optimizers import is_fused
+from stem_torchrec.distributed.parallel import sharder_for
+from stem_torchrec.distributed.plan import make_plan
+from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.distributed.recommender import Recommender
+from stem_torchrec.errors import UserError
+from stem_torchrec.runs.schema import fitted_schema, selected_schema
+from stem_torchrec.training.session import has_split
+
+
+def check_inputs(
+    config: Config,
+    splits: Sequence[str] | None = None,
+    *,
+    num_workers: int = 1,
+    of_run: bool = False,
+) -> None:
+    """Raise the UserErrors that config and data can tell before any rank starts.
+
+    Args:
+        splits: those a command needs; if None train, and the others where they are.
+        of_run: the run in ``run.dir`` is read or gone on with, which has a schema of its own.
+    """
+    check_data(config, check_settings(config, num_workers, of_run=of_run), splits)
+
+
+def check_settings(config: Config, num_workers: int, *, of_run: bool = False) -> Schema:
+    """What config and ``schema.json`` can tell; returns the schema. No data is read.
+
+    Args:
+        num_workers: ranks of this machine.
+        of_run: as of ``check_inputs``.
+
+    Raises:
+        UserError: a name that the schema does not have, or settings that do not fit together or
+            this machine; a run's schema that the data does not fit.
+    """
+    schema = fitted_schema(config).schema if of_run else selected_schema(config)
+    with torch.device("meta"):
+        recommender = Recommender(config, schema)
+    tables = table_rows(recommender)
+    check_patterns(config.distributed, tables)
+    choices(config.distributed, tables, World(1, 1, device_type(config.distributed)))
+    check_balance(config, recommender.model, len(schema.tasks))
+    check_best(config, schema)
+    check_memory(config, recommender, num_workers)
+    return schema
+
+
+def check_data(config: Config, schema: Schema, splits: Sequence[str] | None = None) -> None:
+    """Compare the footers of the splits' files with the schema; see ``check_inputs``.
+
+    Raises:
+        UserError: as ``check_split`` does.
+    """
+    if splits is None:
+        others = [split for split in ("valid", "test") if has_split(config.data.path, split)]
+        splits = ["train", *others]
+    for split in splits:
+        check_split(config.data.path, split, schema, config.data.days_of(split))
+
+
+def check_best(config: Config, schema: Schema) -> None:
+    """Raise UserError if ``checkpoint.keep_best`` can never have a value."""
+    name = config.checkpoint.keep_best
+    if name is None:
+        return
+    if not has_split(config.data.path, "valid"):
+        raise UserError(f"checkpoint.keep_best: {name!r}, but {config.data.path} has no valid/")
+    tasks = schema.task_names
+    if name.count("/") == 2 and name.split("/")[2] not in tasks:
+        raise UserError(f"checkpoint.keep_best: {name!r}; tasks: {', '.join(tasks)}")
+    if "/gauc/" in name and schema.group is None:
+        raise UserError(f"checkpoint.keep_best: {name!r}, but the data has no group column")
+
+
+def doubtful_settings(config: Config) -> list[str]:
+    """Warnings about settings that are allowed but have no effect, or are expensive here."""
+    balance = config.balance
+    warnings = [
+        f"model.{name} has no effect with model.name {config.model.name}"
+        for name in config.model.without_effect()
+    ]
+    warnings += [
+        f"balance.{name} has no effect with balance.rule {balance.rule}"
+        for name in balance.without_effect()
+    ]
+    if balance.gram_rows is not None and balance.boundary != "pooled":
+        warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
+    if not is_fused(config.embedding, device_type(config.distributed)):
+        warnings.append(
+            "embedding.optimizer adam on CPU is not fused: every step updates every row of every "
+            "table; rowwise_adagrad and adagrad touch only the rows of the batch"
+        )
+    return warnings
+
+
+def doubtful_columns(config: Config) -> list[str]:
+    """Warnings about dense features of a scale that networks do not train on; reads one row group
+    at most, or ``stats.json``."""
+    try:
+        schema = selected_schema(config)
+        return scale_warnings(train_scales(config.data.path, schema, config.data.days_of("train")))
+    except UserError:
+        return []  # who reads the data for training says it
+
+
+def _changed(section: Section) -> set[str]:
+    """Keys that are not at their defaults."""
+    fields = type(section).model_fields.items()
+    return {
+        name
+        for name, field in fields
+        if getattr(section, name) != field.get_default(call_default_factory=True)
+    }
+
+
+def plan_offline(config: Config, world: World) -> str:
+    """The report of the plan for a world that need not be here."""
+    recommender = Recommender(config, selected_schema(config), world.size)
+    return make_plan(config, recommender, world, sharder_for(config, world.device)).report

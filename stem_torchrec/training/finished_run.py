@@ -1,0 +1,130 @@
+"""What can be asked of a finished run: metrics, predictions, tables, gates."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stem_torchrec import checkpoint
+from stem_torchrec.config import Config
+from stem_torchrec.data.schema import Feature
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.distributed.tables import whole_tables
+from stem_torchrec.nn import Gates
+from stem_torchrec.runs.records import Record, last_test, read_records
+from stem_torchrec.runs.schema import schema_of_run
+from stem_torchrec.storage.place import Place
+from stem_torchrec.training.evaluating import evaluate, predict
+from stem_torchrec.training.evaluation import Joined
+from stem_torchrec.training.session import Session, build, open_split
+
+Tables = dict[str, dict[str, NDArray[np.float32]]]
+"""Owner -> feature's name -> (rows, D)."""
+
+
+class MeanGates(NamedTuple):
+    """Mean weights of some gates over the rows of a split.
+
+    Attributes:
+        gates: names of the G gates, as a rule tasks.
+        groups: whose each of the K experts is.
+        weights: (G, K); a row sums to 1.
+    """
+
+    gates: tuple[str, ...]
+    groups: tuple[str, ...]
+    weights: NDArray[np.float64]
+
+
+def unfinished(run_dir: Place) -> str | None:
+    """Why a run's checkpoint is not of the weights that its last test record tells of.
+
+    None if it is, and where there is no such record.
+    """
+    test = last_test(read_records(run_dir))
+    saved = checkpoint.saved_steps(run_dir / checkpoint.FOLDER)
+    if test is None or test["step"] in saved[-1:]:
+        return None
+    kept = f"the newest is of step {saved[-1]}" if saved else "there is none"
+    return f"no checkpoint of step {test['step']}, which its test record is of: {kept}"
+
+
+def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
+    """A session with a run's newest checkpoint on these ranks, and its step. Collective."""
+    session, _, step = _load(config, ranks)
+    return session, step
+
+
+def _load(config: Config, ranks: Ranks) -> tuple[Session, Place, int]:
+    """A session, the checkpoint's folder, its step."""
+    folder = checkpoint.newest_valid(config.run.dir, ranks)
+    session = build(config, ranks, schema_of_run(config, ranks))
+    saved = checkpoint.SavedStep()
+    checkpoint.load(folder, {"model": session.model, "position": saved}, ranks)
+    return session, folder, saved.step
+
+
+def evaluate_run(config: Config, ranks: Ranks, split: str) -> Record:
+    """Load a run's newest checkpoint on these ranks and evaluate a split. Collective."""
+    session, folder, step = _load(config, ranks)
+    return evaluate(session, split, step, ranks.on_first(lambda: checkpoint.epoch_of(folder)))
+
+
+def predict_run(config: Config, ranks: Ranks, split: str) -> Joined:
+    """A run's predictions on every row of a split, in file order; on one rank.
+
+    The newest checkpoint is used. Columns are the run's tasks in its own order.
+    """
+    assert ranks.world_size == 1, "on more ranks padding stands between the rows"
+    session, _ = load_run(config, ranks)
+    joined = predict(session, open_split(session, split, in_file_order=True))
+    assert joined is not None
+    return joined
+
+
+def tables_of_run(config: Config, ranks: Ranks, features: Sequence[Feature]) -> Tables:
+    """A run's tables of some features, from its newest checkpoint; on one rank.
+
+    An owner has the features that it has tables for; features with a common table share the array.
+    """
+    assert ranks.world_size == 1, "one rank has to hold the tables"
+    session, _ = load_run(config, ranks)
+    owners = session.recommender.model.owners
+    names = {
+        owner: {f.name: f"{owner}__{f.table_name}" for f in features if f.name in of_owner}
+        for owner, of_owner in owners.items()
+    }
+    tables = whole_tables(session.model, {n for of in names.values() for n in of.values()})
+    return {
+        owner: {feature: tables[name] for feature, name in of_owner.items()}
+        for owner, of_owner in names.items()
+    }
+
+
+def mean_gates_of_run(config: Config, ranks: Ranks, split: str) -> dict[str, MeanGates]:
+    """Mean gate weights over the rows of a split, by the gates' place in the model; on one rank.
+
+    The newest checkpoint is used. Empty for a model without gates.
+    """
+    assert ranks.world_size == 1, "on more ranks padding would count"
+    session, _ = load_run(config, ranks)
+    model = session.recommender.model
+    gates = {name: part for name, part in model.named_modules() if isinstance(part, Gates)}
+    sums: dict[str, Tensor] = {}
+
+    def add(part: nn.Module, _: object, weights: Tensor) -> None:
+        name = next(name for name, other in gates.items() if other is part)
+        sums[name] = sums.get(name, 0) + weights.double().sum(dim=1)
+
+    hooks = [part.register_forward_hook(add) for part in gates.values()]
+    reader = open_split(session, split)
+    for _ in session.step.predict(reader.epoch(0)):
+        pass
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: MeanGates(part.names, part.groups, (sums[name] / reader.num_rows).cpu().numpy())
+        for name, part in gates.items()
+    }

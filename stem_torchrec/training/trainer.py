@@ -1,0 +1,311 @@
+"""One run, read top to bottom: build, loop, evaluate, save."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from stem_torchrec import checkpoint
+from stem_torchrec.balancing.fork import BalancedFork
+from stem_torchrec.config import Config
+from stem_torchrec.distributed.optimizers import learning_rate_factor
+from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
+from stem_torchrec.launch.interruption import Interruption, Stopped
+from stem_torchrec.runs.folder import (
+    Existing,
+    about_run,
+    check_run,
+    clear_run,
+    continue_run,
+    create_run,
+    write_init,
+)
+from stem_torchrec.runs.records import Listener, Record, Recorder
+from stem_torchrec.runs.restart import existing_after_restart, holder, mark
+from stem_torchrec.runs.schema import schema_of_new, schema_of_run
+from stem_torchrec.runs.shared_folder import check_shared
+from stem_torchrec.storage.lock.folder_lock import locked
+from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
+from stem_torchrec.training.position import Position
+from stem_torchrec.training.saving import best_kept, keep_last, save_due
+from stem_torchrec.training.session import Session, build, open_split
+from stem_torchrec.training.skipped import SkippedSteps
+from stem_torchrec.training.throughput import Throughput
+from stem_torchrec.training.train_record import train_metrics, train_record
+
+
+class Outcome(NamedTuple):
+    """What a finished run leaves.
+
+    Attributes:
+        test: the eval record of the test split, or None where there is no such split.
+        qps: samples per second of all ranks, or None if there was only warm-up.
+        stopped: the step after which a signal ended it, or None if it is complete.
+        best: the step of the checkpoint that ``checkpoint.keep_best`` keeps, or None.
+        failure: what the run should have left and has not; to be raised once all is shown.
+    """
+
+    test: Record | None
+    qps: float | None
+    stopped: int | None = None
+    best: int | None = None
+    failure: Exception | None = None
+
+
+def train(
+    config: Config,
+    ranks: Ranks,
+    *,
+    existing: Existing,
+    listener: Listener,
+    initial: checkpoint.Initial | None = None,
+) -> Outcome:
+    """Train, evaluate and save one run. Collective.
+
+    Args:
+        initial: another run whose weights are the first ones; not when resuming.
+        existing: what to do with a run that the folder already holds.
+        listener: gets every record, on rank 0 alone.
+
+    Raises:
+        UserError: the folder is not to be written, or another job is at work in it.
+    """
+    with ExitStack() as claim:
+        existing = ranks.on_first(lambda: _claim(claim, config, existing))
+        check_shared("run.dir", config.run.dir, ranks)
+        resume = existing == "resume"
+        schema = schema_of_run(config, ranks) if resume else schema_of_new(config, initial, ranks)
+        trainer = Trainer(build(config, ranks, schema), listener)
+        if resume:
+            trainer.go_on()
+        else:
+            trainer.begin(existing, initial)
+        return trainer.run()
+
+
+def _claim(claim: ExitStack, config: Config, existing: Existing) -> Existing:
+    """Hold the run's folder, if it may be written; what to do with the run in it."""
+    check_run(config, existing_after_restart(config.run.dir, existing))
+    with environment_failures(config.run.dir):
+        claim.enter_context(locked("run.dir", config.run.dir, holder()))
+    # The job that was at work there before may have ended only now.
+    existing = existing_after_restart(config.run.dir, existing)
+    check_run(config, existing)
+    return existing
+
+
+class Trainer:
+    """One run on these ranks: what it has, and the loop that uses it.
+
+    Every rank makes the same calls.
+
+    Args:
+        session: the model with what trains it.
+        listener: gets every record, on rank 0 alone.
+
+    Attributes:
+        position: how far the run has come.
+        metrics: of the training stream.
+        interruption: signals, and the watch over steps.
+    """
+
+    recorder: Recorder
+    saver: checkpoint.Saver
+
+    def __init__(self, session: Session, listener: Listener) -> None:
+        config, ranks = session.config, session.ranks
+        self.session, self.config, self.ranks = session, config, ranks
+        self._listener = listener
+        self.position = Position(open_split(session, "train", for_training=True))
+        self.metrics = train_metrics(session)
+        self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
+        self.skipped = SkippedSteps(config, session.schema.task_names, ranks)
+        self.interruption = Interruption(
+            ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
+        )
+
+    @property
+    def parts(self) -> checkpoint.Parts:
+        """What a checkpoint holds of the run, the same on all ranks or in shards."""
+        session = self.session
+        return {
+            "model": session.model,
+            "optimizers": session.optimizers,
+            "position": self.position,
+        }
+
+    @property
+    def own_parts(self) -> checkpoint.OwnParts:
+        """What it holds of each rank."""
+        return {
+            "windows": self.metrics,
+            "rng": checkpoint.RandomNumbers(self.ranks.device),
+            "balance": LastBalance(self.session.fork),
+        }
+
+    def begin(self, existing: Existing, initial: checkpoint.Initial | None) -> None:
+        """Take the first weights from another run if asked, and make the run's folder."""
+        config, session, report = self.config, self.session, None
+        if initial is not None:
+            model, schema = session.model, session.schema
+            report = checkpoint.load_initial(model, config, schema, initial, self.ranks)
+
+        def make() -> None:
+            with environment_failures(config.run.dir):
+                clear_run(config.run.dir, existing)
+                mark(config.run.dir)
+                create_run(config, session.schema, session.plan_report)
+
+        self.ranks.on_first(make)
+        if report is not None and self.ranks.is_first:
+            write_init(config.run.dir, report)
+            self._listener({"kind": "init", **report})
+
+    def go_on(self) -> None:
+        """Load the newest checkpoint and bring the run's folder to its position."""
+        config, session = self.config, self.session
+        folder = checkpoint.newest_valid(config.run.dir, self.ranks)
+        session.optimizers.make_state()
+        checkpoint.load(folder, self.parts, self.ranks)
+        checkpoint.load_own(folder, self.own_parts, self.ranks)
+        step = self.position.step
+        self.ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, step))
+
+    def run(self) -> Outcome:
+        """From the position to the end: steps, test, last checkpoint."""
+        config, ranks, position = self.config, self.ranks, self.position
+        self.recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
+        with self.interruption, self.recorder:
+            # Records first: a run that goes on from a checkpoint has those before it.
+            folder, upload = config.run.dir / checkpoint.FOLDER, self.recorder.upload
+            self.saver = checkpoint.Saver(config.checkpoint, folder, ranks, self._failed, upload)
+            test, stopped = None, None
+            try:
+                self._fit()
+                if "test" in self.session.splits:
+                    test = self._evaluate("test")
+            except Stopped:
+                stopped = position.step
+            unsaved = keep_last(self.session, position, self.saver)
+            self.saver.close()
+            best = best_kept(self.session)
+        failure = _failure(unsaved, self.recorder.failure)
+        qps = self.throughput.total() if stopped is None else None
+        return Outcome(test, qps, stopped, best, failure)
+
+    def _fit(self) -> None:
+        """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
+
+        Raises:
+            Stopped: a signal has ended it, with a checkpoint.
+        """
+        position, total_steps = self.position, self.position.total_steps(self.config)
+        batches = position.batches(total_steps)
+        if owes_evaluation(self.session, position, total_steps):
+            self._evaluate("valid")
+        self.session.recommender.train()
+        self.throughput.resume()
+        while position.step < total_steps:
+            rates = self._set_rates(total_steps)
+            self.interruption.beat()
+            done = self.session.step(batches)
+            self.skipped.count(done, position.step + 1)
+            if done.skipped:
+                position.skipped += 1
+            else:
+                self.metrics.update(done.dense)
+            self.throughput.count(position.advance())
+
+            if position.step % self.config.train.log_every == 0 or position.step == total_steps:
+                self._publish(train_record(self, total_steps, rates))
+            self.throughput.pause()
+            self._evaluate_and_save(total_steps)
+            self.throughput.resume()
+        self.throughput.pause()
+
+    def _set_rates(self, total_steps: int) -> dict[str, float]:
+        """Tell optimizers and balancing which step comes; the learning rates it has."""
+        session, position = self.session, self.position
+        factor = learning_rate_factor(self.config.optim, position.step, total_steps)
+        session.optimizers.set_applied_steps(position.step - position.skipped)
+        if session.fork is not None:
+            session.fork.begin(position.step)
+        return session.optimizers.set_learning_rates(factor)
+
+    def _evaluate_and_save(self, total_steps: int) -> None:
+        """What is due between two steps, and the end if a signal asks for it.
+
+        Raises:
+            Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
+            SplitRefused: the valid split cannot be read any more; the ranks have saved.
+        """
+        position, evaluated, refused = self.position, None, None
+        stop = self.interruption.agreed()
+        try:
+            if not stop and evaluation_due(self.session, position, total_steps):
+                evaluated = self._evaluate("valid")
+        except Stopped:
+            stop = True
+        except SplitRefused as error:  # on all ranks
+            refused = error
+        self.interruption.rest()
+        last = position.step == total_steps
+        ends = stop or last or refused is not None
+        if ends or save_due(self.config.checkpoint, position.step, last, evaluated):
+            self._save(evaluated, ends=ends)
+        if refused is not None:
+            self.saver.wait()
+            raise refused
+        if stop:
+            raise Stopped
+
+    def _evaluate(self, split: str) -> Record:
+        position = self.position
+        record = evaluate(self.session, split, position.step, position.epoch, self.interruption)
+        self._publish(record)
+        return record
+
+    def _save(self, evaluated: Record | None, *, ends: bool) -> None:
+        """Save what the run has come to; ``evaluated`` is this step's eval record."""
+        session, name = self.session, self.config.checkpoint.keep_best
+        metric = {"name": name, "value": checkpoint.metric_value(evaluated, name)}
+        about = about_run(self.config, session.schema, session.table_sharding)
+        about |= checkpoint.about_owners(session.recommender.model)
+        about |= {"epoch": self.position.epoch, "metric": metric}
+        state, own = checkpoint.state_of(self.parts), checkpoint.own_state(self.own_parts)
+        content = checkpoint.Content(self.position.step, state, own, about)
+        self.saver.save(content, last=ends)
+
+    def _failed(self, step: int, error: str) -> None:
+        self._publish({"kind": "checkpoint", "step": step, "error": error})
+
+    def _publish(self, record: Record) -> None:
+        self.recorder.write(record)
+        if self.ranks.is_first:
+            self._listener(record)
+
+
+class LastBalance:
+    """The figures of the last balancing, for the records; the same on every rank."""
+
+    def __init__(self, fork: BalancedFork | None) -> None:
+        self._fork = fork
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return self._fork.last_state() if self._fork is not None else None
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        if self._fork is not None:
+            self._fork.set_last_state(state)
+
+    def merge(self, states: Sequence[Mapping[str, Any] | None]) -> None:
+        self.load_state_dict(states[0])
+
+
+def _failure(unsaved: str | None, records: Exception | None) -> Exception | None:
+    """One error for both, the records' kind if it is theirs too."""
+    if unsaved is None:
+        return records
+    if records is None:
+        return CheckpointError(unsaved)
+    return type(records)(f"{unsaved}; {records}")

@@ -1,0 +1,103 @@
+"""K batched perceptrons are K plain ones."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp
+
+
+def plain_twins(batched, num):
+    """K ``nn.Sequential`` with the weights of the batched perceptrons."""
+    layers = [*batched.hidden, *([batched.last] if batched.last is not None else [])]
+    twins = []
+    for k in range(num):
+        modules = []
+        for layer in layers:
+            linear = nn.Linear(*layer.weight.shape[1:])
+            with torch.no_grad():
+                linear.weight.copy_(layer.weight[k].t())
+                linear.bias.copy_(layer.bias[k].ravel())
+            modules.append(linear)
+            if layer is not batched.last:
+                modules.append(nn.ReLU())
+        twins.append(nn.Sequential(*modules))
+    return twins
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num=st.integers(1, 4),
+    batch=st.integers(1, 5),
+    width_in=st.integers(1, 6),
+    hidden=st.lists(st.integers(1, 6), max_size=3),
+    width_out=st.none() | st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_values_and_gradients_equal_plain_linears(num, batch, width_in, hidden, width_out, seed):
+    torch.manual_seed(seed)
+    batched = BatchedMlp(num, width_in, hidden, width_out)
+    twins = plain_twins(batched, num)
+    x = torch.randn(num, batch, width_in, requires_grad=True)
+    y = torch.stack([twin(x[k]) for k, twin in enumerate(twins)])
+    gradient = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, gradient)
+    assert batched(x).shape == (num, batch, batched.width_out)
+    torch.testing.assert_close(batched(x), y)
+    (found,) = torch.autograd.grad(batched(x), x, gradient)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_weights_equal_plain_linears():
+    torch.manual_seed(0)
+    batched = BatchedMlp(3, 5, [7, 6], 2)
+    twins = plain_twins(batched, 3)
+    x = torch.randn(3, 8, 5)
+    batched(x).square().sum().backward()
+    for k, twin in enumerate(twins):
+        twin(x[k]).square().sum().backward()
+        linears = [module for module in twin if isinstance(module, nn.Linear)]
+        for layer, linear in zip([*batched.hidden, batched.last], linears, strict=True):
+            torch.testing.assert_close(layer.weight.grad[k].t(), linear.weight.grad)
+            torch.testing.assert_close(layer.bias.grad[k].ravel(), linear.bias.grad)
+
+
+def test_a_perceptron_sees_nothing_of_another():
+    torch.manual_seed(0)
+    batched = BatchedMlp(3, 4, [5], 2)
+    x = torch.randn(3, 6, 4, requires_grad=True)
+    batched(x)[1].sum().backward()
+    for gradient in (x.grad, *(p.grad for p in batched.parameters())):
+        reached = (gradient != 0).flatten(1).any(dim=1)
+        assert reached.tolist() == [False, True, False]
+
+
+def test_initial_weights_lie_as_those_of_a_linear_layer():
+    torch.manual_seed(0)
+    layer = BatchedLinear(64, 25, 30)
+    for parameter in (layer.weight.detach(), layer.bias.detach()):
+        bound = 1 / math.sqrt(25)
+        assert parameter.abs().max() <= bound
+        assert parameter.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert parameter.mean() == pytest.approx(0, abs=0.01)
+
+
+def test_no_perceptron_gives_no_output():
+    assert BatchedMlp(0, 4, [5], 2)(torch.zeros(0, 6, 4)).shape == (0, 6, 2)
+
+
+def test_dropout_follows_hidden_layers_alone():
+    torch.manual_seed(0)
+    mlp = BatchedMlp(1, 4, [1000], None, dropout=0.4)
+    x = torch.ones(1, 1, 4)
+    mlp.eval()
+    kept = mlp(x) > 0
+    mlp.train()
+    dropped = (mlp(x)[kept] == 0).float().mean()
+    assert dropped == pytest.approx(0.4, abs=0.08)
+    last = BatchedMlp(1, 4, [], 1000, dropout=0.4)
+    assert (last(x) != 0).all()
