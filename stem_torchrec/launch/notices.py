@@ -8,7 +8,7 @@ def hide_dependency_notices() -> None:
     """For command-line processes: show errors of the dependencies only."""
     for name in ("", "torchrec", "torch.fx", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger(__package__).setLevel(logging.WARNING)  # ours are for the user
+    logging.getLogger("stem_torchrec").setLevel(logging.WARNING)  # ours are for the user
     for message in (
         "`broadcast_buffers` is deprecated",
         "`torch.distributed.*is deprecated",
