@@ -1,7 +1,8 @@
 """The ranks of one job: process groups, device, small collectives."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -188,6 +189,25 @@ def _store(timeout: timedelta) -> dist.Store | None:
         return None
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     return dist.PrefixStore(f"life_{life}", store)
+
+
+@contextmanager
+def ranks_of_job(config: DistributedConfig) -> Iterator[Ranks]:
+    """The ranks for a block, whose process group is made and ended with it. Collective.
+
+    Raises:
+        UserError: the process has a process group already, which is somebody else's.
+    """
+    if dist.is_initialized():
+        raise UserError(
+            "this process has a process group already, and a run makes its own: call "
+            "torch.distributed.destroy_process_group() first, or use another process"
+        )
+    ranks = start_ranks(config)
+    try:
+        yield ranks
+    finally:
+        stop_ranks()
 
 
 def stop_ranks() -> None:
