@@ -29,9 +29,11 @@ def given_config(source: Source, overrides: Mapping[str, Any]) -> Config:
     for name, value in [*_pairs(_content(source)), *_pairs(overrides)]:
         section, _, key = name.partition(".")
         if not key:
-            content.setdefault(section, value)
+            content[section] = value
             continue
-        part = content.setdefault(section, {})
+        part = content.get(section)
+        if part is None:  # not there, or empty in the file
+            part = content[section] = {}
         if not isinstance(part, dict):
             raise UserError(f"{section}: expected keys, found {shown(part)}")
         part[key] = value

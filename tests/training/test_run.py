@@ -90,7 +90,7 @@ def test_tables_are_those_of_the_features(run: st.Run) -> None:
         owner: ["item_id", "user_id"] for owner in ("shared", "click", "like")
     }
     assert len(run.tables()["shared"]) > 2
-    with pytest.raises(st.UserError, match="'user_idd' is not an id or bag feature.*user_id"):
+    with pytest.raises(st.UserError, match=r"'user_idd' is not an id or bag feature.*user_id"):
         run.tables("user_idd")
     with pytest.raises(st.UserError, match="'dense_0' is not an id or bag feature"):
         run.tables("dense_0")
@@ -146,7 +146,7 @@ def test_no_best_where_no_metric_was_kept(copied: Path) -> None:
         "run.dir": copied, "train.max_steps": 21, "checkpoint.keep_best": None,
     })  # fmt: skip
     assert run.step == 21
-    with pytest.raises(st.UserError, match="keep_best was not set.*21 \\(last\\)"):
+    with pytest.raises(st.UserError, match=r"keep_best was not set.*21 \(last\)"):
         st.load_run(copied, "best")
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_is_there_is_refused_in_words_of_python(run: st.Run, folder: 
         st.train(folder / "c.yaml")
     assert "pass existing='resume' or existing='overwrite'" in str(error.value)
     assert "--" not in str(error.value)
-    with pytest.raises(st.UserError, match="^existing='resume': .*holds no run"):
+    with pytest.raises(st.UserError, match=r"^existing='resume': .*holds no run"):
         st.train(folder / "c.yaml", existing="resume", run={"dir": folder / "nowhere"})
 
 
@@ -180,7 +180,8 @@ def test_a_run_that_is_there_is_refused_in_words_of_python(run: st.Run, folder: 
         ({"trian": {"epochs": 1}}, "trian: unknown key; did you mean train"),
         ({"train": {"epoch": 1}}, "train.epoch: unknown key; did you mean train.epochs"),
         ({"train.epochs": 0}, "train.epochs: .*found 0"),
-        ({"train": 3}, "train: "),
+        ({"train": 3}, "train: .*found 3"),
+        ({"train": 3, "train.epochs": 1}, "train: expected keys, found 3"),
         ({"data": {"path": "nowhere"}}, "data.path: 'nowhere' is not a folder"),
         ({"existing": "resum"}, "existing: 'resum'; allowed: refuse, resume, overwrite"),
         ({"nproc": -1}, "nproc: -1 is not a number of at least 1"),
@@ -211,7 +212,7 @@ def test_a_config_a_mapping_and_a_file_give_the_same(folder: Path) -> None:
     assert from_file == given_config(from_file, {})
     assert given_config(from_file, {"train": {"epochs": 4}}).train.epochs == 4
     assert from_file.model.expert_widths == (16, 8)
-    with pytest.raises(st.UserError, match="config: expected a file.*found 3"):
+    with pytest.raises(st.UserError, match=r"config: expected a file.*found 3"):
         given_config(3, {})  # type: ignore[arg-type]
     with pytest.raises(st.UserError, match="config: no file"):
         given_config(folder / "nowhere.yaml", {})
