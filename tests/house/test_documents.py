@@ -3,6 +3,7 @@
 import ast
 import logging
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, from the repository as it is; a warning ends the build."""
     folder = tmp_path_factory.mktemp("site")
     before = logging.getLogger("mkdocs").handlers[:]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mkdocs and its plugins run here, not our code
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
         config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
         config.plugins.on_startup(command="build", dirty=False)
@@ -89,7 +91,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_site_is_built_and_has_every_page(site: Path) -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         name = page.relative_to(ROOT / "docs").with_suffix("")
