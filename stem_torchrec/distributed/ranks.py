@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,9 @@ from stem_torchrec.distributed.parent_watch import end_with_parent
 from stem_torchrec.errors import EnvironmentFailure, UserError, environment_failures
 
 T = TypeVar("T")
+
+_joined = count()
+"""Jobs that this process has joined so far; the same number on every rank."""
 
 STACKS_S = 10
 """What a collective has over ``timeout_s``: all ranks write their stacks before one fails."""
@@ -188,7 +192,7 @@ def _store(timeout: timedelta) -> dist.Store | None:
     if life is None or os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
         return None
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    return dist.PrefixStore(f"life_{life}", store)
+    return dist.PrefixStore(f"life_{life}_{next(_joined)}", store)
 
 
 @contextmanager

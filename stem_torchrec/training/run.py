@@ -24,7 +24,7 @@ from stem_torchrec.errors import (
     shown,
 )
 from stem_torchrec.launch.launcher import default_num_workers, run_workers, under_torchrun
-from stem_torchrec.launch.notices import without_dependency_warnings
+from stem_torchrec.launch.notices import without_dependency_notices
 from stem_torchrec.runs.folder import require_run
 from stem_torchrec.runs.record_table import record_table
 from stem_torchrec.runs.records import Record, read_records
@@ -156,7 +156,7 @@ class Run:
             hint = did_you_mean(split, SPLITS)
             raise UserError(f"split: {shown(split)}; allowed: {', '.join(SPLITS)}{hint}")
         if not under_torchrun():
-            with without_dependency_warnings(), environment_failures():
+            with without_dependency_notices(), environment_failures():
                 check_inputs(self.config, splits=[split], of_run=True)
 
     def _schema_tasks(self) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ def joined_job(config: Config) -> Iterator[Ranks]:
     Collective. No log is configured and no output stream changed: the process may be anybody's.
     """
     job = ranks_of_job(config.distributed)
-    with without_dependency_warnings(), environment_failures(), job as ranks:
+    with without_dependency_notices(), environment_failures(), job as ranks:
         yield ranks
 
 

@@ -11,7 +11,7 @@ from stem_torchrec.config.given import Source, given_config
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError, environment_failures, shown
 from stem_torchrec.launch.launcher import default_num_workers, run_workers, under_torchrun
-from stem_torchrec.launch.notices import without_dependency_warnings
+from stem_torchrec.launch.notices import without_dependency_notices
 from stem_torchrec.runs.folder import Existing, check_run, require_run
 from stem_torchrec.runs.records import Record
 from stem_torchrec.storage.lock.folder_lock import refuse_locked
@@ -89,7 +89,7 @@ def train(
         settled = given_config(config, overrides)
         num_workers = nproc or default_num_workers(device_type(settled.distributed))
         if not under_torchrun():
-            with without_dependency_warnings(), environment_failures(settled.run.dir):
+            with without_dependency_notices(), environment_failures(settled.run.dir):
                 _check(settled, existing, num_workers)
         outcome = run_workers(num_workers, _worker, settled, existing)
         return _trained(settled, outcome)

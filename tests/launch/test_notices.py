@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stem_torchrec.launch.notices import hide_dependency_notices, without_dependency_warnings
+from stem_torchrec.launch.notices import hide_dependency_notices, without_dependency_notices
 
 NAMES = ("", "torchrec", "torch.fx", "torch.distributed", "stem_torchrec", "stem_torchrec.launch")
 
@@ -27,10 +27,12 @@ def test_warnings_of_every_room_are_shown() -> None:
     assert not logging.getLogger("torchrec.distributed").isEnabledFor(logging.WARNING)
 
 
-def test_a_block_hides_warnings_and_changes_no_log() -> None:
+def test_a_block_hides_notices_and_leaves_logs_as_they_were() -> None:
     before = {name: logging.getLogger(name).level for name in NAMES}
-    with without_dependency_warnings():
+    with without_dependency_notices():
         warnings.warn("Please use DTensor instead", FutureWarning, stacklevel=1)
+        assert not logging.getLogger("torchrec.planner").isEnabledFor(logging.WARNING)
+        assert logging.getLogger("of.the.user").isEnabledFor(logging.WARNING)
     assert {name: logging.getLogger(name).level for name in NAMES} == before
     with pytest.warns(FutureWarning, match="DTensor"):
         warnings.warn("Please use DTensor instead", FutureWarning, stacklevel=1)

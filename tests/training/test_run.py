@@ -2,6 +2,8 @@
 
 import json
 import logging
+import multiprocessing
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import stem_torchrec as st
 from stem_torchrec.config.given import given_config
-from stem_torchrec.launch.notices import without_dependency_warnings
+from stem_torchrec.launch.launcher import run_workers
 from stem_torchrec.training import start
 from stem_torchrec.training.trainer import Outcome
 from tests.support.prepared import small_config, small_data
@@ -240,11 +242,41 @@ def test_a_run_that_a_signal_ends_does_not_let_the_script_go_on(
         st.train(folder / "c.yaml", run={"dir": tmp_path / "new"})
 
 
-def test_two_processes(run: st.Run, folder: Path, tmp_path: Path) -> None:
-    with without_dependency_warnings():
-        both = st.train(
-            folder / "c.yaml", nproc=2, run={"dir": tmp_path / "two"}, train={"max_steps": 3}
-        )
-    assert both.step == 3
-    assert "world_size" in (tmp_path / "two/checkpoints/step_3/manifest.json").read_text()
-    assert both.evaluate("valid", nproc=2)["auc"] == pytest.approx(both.evaluate("valid")["auc"])
+def script(config: Path, folder: Path) -> list[Any]:
+    """What a script does that torchrun has started, on each of its ranks."""
+    run = st.train(config, **{"run.dir": folder, "train.max_steps": 3})
+    with pytest.raises(st.UserError, match="without torchrun"):
+        run.predict("valid")
+    return [run.evaluate(split)["auc"] for split in ("valid", "test")]
+
+
+def test_a_script_on_two_ranks_of_torchrun(folder: Path, tmp_path: Path) -> None:
+    found = run_workers(2, script, folder / "c.yaml", tmp_path / "two")
+    manifest = json.loads((tmp_path / "two/checkpoints/step_3/manifest.json").read_text())
+    assert manifest["about"]["world_size"] == 2
+    run = st.load_run(tmp_path / "two")
+    for split, auc in zip(("valid", "test"), found, strict=True):
+        assert run.evaluate(split)["auc"] == pytest.approx(auc)
+
+
+def test_as_many_workers_as_are_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run_workers(*arguments: Any) -> None:
+        asked.extend(arguments)
+
+    monkeypatch.setattr(start, "run_workers", run_workers)
+    with pytest.raises(KeyboardInterrupt):
+        st.train(folder / "c.yaml", nproc=2, run={"dir": tmp_path / "new"})
+    assert asked[0] == 2
+    assert pickle.loads(pickle.dumps(asked[1:]))[1].run.dir == tmp_path / "new"
+
+
+def test_a_script_that_its_own_processes_import_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(st.UserError, match="if __name__ == "):
+        st.train(folder / "c.yaml", nproc=2)
