@@ -59,7 +59,7 @@ def measured(folder: Path, gib: float, repeats: int) -> dict[str, Any]:
     done: dict[str, list[float]] = {"sync": [], "async": []}
     for step in range(1, repeats + 2):
         for kind, saver in savers.items():
-            state = checkpoint.state_of(session.model, None, {"step": step})
+            state = checkpoint.state_of({"model": session.model})
             content = checkpoint.Content(step, state | fused(session), b"", {})
             ranks.barrier()
             start = perf_counter()
@@ -71,7 +71,7 @@ def measured(folder: Path, gib: float, repeats: int) -> dict[str, Any]:
     start = perf_counter()
     path = checkpoint.newest_valid(folder, ranks)
     check_s = perf_counter() - start
-    checkpoint.load(path, session.model, None, ranks)
+    checkpoint.load(path, {"model": session.model}, ranks)
     load_s = perf_counter() - start - check_s
     size = sum(file.stat().st_size for file in path.iterdir()) / GIB
     for saver in savers.values():

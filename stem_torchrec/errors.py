@@ -153,8 +153,10 @@ def shown(value: object) -> str:
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """``; did you mean 'stem_net'?`` for ``stemnet``, or nothing."""
+    if not isinstance(name, str):
+        return ""
     by_plain = {_plain(candidate): candidate for candidate in known}
-    near = difflib.get_close_matches(_plain(str(name)[:100]), list(by_plain), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(_plain(name[:100]), list(by_plain), n=1, cutoff=0.7)
     return f"; did you mean {by_plain[near[0]]!r}?" if near else ""
 
 

@@ -17,19 +17,24 @@ from stem_torchrec.checkpoint.folders import (
 )
 from stem_torchrec.checkpoint.initial import load_initial
 from stem_torchrec.checkpoint.keep import best_step, metric_value
-from stem_torchrec.checkpoint.load import POSITION, load, state_of
+from stem_torchrec.checkpoint.load import Parts, SavedStep, Stateful, load, state_of
 from stem_torchrec.checkpoint.matching import Initial
-from stem_torchrec.checkpoint.own import load_own, own_state
+from stem_torchrec.checkpoint.own import OwnParts, load_own, own_state
+from stem_torchrec.checkpoint.rng import RandomNumbers
 from stem_torchrec.checkpoint.save import Content, Saver
 from stem_torchrec.checkpoint.weight_owners import about_owners
 
 __all__ = [
     "FOLDER",
-    "POSITION",
     "Choice",
     "Content",
     "Initial",
+    "OwnParts",
+    "Parts",
+    "RandomNumbers",
+    "SavedStep",
     "Saver",
+    "Stateful",
     "about_owners",
     "best_step",
     "chosen_step",

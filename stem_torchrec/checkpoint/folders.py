@@ -129,9 +129,12 @@ def newest_about(run_dir: Place) -> Mapping[str, Any]:
     """What the manifest of the newest complete checkpoint says of the run.
 
     Raises:
-        UserError: the run has none.
+        UserError: the run has none, or its manifest names no tasks: no run has written it.
     """
-    for _, _, manifest in complete(run_dir / FOLDER):
+    for _, path, manifest in complete(run_dir / FOLDER):
+        tasks = manifest.about.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+            raise UserError(f"{path / MANIFEST}: it names no tasks; a run's checkpoint does")
         return manifest.about
     raise _none(run_dir, [])
 

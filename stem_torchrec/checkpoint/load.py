@@ -1,95 +1,90 @@
-"""Reading a checkpoint of any number of ranks and any plan into a model."""
+"""The parts of a run that a checkpoint holds, and reading them on any number of ranks."""
 
 import io
 import pickle
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch.distributed.checkpoint as dcp
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import ReadItem
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.checkpoint.failures import message_of
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.index import Index, read_index
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain, reason
-from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.errors import CheckpointError, UserError
+from stem_torchrec.errors import CheckpointError, UserError, shown
 from stem_torchrec.storage.place import Place
 
 
-class _SavedPosition(BaseModel):
-    """What a position holds, the same on every rank. Format 1 had no ``files``."""
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds.
 
-    model_config = ConfigDict(strict=True)
+    ``state_dict`` gives tensors, which loading writes into, and plain values: numbers, text, lists.
+    ``load_state_dict`` raises ValueError, ``NAME: reason``, for a plain value that cannot be.
+    """
 
-    step: int = Field(ge=0)
-    samples: int = Field(ge=0)
-    skipped: int = Field(ge=0)
-    epoch: int = Field(ge=0)
-    step_in_epoch: int = Field(ge=0)
-    world_size: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    intervals: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
-    order: str
-    files: str | None = None
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
 
 
-POSITION = tuple(_SavedPosition.model_fields)
-"""Names of what a position holds: numbers, lists and text."""
+Parts = Mapping[str, Stateful]
+"""By the name under which a checkpoint holds them."""
 
 
-def state_of(
-    model: DistributedModelParallel, optimizers: Optimizers | None, position: dict[str, Any]
-) -> dict[str, Any]:
-    """What a checkpoint holds; loading writes into the same tensors."""
-    state: dict[str, Any] = {"model": model.state_dict(), "position": position}
-    if optimizers is not None:
-        state["optimizers"] = optimizers.state_dict()
-    return state
+def state_of(parts: Parts) -> dict[str, Any]:
+    """What a checkpoint of some parts holds; loading writes into the same tensors."""
+    return {name: part.state_dict() for name, part in parts.items()}
 
 
-def load(
-    folder: Place,
-    model: DistributedModelParallel,
-    optimizers: Optimizers | None,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """Read a checkpoint of any number of ranks and any plan into this one. Collective.
+def load(folder: Place, parts: Parts, ranks: Ranks) -> None:
+    """Read parts of a checkpoint of any number of ranks and any plan into these. Collective.
 
-    Without ``optimizers`` only the model and the step are read, as evaluation needs them.
-
-    Returns:
-        The position that was saved with it.
+    Other parts that it holds are not read. A plain value that it does not hold, since an earlier
+    format had none, is missing in what a part is given.
 
     Raises:
-        UserError, CheckpointError: as ``read``.
+        UserError, CheckpointError: as ``read``; a part refuses its state.
     """
     index = ranks.on_first(lambda: read_index(folder))
-    names = [name for name in POSITION if f"position.{name}" in index.values]
-    position: dict[str, Any] = dict.fromkeys(names if optimizers is not None else ["step"], 0)
-    if optimizers is not None:
-        optimizers.make_state()
-    state = state_of(model, optimizers, position)
+    state = {name: _held(name, part.state_dict(), index) for name, part in parts.items()}
     read(folder, index, state, ranks)
-    _check_position(folder, state["position"], whole=optimizers is not None)
-    model.load_state_dict(state["model"])
-    if optimizers is not None:
-        optimizers.load_state_dict(state["optimizers"])
-    return state["position"]
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except ValueError as error:
+            raise UserError(f"{folder}: {name}.{error}") from None
 
 
-def _check_position(folder: Place, position: dict[str, Any], *, whole: bool) -> None:
-    try:
-        _SavedPosition.model_validate(position)
-    except ValidationError as error:
-        wrong = {str(e["loc"][0]): e["msg"] for e in error.errors()}
-        for name in wrong.keys() & (set(POSITION) if whole else {"step"}):
-            raise UserError(f"{folder}: position.{name}: {wrong[name]}") from None
+def _held(name: str, state: dict[str, Any], index: Index) -> dict[str, Any]:
+    plain = (int, float, str, list, type(None))
+    return {
+        key: value
+        for key, value in state.items()
+        if not isinstance(value, plain) or f"{name}.{key}" in index.values
+    }
+
+
+class SavedStep:
+    """The number of finished steps in a checkpoint's position; all that evaluation needs of it.
+
+    Attributes:
+        step: 0 before it is loaded.
+    """
+
+    step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Any) -> None:
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"step: expected a number of steps, found {shown(state['step'])}")
+        self.step = state["step"]
 
 
 def read(folder: Place, index: Index, state: dict[str, Any], ranks: Ranks) -> None:

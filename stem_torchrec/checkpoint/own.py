@@ -9,7 +9,6 @@ import torch
 
 from stem_torchrec.checkpoint.manifest import FORMAT, read_manifest
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain
-from stem_torchrec.checkpoint.rng import rng_state, set_rng_state
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
 from stem_torchrec.storage.place import Place
@@ -17,52 +16,43 @@ from stem_torchrec.storage.place import Place
 _log = logging.getLogger(__name__)
 
 
-class Windows(Protocol):
-    """The metrics of a rank's training stream."""
+class OwnPart(Protocol):
+    """A part of a run that each rank has for itself."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> Any: ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Any) -> None: ...
 
-    def merge(self, states: Sequence[Mapping[str, Any]]) -> None: ...
+    def merge(self, states: Sequence[Any]) -> None:
+        """Go on after another number of ranks, with the states of all of them."""
+        ...
 
 
-class Balance(Protocol):
-    """What the last balancing has left for the records; the same on every rank."""
-
-    def last_state(self) -> dict[str, Any] | None: ...
-
-    def set_last_state(self, state: Mapping[str, Any] | None) -> None: ...
+OwnParts = Mapping[str, OwnPart]
 
 
 def own_file(rank: int) -> str:
     return f"rank_{rank}.pt"
 
 
-def own_state(windows: Windows, balance: Balance | None, ranks: Ranks) -> bytes:
-    """Random number generators, metric windows and balancing figures of this rank."""
-    state = {
-        "rng": rng_state(ranks.device),
-        "windows": windows.state_dict(),
-        "balance": balance.last_state() if balance is not None else None,
-    }
+def own_state(parts: OwnParts) -> bytes:
+    """What this rank has for itself, as a file."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({name: part.state_dict() for name, part in parts.items()}, buffer)
     return buffer.getvalue()
 
 
-def load_own(folder: Place, windows: Windows, balance: Balance | None, ranks: Ranks) -> None:
+def load_own(folder: Place, parts: OwnParts, ranks: Ranks) -> None:
     """Take up what ``own_state`` has saved. Not collective.
 
-    With another number of ranks the metrics' sums are joined, their windows start anew, and random
-    numbers go on with the run's seed.
+    With another number of ranks each part makes one of all their states.
 
     Raises:
         UserError: an earlier version has saved something else, or it is not what a save writes.
     """
     saved_ranks = read_manifest(folder).about["world_size"]
     try:
-        _load(folder, saved_ranks, windows, balance, ranks)
+        _load(folder, saved_ranks, parts, ranks)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"{folder}: the files rank_*.pt are not those of format 1 to {FORMAT}, which --resume "
@@ -71,26 +61,22 @@ def load_own(folder: Place, windows: Windows, balance: Balance | None, ranks: Ra
         ) from None
 
 
-def _load(
-    folder: Place, saved_ranks: int, windows: Windows, balance: Balance | None, ranks: Ranks
-) -> None:
+def _load(folder: Place, saved_ranks: int, parts: OwnParts, ranks: Ranks) -> None:
     if saved_ranks == ranks.world_size:
         state = _read(folder, ranks.rank)
-        windows.load_state_dict(state["windows"])
-        set_rng_state(state["rng"], ranks.device)
-    else:
-        states = [_read(folder, rank) for rank in range(saved_ranks)]
-        windows.merge([state["windows"] for state in states])
-        state = states[0]
-        if ranks.is_first:
-            _log.warning(
-                "saved on %d ranks, going on with %d: windowed metrics start anew, and dropout "
-                "draws other numbers",
-                saved_ranks,
-                ranks.world_size,
-            )
-    if balance is not None:
-        balance.set_last_state(state["balance"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return
+    states = [_read(folder, rank) for rank in range(saved_ranks)]
+    for name, part in parts.items():
+        part.merge([state[name] for state in states])
+    if ranks.is_first:
+        _log.warning(
+            "saved on %d ranks, going on with %d: windowed metrics start anew, and dropout "
+            "draws other numbers",
+            saved_ranks,
+            ranks.world_size,
+        )
 
 
 def _read(folder: Place, rank: int) -> dict[str, Any]:

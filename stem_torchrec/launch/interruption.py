@@ -121,8 +121,11 @@ class Interruption:
             raise Stopped
 
     def _watch(self) -> None:
+        # Not ``select``: that knows descriptors below 1024 only, and many ranks have many sockets.
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
         while True:
-            if select.select([self._reader], [], [], self._next_look_s())[0]:
+            if poll.poll(1000 * self._next_look_s()):
                 for byte in os.read(self._reader, 64):
                     if byte == 0:
                         return

@@ -11,7 +11,7 @@ from stem_torchrec.storage.place import Place
 from stem_torchrec.storage.store_path import StorePath
 
 _OF_THE_MACHINE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE),
     *(errno.ENFILE, errno.ESTALE),
 }
 """Errors that another path would not mend."""

@@ -67,7 +67,9 @@ def _open(config: Config, ranks: Ranks, choice: checkpoint.Choice) -> tuple[Sess
     """A session, the checkpoint's folder, its step."""
     folder = checkpoint.chosen_valid(config.run.dir, choice, ranks)
     session = build(config, ranks, schema_of_run(config, ranks))
-    return session, folder, checkpoint.load(folder, session.model, None, ranks)["step"]
+    saved = checkpoint.SavedStep()
+    checkpoint.load(folder, {"model": session.model, "position": saved}, ranks)
+    return session, folder, saved.step
 
 
 def evaluate_run(

@@ -1,9 +1,10 @@
 """How far a run has come, how far it goes, and the batches in between."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stem_torchrec.config import Config
 from stem_torchrec.data.batch import Batch
@@ -11,58 +12,91 @@ from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
 
 
-@dataclass
 class Position:
-    """How far a run has come: finished steps, samples of all ranks, and the place in the data.
+    """How far a run has come; the same on every rank.
 
-    ``skipped`` of the steps were left out for bad numbers; their samples count.
+    Args:
+        reader: of the rows to train on.
+
+    Attributes:
+        read: the place in the data.
+        step: finished steps.
+        samples: of all ranks.
+        skipped: steps that were left out for bad numbers; their samples count.
     """
 
-    read: ReadPosition
-    step: int = 0
-    samples: int = 0
-    skipped: int = 0
+    def __init__(self, reader: ParquetReader) -> None:
+        self._reader = reader
+        self.read: ReadPosition = reader.start()
+        self.step = self.samples = self.skipped = 0
 
     @property
     def epoch(self) -> int:
         """The pass over the data that the last step belongs to, counted from 1; 0 before any."""
         return self.read.epoch + (0 if self.read.is_start else 1)
 
-    def advance(self, reader: ParquetReader) -> int:
+    def total_steps(self, config: Config) -> int:
+        """Steps of the run: those done, those left of this epoch, and those of the epochs to come.
+
+        The same at any position of an uninterrupted run; after going on with other ranks or
+        another batch size the rest has other steps.
+        """
+        left, epochs_left = 0, config.train.epochs - self.read.epoch
+        if epochs_left > 0:
+            left = self.read.steps_left + (epochs_left - 1) * self._reader.steps_per_epoch
+        steps = self.step + left
+        return min(steps, config.train.max_steps or steps)
+
+    def batches(self, total_steps: int) -> Iterator[Batch]:
+        """This rank's batches from here to the last step, over the epochs' ends."""
+        left, place = total_steps - self.step, self.read
+        while left > 0:
+            for batch in islice(self._reader.batches(place), left):
+                yield batch
+                left -= 1
+            place = self._reader.start(place.epoch + 1)
+
+    def advance(self) -> int:
         """Count one more step; returns its real samples of all ranks."""
         samples = self.read.division.samples_in_step(self.read.step)
         self.step += 1
         self.samples += samples
-        self.read = reader.after(self.read)
+        self.read = self._reader.after(self.read)
         return samples
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "samples": self.samples,
-            "skipped": self.skipped,
-            **self.read.state_dict(),
-        }
+        """Numbers, lists and text."""
+        counts = {"step": self.step, "samples": self.samples, "skipped": self.skipped}
+        return counts | self.read.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, on this reader's ranks.
+
+        Raises:
+            ValueError: it is no position.
+            UserError: as ``ParquetReader.resumed``.
+        """
+        try:
+            saved = _Saved.model_validate(dict(state))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{first['loc'][0]}: {first['msg']}") from None
+        self.read = self._reader.resumed(state)
+        self.step, self.samples, self.skipped = saved.step, saved.samples, saved.skipped
 
 
-def total_train_steps(config: Config, reader: ParquetReader, position: Position) -> int:
-    """Steps of the run: those done, those left of this epoch, and those of the epochs to come.
+class _Saved(BaseModel):
+    """What ``Position.state_dict`` gives. Checkpoints of format 1 have no ``files``."""
 
-    The same at any position of an uninterrupted run; after going on with other ranks or another
-    batch size the rest has other steps.
-    """
-    left, epochs_left = 0, config.train.epochs - position.read.epoch
-    if epochs_left > 0:
-        left = position.read.steps_left + (epochs_left - 1) * reader.steps_per_epoch
-    steps = position.step + left
-    return min(steps, config.train.max_steps or steps)
+    model_config = ConfigDict(strict=True)
 
-
-def batches_from(start: Position, reader: ParquetReader, total_steps: int) -> Iterator[Batch]:
-    """This rank's batches from ``start`` to the last step, over the epochs' ends."""
-    left, place = total_steps - start.step, start.read
-    while left > 0:
-        for batch in islice(reader.batches(place), left):
-            yield batch
-            left -= 1
-        place = reader.start(place.epoch + 1)
+    step: int = Field(ge=0)
+    samples: int = Field(ge=0)
+    skipped: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    step_in_epoch: int = Field(ge=0)
+    world_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    intervals: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
+    order: str
+    files: str | None = None

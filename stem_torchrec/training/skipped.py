@@ -17,19 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 class SkippedSteps:
-    """Counts them, and ends the run after ``train.max_skipped_steps`` in a row.
+    """Ends a run after ``train.max_skipped_steps`` in a row."""
 
-    Attributes:
-        total: since the run's start.
-    """
-
-    def __init__(self, config: Config, tasks: tuple[str, ...], ranks: Ranks, total: int) -> None:
+    def __init__(self, config: Config, tasks: tuple[str, ...], ranks: Ranks) -> None:
         self._limit = config.train.max_skipped_steps
         self._run_dir = config.run.dir
         self._tasks = tasks
         self._ranks = ranks
         self._in_a_row = 0
-        self.total = total
 
     def count(self, done: StepOutput, step: int) -> None:
         """After each step, the same on every rank.
@@ -41,7 +36,6 @@ class SkippedSteps:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        self.total += 1
         if self._in_a_row < self._limit:
             return
         try:

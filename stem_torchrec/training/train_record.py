@@ -1,7 +1,7 @@
 """The figures that a run records while it trains."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, cast
 
 from stem_torchrec.runs.records import Record, defined
 from stem_torchrec.training.memory import peak_memory_bytes
@@ -24,19 +24,26 @@ def train_metrics(session: Session) -> TrainMetrics:
     )
 
 
-def train_record(
-    session: Session,
-    position: Position,
-    total_steps: int,
-    metrics: TrainMetrics,
-    throughput: Throughput,
-    rates: Mapping[str, float],
-) -> Record:
+class Training(Protocol):
+    """What a train record tells of."""
+
+    @property
+    def session(self) -> Session: ...
+    @property
+    def position(self) -> Position: ...
+    @property
+    def metrics(self) -> TrainMetrics: ...
+    @property
+    def throughput(self) -> Throughput: ...
+
+
+def train_record(training: Training, total_steps: int, rates: Mapping[str, float]) -> Record:
     """What the train record of this step says; starts the next interval. Collective.
 
     Args:
         rates: learning rates of the step.
     """
+    session, position = training.session, training.position
     return {
         "kind": "train",
         "step": position.step,
@@ -44,11 +51,11 @@ def train_record(
         "epoch": position.epoch,
         "samples": position.samples,
         "skipped": position.skipped,
-        "qps": throughput.lap(),
-        "qps_total": throughput.total(),
+        "qps": training.throughput.lap(),
+        "qps_total": training.throughput.total(),
         "peak_memory_bytes": peak_memory_bytes(session.ranks.device),
         # The record that ends a run off the schedule leaves the mean loss to the one it resumes.
-        **metrics.compute(start_anew=position.step % session.config.train.log_every == 0),
+        **training.metrics.compute(start_anew=position.step % session.config.train.log_every == 0),
         "lr": dict(rates),
         "balance": _balance_record(session),
     }

@@ -1,17 +1,19 @@
 """One run, read top to bottom: build, loop, evaluate, save."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stem_torchrec import checkpoint
+from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
-from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.distributed.optimizers import learning_rate_factor
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
 from stem_torchrec.launch.interruption import Interruption, Stopped
 from stem_torchrec.runs.folder import (
     Existing,
+    about_run,
     check_run,
     clear_run,
     continue_run,
@@ -24,9 +26,8 @@ from stem_torchrec.runs.schema import schema_of_new, schema_of_run
 from stem_torchrec.runs.shared_folder import check_shared
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
-from stem_torchrec.training.metrics import TrainMetrics
-from stem_torchrec.training.position import Position, batches_from, total_train_steps
-from stem_torchrec.training.saving import best_kept, content, keep_last, save_due, saver_of
+from stem_torchrec.training.position import Position
+from stem_torchrec.training.saving import best_kept, keep_last, save_due
 from stem_torchrec.training.session import Session, build, open_split
 from stem_torchrec.training.skipped import SkippedSteps
 from stem_torchrec.training.throughput import Throughput
@@ -72,7 +73,14 @@ def train(
     with ExitStack() as claim:
         existing = ranks.on_first(lambda: _claim(claim, config, existing))
         check_shared("run.dir", config.run.dir, ranks)
-        return _train(config, ranks, existing, listener, initial)
+        resume = existing == "resume"
+        schema = schema_of_run(config, ranks) if resume else schema_of_new(config, initial, ranks)
+        trainer = Trainer(build(config, ranks, schema), listener)
+        if resume:
+            trainer.go_on()
+        else:
+            trainer.begin(existing, initial)
+        return trainer.run()
 
 
 def _claim(claim: ExitStack, config: Config, existing: Existing) -> Existing:
@@ -86,50 +94,212 @@ def _claim(claim: ExitStack, config: Config, existing: Existing) -> Existing:
     return existing
 
 
-def _train(
-    config: Config,
-    ranks: Ranks,
-    existing: Existing,
-    listener: Listener,
-    initial: checkpoint.Initial | None,
-) -> Outcome:
-    if existing == "resume":
-        schema = schema_of_run(config, ranks)
-    else:
-        schema = schema_of_new(config, initial, ranks)
-    session = build(config, ranks, schema)
-    reader = open_split(session, "train", for_training=True)
-    metrics = train_metrics(session)
-    if existing == "resume":
-        position = _go_on(session, reader, metrics)
-    else:
-        position = Position(reader.start())
-        _begin(session, existing, initial, listener)
+class Trainer:
+    """One run on these ranks: what it has, and the loop that uses it.
 
-    interruption = Interruption(
-        ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
-    )
-    recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
-    with interruption, recorder:
+    Every rank makes the same calls.
 
-        def publish(record: Record) -> None:
-            recorder.write(record)
-            if ranks.is_first:
-                listener(record)
+    Args:
+        session: the model with what trains it.
+        listener: gets every record, on rank 0 alone.
 
-        saver = saver_of(session, publish, recorder)
-        qps, test, stopped = None, None, None
+    Attributes:
+        position: how far the run has come.
+        metrics: of the training stream.
+        interruption: signals, and the watch over steps.
+    """
+
+    recorder: Recorder
+    saver: checkpoint.Saver
+
+    def __init__(self, session: Session, listener: Listener) -> None:
+        config, ranks = session.config, session.ranks
+        self.session, self.config, self.ranks = session, config, ranks
+        self._listener = listener
+        self.position = Position(open_split(session, "train", for_training=True))
+        self.metrics = train_metrics(session)
+        self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
+        self.skipped = SkippedSteps(config, session.schema.task_names, ranks)
+        self.interruption = Interruption(
+            ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
+        )
+
+    @property
+    def parts(self) -> checkpoint.Parts:
+        """What a checkpoint holds of the run, the same on all ranks or in shards."""
+        session = self.session
+        return {
+            "model": session.model,
+            "optimizers": session.optimizers,
+            "position": self.position,
+        }
+
+    @property
+    def own_parts(self) -> checkpoint.OwnParts:
+        """What it holds of each rank."""
+        return {
+            "windows": self.metrics,
+            "rng": checkpoint.RandomNumbers(self.ranks.device),
+            "balance": LastBalance(self.session.fork),
+        }
+
+    def begin(self, existing: Existing, initial: checkpoint.Initial | None) -> None:
+        """Take the first weights from another run if asked, and make the run's folder."""
+        config, session, report = self.config, self.session, None
+        if initial is not None:
+            model, schema = session.model, session.schema
+            report = checkpoint.load_initial(model, config, schema, initial, self.ranks)
+
+        def make() -> None:
+            with environment_failures(config.run.dir):
+                clear_run(config.run.dir, existing)
+                mark(config.run.dir)
+                create_run(config, session.schema, session.plan_report)
+
+        self.ranks.on_first(make)
+        if report is not None and self.ranks.is_first:
+            write_init(config.run.dir, report)
+            self._listener({"kind": "init", **report})
+
+    def go_on(self) -> None:
+        """Load the newest checkpoint and bring the run's folder to its position."""
+        config, session = self.config, self.session
+        folder = checkpoint.newest_valid(config.run.dir, self.ranks)
+        session.optimizers.make_state()
+        checkpoint.load(folder, self.parts, self.ranks)
+        checkpoint.load_own(folder, self.own_parts, self.ranks)
+        step = self.position.step
+        self.ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, step))
+
+    def run(self) -> Outcome:
+        """From the position to the end: steps, test, last checkpoint."""
+        config, ranks, position = self.config, self.ranks, self.position
+        self.recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
+        with self.interruption, self.recorder:
+            # Records first: a run that goes on from a checkpoint has those before it.
+            folder, upload = config.run.dir / checkpoint.FOLDER, self.recorder.upload
+            self.saver = checkpoint.Saver(config.checkpoint, folder, ranks, self._failed, upload)
+            test, stopped = None, None
+            try:
+                self._fit()
+                if "test" in self.session.splits:
+                    test = self._evaluate("test")
+            except Stopped:
+                stopped = position.step
+            unsaved = keep_last(self.session, position, self.saver)
+            self.saver.close()
+            best = best_kept(self.session)
+        failure = _failure(unsaved, self.recorder.failure)
+        qps = self.throughput.total() if stopped is None else None
+        return Outcome(test, qps, stopped, best, failure)
+
+    def _fit(self) -> None:
+        """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
+
+        Raises:
+            Stopped: a signal has ended it, with a checkpoint.
+        """
+        position, total_steps = self.position, self.position.total_steps(self.config)
+        batches = position.batches(total_steps)
+        if owes_evaluation(self.session, position, total_steps):
+            self._evaluate("valid")
+        self.session.recommender.train()
+        self.throughput.resume()
+        while position.step < total_steps:
+            rates = self._set_rates(total_steps)
+            self.interruption.beat()
+            done = self.session.step(batches)
+            self.skipped.count(done, position.step + 1)
+            if done.skipped:
+                position.skipped += 1
+            else:
+                self.metrics.update(done.dense)
+            self.throughput.count(position.advance())
+
+            if position.step % self.config.train.log_every == 0 or position.step == total_steps:
+                self._publish(train_record(self, total_steps, rates))
+            self.throughput.pause()
+            self._evaluate_and_save(total_steps)
+            self.throughput.resume()
+        self.throughput.pause()
+
+    def _set_rates(self, total_steps: int) -> dict[str, float]:
+        """Tell optimizers and balancing which step comes; the learning rates it has."""
+        session, position = self.session, self.position
+        factor = learning_rate_factor(self.config.optim, position.step, total_steps)
+        session.optimizers.set_applied_steps(position.step - position.skipped)
+        if session.fork is not None:
+            session.fork.begin(position.step)
+        return session.optimizers.set_learning_rates(factor)
+
+    def _evaluate_and_save(self, total_steps: int) -> None:
+        """What is due between two steps, and the end if a signal asks for it.
+
+        Raises:
+            Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
+            SplitRefused: the valid split cannot be read any more; the ranks have saved.
+        """
+        position, evaluated, refused = self.position, None, None
+        stop = self.interruption.agreed()
         try:
-            qps = _fit(session, reader, position, metrics, saver, publish, interruption)
-            if "test" in session.splits:
-                test = evaluate(session, "test", position.step, position.epoch, interruption)
-                publish(test)
+            if not stop and evaluation_due(self.session, position, total_steps):
+                evaluated = self._evaluate("valid")
         except Stopped:
-            stopped = position.step
-        unsaved = keep_last(session, position, saver)
-        saver.close()
-        best = best_kept(session)
-    return Outcome(test, qps, stopped, best, _failure(unsaved, recorder.failure))
+            stop = True
+        except SplitRefused as error:  # on all ranks
+            refused = error
+        self.interruption.rest()
+        last = position.step == total_steps
+        ends = stop or last or refused is not None
+        if ends or save_due(self.config.checkpoint, position.step, last, evaluated):
+            self._save(evaluated, ends=ends)
+        if refused is not None:
+            self.saver.wait()
+            raise refused
+        if stop:
+            raise Stopped
+
+    def _evaluate(self, split: str) -> Record:
+        position = self.position
+        record = evaluate(self.session, split, position.step, position.epoch, self.interruption)
+        self._publish(record)
+        return record
+
+    def _save(self, evaluated: Record | None, *, ends: bool) -> None:
+        """Save what the run has come to; ``evaluated`` is this step's eval record."""
+        session, name = self.session, self.config.checkpoint.keep_best
+        metric = {"name": name, "value": checkpoint.metric_value(evaluated, name)}
+        about = about_run(self.config, session.schema, session.table_sharding)
+        about |= checkpoint.about_owners(session.recommender.model)
+        about |= {"epoch": self.position.epoch, "metric": metric}
+        state, own = checkpoint.state_of(self.parts), checkpoint.own_state(self.own_parts)
+        content = checkpoint.Content(self.position.step, state, own, about)
+        self.saver.save(content, last=ends)
+
+    def _failed(self, step: int, error: str) -> None:
+        self._publish({"kind": "checkpoint", "step": step, "error": error})
+
+    def _publish(self, record: Record) -> None:
+        self.recorder.write(record)
+        if self.ranks.is_first:
+            self._listener(record)
+
+
+class LastBalance:
+    """The figures of the last balancing, for the records; the same on every rank."""
+
+    def __init__(self, fork: BalancedFork | None) -> None:
+        self._fork = fork
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return self._fork.last_state() if self._fork is not None else None
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        if self._fork is not None:
+            self._fork.set_last_state(state)
+
+    def merge(self, states: Sequence[Mapping[str, Any] | None]) -> None:
+        self.load_state_dict(states[0])
 
 
 def _failure(unsaved: str | None, records: Exception | None) -> Exception | None:
@@ -139,129 +309,3 @@ def _failure(unsaved: str | None, records: Exception | None) -> Exception | None
     if records is None:
         return CheckpointError(unsaved)
     return type(records)(f"{unsaved}; {records}")
-
-
-def _begin(
-    session: Session, existing: Existing, initial: checkpoint.Initial | None, listener: Listener
-) -> None:
-    """Take the first weights from another run if asked, and make the run's folder. Collective."""
-    config, ranks, report = session.config, session.ranks, None
-    if initial is not None:
-        report = checkpoint.load_initial(session.model, config, session.schema, initial, ranks)
-
-    def begin() -> None:
-        with environment_failures(config.run.dir):
-            clear_run(config.run.dir, existing)
-            mark(config.run.dir)
-            create_run(config, session.schema, session.plan_report)
-
-    ranks.on_first(begin)
-    if report is not None and ranks.is_first:
-        write_init(config.run.dir, report)
-        listener({"kind": "init", **report})
-
-
-def _go_on(session: Session, reader: ParquetReader, metrics: TrainMetrics) -> Position:
-    """Load the newest checkpoint and bring the run's folder to its position. Collective."""
-    config, ranks = session.config, session.ranks
-    folder = checkpoint.newest_valid(config.run.dir, ranks)
-    saved = checkpoint.load(folder, session.model, session.optimizers, ranks)
-    position = Position(reader.resumed(saved), saved["step"], saved["samples"], saved["skipped"])
-    checkpoint.load_own(folder, metrics, session.fork, ranks)
-    ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, position.step))
-    return position
-
-
-def _fit(
-    session: Session,
-    reader: ParquetReader,
-    position: Position,
-    metrics: TrainMetrics,
-    saver: checkpoint.Saver,
-    publish: Listener,
-    interruption: Interruption,
-) -> float | None:
-    """Steps until the epochs or ``max_steps`` are done, with records, evaluations, checkpoints.
-
-    Returns:
-        Samples per second of all ranks, warm-up, evaluations and checkpoints left out.
-
-    Raises:
-        Stopped: a signal has ended it, with a checkpoint.
-    """
-    config = session.config
-    total_steps = total_train_steps(config, reader, position)
-    batches = batches_from(position, reader, total_steps)
-    throughput = Throughput(session.ranks.device, config.train.qps_warmup_steps)
-    skipped = SkippedSteps(config, session.schema.task_names, session.ranks, position.skipped)
-    if owes_evaluation(session, position, total_steps):
-        publish(evaluate(session, "valid", position.step, position.epoch, interruption))
-    session.recommender.train()
-    while position.step < total_steps:
-        factor = learning_rate_factor(config.optim, position.step, total_steps)
-        rates = session.optimizers.set_learning_rates(factor)
-        session.optimizers.set_applied_steps(position.step - position.skipped)
-        if session.fork is not None:
-            session.fork.begin(position.step)
-        interruption.beat()
-        output = session.step(batches)
-        skipped.count(output, position.step + 1)
-        if not output.skipped:
-            metrics.update(output.dense)
-        throughput.count(position.advance(reader))
-        position.skipped = skipped.total
-
-        if position.step % config.train.log_every == 0 or position.step == total_steps:
-            publish(train_record(session, position, total_steps, metrics, throughput, rates))
-        throughput.pause()
-        _evaluate_and_save(session, position, total_steps, metrics, saver, publish, interruption)
-        throughput.resume()
-    return throughput.total()
-
-
-def _evaluate_and_save(
-    session: Session,
-    position: Position,
-    total_steps: int,
-    metrics: TrainMetrics,
-    saver: checkpoint.Saver,
-    publish: Listener,
-    interruption: Interruption,
-) -> None:
-    """What is due between two steps, and the end if a signal asks for it. Collective.
-
-    Raises:
-        Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
-        SplitRefused: the valid split cannot be read any more; the ranks have saved.
-    """
-    stop, evaluated, refused = interruption.agreed(), None, None
-    try:
-        if not stop and evaluation_due(session, position, total_steps):
-            evaluated = evaluate(session, "valid", position.step, position.epoch, interruption)
-            publish(evaluated)
-    except Stopped:
-        stop = True
-    except SplitRefused as error:  # on all ranks
-        refused = error
-    interruption.rest()
-    last = position.step == total_steps
-    ends = stop or last or refused is not None
-    if ends or save_due(session.config.checkpoint, position.step, last, evaluated):
-        _save(session, position, metrics, saver, evaluated, ends=ends)
-    if refused is not None:
-        saver.wait()
-        raise refused
-    if stop:
-        raise Stopped
-
-
-def _save(
-    session: Session,
-    position: Position,
-    metrics: TrainMetrics,
-    saver: checkpoint.Saver,
-    evaluated: Record | None,
-    *,
-    ends: bool,
-) -> None:
-    saver.save(content(session, position, metrics, evaluated), last=ends)

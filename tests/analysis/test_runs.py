@@ -91,9 +91,9 @@ def test_features_with_a_common_table_get_it(monkeypatch: pytest.MonkeyPatch) ->
     from stem_torchrec.training import finished_run
 
     owners = {"shared": ("a", "b"), "click": ("b",)}
-    model = Space(module=Space(recommender=Space(model=Space(owners=owners))))
+    session = Space(model=None, recommender=Space(model=Space(owners=owners)))
     arrays = {"shared__a": np.zeros((2, 1)), "click__a": np.ones((2, 1))}
-    monkeypatch.setattr(finished_run, "open_run", lambda *_: (Space(model=model), 0))
+    monkeypatch.setattr(finished_run, "open_run", lambda *_: (session, 0))
     monkeypatch.setattr(
         finished_run, "whole_tables", lambda _, names: {n: arrays[n] for n in names}
     )

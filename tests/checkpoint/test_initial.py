@@ -14,7 +14,7 @@ from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import POSITION
-from tests.support.steps import SCHEMA, State, config_of, start, state_of
+from tests.support.steps import SCHEMA, State, config_of, parts_of, start, state_of
 
 TABLE = "recommender.embeddings.tables.embedding_bags.{}.weight"
 
@@ -37,7 +37,7 @@ def config(folder: Path, of: Schema, sharding: str = "table_wise", **model: Any)
 def save(ranks: Any, config: Config) -> State:
     session = start(config, ranks)
     saver = checkpoint.Saver(CheckpointConfig(), config.run.dir / checkpoint.FOLDER, ranks)
-    state = checkpoint.state_of(session.model, session.optimizers, POSITION)
+    state = checkpoint.state_of(parts_of(session, POSITION))
     about = checkpoint.about_owners(session.model.module.recommender.model)
     about |= {"tasks": session.schema.task_names, "schema": session.schema.content()}
     saver.save(checkpoint.Content(3, state, b"", about))

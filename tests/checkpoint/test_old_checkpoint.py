@@ -16,7 +16,7 @@ from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.config.reading import load_config
 from stem_torchrec.data.schema import load_schema
 from tests.checkpoint.test_initial import load
-from tests.support.steps import config_of, start, state_of
+from tests.support.steps import config_of, load_checkpoint, start, state_of
 
 ORDER = ("like", "follow", "click")
 DENSE = "recommender.model."
@@ -36,7 +36,7 @@ def test_its_run_goes_on(old: Path, alone: Any) -> None:
     session = start(config, alone)
     fresh = state_of(session)
     folder = checkpoint.newest_valid(config.run.dir, alone)
-    assert checkpoint.load(folder, session.model, session.optimizers, alone)["step"] == 2
+    assert load_checkpoint(folder, session, alone)["step"] == 2
     loaded = state_of(session)
     for before, after in zip(fresh, loaded, strict=True):
         assert all((before[name] != after[name]).any() for name in before)
@@ -47,7 +47,7 @@ def test_weights_are_found_by_task_in_what_its_config_says(old: Path, alone: Any
     same = start(load_config(old / "run" / "config.yaml", options), alone)
     folder = checkpoint.newest_valid(old / "run", alone)
     assert "owners" not in read_manifest(folder).about
-    checkpoint.load(folder, same.model, None, alone)
+    checkpoint.load(folder, {"model": same.model}, alone)
     saved = state_of(same).dense
 
     model = {"name": "aitm", "expert_widths": [3], "tower_widths": [2]}

@@ -15,7 +15,7 @@ from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.errors import CheckpointError
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import POSITION, batches, config_with, rows_of_steps
-from tests.support.steps import assert_close, run_steps, start, state_of
+from tests.support.steps import assert_close, load_checkpoint, parts_of, run_steps, start, state_of
 
 KINDS = pytest.mark.parametrize("asynchronous", [False, True])
 SHARDINGS = ("table_wise", "row_wise", "column_wise", "data_parallel")
@@ -23,7 +23,7 @@ SHARDINGS = ("table_wise", "row_wise", "column_wise", "data_parallel")
 
 def content(session: Any, step: int) -> checkpoint.Content:
     position = POSITION | {"step": step}
-    state = checkpoint.state_of(session.model, session.optimizers, position)
+    state = checkpoint.state_of(parts_of(session, position))
     return checkpoint.Content(step, state, b"own", {"versions": {}})
 
 
@@ -54,7 +54,7 @@ def save_and_go_on(ranks: Any, config: Any, folder: Path) -> Any:
 
 def load(ranks: Any, config: Any, path: Path) -> Any:
     session = start(config, ranks)
-    position = checkpoint.load(path, session.model, session.optimizers, ranks)
+    position = load_checkpoint(path, session, ranks)
     return state_of(session), position["step"]
 
 
@@ -149,4 +149,4 @@ def test_ctrl_c_in_a_load_is_no_failed_rank(
 
     monkeypatch.setattr(Reader, "read_data", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.load(tmp_path / "saved" / "step_4", session.model, None, alone)
+        checkpoint.load(tmp_path / "saved" / "step_4", {"model": session.model}, alone)

@@ -15,7 +15,7 @@ from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from tests.checkpoint.test_save import content
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import batches, config_with, rows_of_steps
-from tests.support.steps import assert_close, config_of, run_steps, start, state_of
+from tests.support.steps import assert_close, config_of, load_checkpoint, run_steps, start, state_of
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def save_page_locked(ranks: Any, config: Any, folder: Path) -> tuple[Any, int]:
 
 def load_and_go_on(ranks: Any, config: Any, path: Path) -> Any:
     session = start(config, ranks)
-    checkpoint.load(path, session.model, session.optimizers, ranks)
+    load_checkpoint(path, session, ranks)
     loaded = state_of(session)
     run_steps(session, batches(ranks, rows_of_steps()[2:]))
     return loaded, state_of(session)
@@ -151,7 +151,7 @@ def test_a_checkpoint_from_a_gpu_resumes_bit_equal(
     saver.wait()
     saver.close()
     loaded = start(config, gpu)
-    checkpoint.load(tmp_path / "saved" / "step_2", loaded.model, loaded.optimizers, gpu)
+    load_checkpoint(tmp_path / "saved" / "step_2", loaded, gpu)
     for steps in ([], data[2:3]):
         if steps:
             assert torch.equal(run_steps(session, steps, 2), run_steps(loaded, steps, 2))

@@ -46,7 +46,7 @@ def evaluation(run_dir: Path, capsys: pytest.CaptureFixture[str], *options: str)
 
 def test_run_folder(two_ranks: Path) -> None:
     names = {path.name for path in two_ranks.iterdir()}
-    assert names == {"config.yaml", "plan.txt", "metrics.jsonl", "checkpoints", "tb"}
+    assert names == {"config.yaml", "schema.json", "plan.txt", "metrics.jsonl", "checkpoints", "tb"}
     assert "shared__user_id" in (two_ranks / "plan.txt").read_text()
     assert [path.name for path in (two_ranks / "checkpoints").iterdir()] == ["step_16"]
     assert any((two_ranks / "tb").iterdir())
@@ -193,10 +193,10 @@ def test_task_and_feature_subsets(folder: Path, sharding: str) -> None:
 
 def test_plan_needs_no_device(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(folder / "plan.yaml", folder / "data", folder / "plan")
-    options = ["--world-size", "8", "--device", "cuda", "--distributed.sharding", "row_wise"]
+    options = ["--world-size", "3", "--device", "cuda", "--distributed.sharding", "row_wise"]
     assert main(["plan", "--config", str(config), *options]) == 0
     report = capsys.readouterr().out
-    assert "8 cuda ranks" in report
+    assert "3 cuda ranks" in report
     assert report.count("row_wise") == 3 * 9
     assert not (folder / "plan").exists()
 

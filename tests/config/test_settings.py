@@ -155,6 +155,7 @@ HUGE = "9" * 5000
         (["--data.days", "2022-04-08 25:00:00"], r"data\.days: .*expected a day"),
         (["--train.epochs", HUGE], r"train\.epochs: .{,100}found .{,160}$"),
         (["--train.epochs", "0x" + "f" * 9000], r"train\.epochs: .{,200}$"),
+        (["--model.name", "0x" + "f" * 9000], r"model\.name: .*more than 4,300 digits$"),
         (["--optim.lr", "!!float x"], r"optim\.lr: .*valid number.*found '!!float x'"),
         (["--tasks.names", "[" * 900 + "]" * 900], r"--tasks\.names: line 1: nested deeper than"),
         (["--train.batch_size", "true"], r"train\.batch_size: .*a number, found True"),

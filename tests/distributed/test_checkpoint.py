@@ -7,17 +7,21 @@ from stem_torchrec import checkpoint
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.errors import UserError
 from tests.support.steps import (
+    Values,
     assert_close,
     batch_of,
     config_of,
     join_rows,
+    load_checkpoint,
+    parts_of,
     random_rows,
     run_steps,
     start,
     state_of,
 )
 
-POSITION = dict.fromkeys(checkpoint.POSITION, 3) | {
+NUMBERS = ("step", "samples", "skipped", "epoch", "step_in_epoch", "world_size", "batch_size")
+POSITION = dict.fromkeys(NUMBERS, 3) | {
     "intervals": [[0, 7], [9, 12]],
     "order": "a",
     "files": "b",
@@ -51,7 +55,7 @@ def train_save_train(ranks, config, folder):
     session = start(config, ranks)
     run_steps(session, batches(ranks, rows_of_steps()[:3]))
     halfway = state_of(session)
-    state = checkpoint.state_of(session.model, session.optimizers, POSITION)
+    state = checkpoint.state_of(parts_of(session, POSITION))
     save(folder, 3, state, ranks)
     run_steps(session, batches(ranks, rows_of_steps()[3:]))
     return halfway, state_of(session)
@@ -60,7 +64,7 @@ def train_save_train(ranks, config, folder):
 def load_train(ranks, config, folder):
     """A fresh model that loads and makes the last three steps; its states and the position."""
     session = start(config, ranks)
-    position = checkpoint.load(folder / "step_3", session.model, session.optimizers, ranks)
+    position = load_checkpoint(folder / "step_3", session, ranks, **POSITION)
     halfway = state_of(session)
     run_steps(session, batches(ranks, rows_of_steps()[3:]))
     return halfway, state_of(session), position
@@ -68,7 +72,7 @@ def load_train(ranks, config, folder):
 
 def load_for_evaluation(ranks, config, folder):
     session = start(config, ranks)
-    checkpoint.load(folder / "step_3", session.model, None, ranks)
+    checkpoint.load(folder / "step_3", {"model": session.model}, ranks)
     return state_of(session)
 
 
@@ -162,7 +166,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path, alone):
     session = start(config_with(tmp_path, "table_wise", "sgd"), alone)
     folder = tmp_path / "run" / checkpoint.FOLDER
     for step in (9, 10, 100):
-        state = checkpoint.state_of(session.model, session.optimizers, POSITION)
+        state = checkpoint.state_of(parts_of(session, POSITION))
         save(folder, step, state, alone)
     (folder / "step_200.partial").mkdir()
     assert checkpoint.saved_steps(folder) == [10, 100]
@@ -172,9 +176,11 @@ def test_only_the_newest_checkpoints_stay(tmp_path, alone):
 def test_saving_a_step_again_replaces_it(tmp_path, alone):
     session = start(config_with(tmp_path, "table_wise", "sgd"), alone)
     for step in (1, 2):
-        state = checkpoint.state_of(session.model, None, POSITION | {"step": step})
+        state = checkpoint.state_of({"model": session.model, "position": Values(step=step)})
         save(tmp_path / "saved", 5, state, alone)
-    assert checkpoint.load(tmp_path / "saved" / "step_5", session.model, None, alone)["step"] == 2
+    saved = checkpoint.SavedStep()
+    checkpoint.load(tmp_path / "saved" / "step_5", {"position": saved}, alone)
+    assert saved.step == 2
 
 
 def test_a_run_without_checkpoints_is_the_users_error(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import os, signal, sys, time
+import os, resource, signal, sys, time
 import torch
 from stem_torchrec.launch.interruption import Interruption
 from stem_torchrec.distributed.ranks import Ranks
@@ -23,6 +23,12 @@ def leave_in_time():
         os.kill(os.getpid(), signal.SIGINT)
         while not interruption.agreed():
             time.sleep(0.01)
+
+def among_many_descriptors():
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, most), most))
+    held = [os.dup(0) for _ in range(1100)]
+    leave_in_time()
 
 def hangup():
     with Interruption(ranks, grace_s=60, limit_s=60) as interruption:
@@ -74,8 +80,8 @@ def afterwards():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
-for case in (leave_in_time, hangup, left_ignored, outlast_the_grace, second_signal,
-             the_same_signal_twice, hang, rest, afterwards):
+for case in (leave_in_time, among_many_descriptors, hangup, left_ignored, outlast_the_grace,
+             second_signal, the_same_signal_twice, hang, rest, afterwards):
     child = os.fork()
     if child == 0:
         case()
@@ -106,6 +112,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, int], str
     ("case", "code"),
     [
         ("leave_in_time", 0),
+        ("among_many_descriptors", 0),
         ("hangup", 0),
         ("left_ignored", 0),
         ("outlast_the_grace", 1),

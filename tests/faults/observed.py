@@ -38,10 +38,11 @@ def _observe(write: Callable[..., None]) -> None:
     from stem_torchrec.checkpoint import Saver
     from stem_torchrec.distributed.dense_step import DenseStep
     from stem_torchrec.training import trainer
+    from stem_torchrec.training.trainer import Trainer
 
     last = {"rows": 0}
     forward, advance = DenseStep.__call__, trainer.Position.advance
-    save, write_out, evaluate = trainer._save, Saver._write, trainer.evaluate
+    save, write_out, evaluate = Trainer._save, Saver._write, trainer.evaluate
 
     def watched_forward(self: Any, pooled: Any, batch: Any) -> Any:
         last["rows"] = rows_of(batch)
@@ -73,7 +74,7 @@ def _observe(write: Callable[..., None]) -> None:
 
     DenseStep.__call__ = watched_forward  # type: ignore[method-assign]
     trainer.Position.advance = watched_advance  # type: ignore[method-assign]
-    trainer._save = watched_save
+    Trainer._save = watched_save  # type: ignore[method-assign]
     Saver._write = watched_write_out  # type: ignore[method-assign]
     trainer.evaluate = watched_evaluate
 

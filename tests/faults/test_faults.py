@@ -80,12 +80,12 @@ def test_a_second_job_is_refused_and_changes_nothing(
 ) -> None:
     with Job(tmp_path, data, options=["--train.epochs", "4000"]) as job:
         job.wait_for("step", after=10)
-        before = (job.run_dir / "config.yaml").stat()
+        before = (job.run_dir / "config.yaml").read_text()
         config = str(tmp_path / "config.yaml")
         for existing in ("--resume", "--overwrite"):
             assert main(["train", "--config", config, existing, "--run.seed", "7"]) == 2
             assert "is being written by process" in capsys.readouterr().err
-        assert (job.run_dir / "config.yaml").stat() == before
+        assert (job.run_dir / "config.yaml").read_text() == before
         job.process.send_signal(signal.SIGTERM)
         assert job.result().code == 0
     assert not (job.run_dir / ".lock").exists()

@@ -1,6 +1,7 @@
 """Correct content, and what a slip, a damaged disk or an attacker makes of it."""
 
 import json
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 Content = Any
 
-_DEEP = 3000
+_DEEP = 20_000  # Hypothesis raises Python's limit of 1,000 frames
+_VALUE = re.compile(rb"[:\[,-] ?(?=[^ ])")
+_WORD = re.compile(rb"[^,\n\]}]*")
 
 
 NASTY: st.SearchStrategy[Any] = st.one_of(
@@ -29,7 +32,7 @@ NASTY: st.SearchStrategy[Any] = st.one_of(
     st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3),
 )
 
-_TOKENS = (
+TOKENS = (
     *(
         b"!!float x",
         b"!!binary x",
@@ -82,7 +85,7 @@ def damaged(draw: st.DrawFn, text: bytes) -> bytes:
         return text
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(text)))
-        match draw(st.sampled_from(["cut", "flip", "put", "token", "again"])):
+        match draw(st.sampled_from(["cut", "flip", "put", "token", "value", "value", "again"])):
             case "cut":
                 text = text[:place]
             case "flip" if place < len(text):
@@ -90,8 +93,15 @@ def damaged(draw: st.DrawFn, text: bytes) -> bytes:
                 text = text[:place] + bytes([flipped]) + text[place + 1 :]
             case "put":
                 text = text[:place] + draw(st.binary(max_size=8)) + text[place:]
-            case "token":
-                text = text[:place] + draw(st.sampled_from(_TOKENS)) + text[place:]
+            case "token":  # mostly where a value begins
+                starts = [match.end() for match in _VALUE.finditer(text)]
+                place = draw(st.sampled_from([*starts, place]))
+                text = text[:place] + draw(st.sampled_from(TOKENS)) + text[place:]
+            case "value" if _VALUE.search(text):
+                start = draw(st.sampled_from([m.end() for m in _VALUE.finditer(text)]))
+                word = _WORD.match(text, start)
+                end = word.end() if word else start
+                text = text[:start] + draw(st.sampled_from(TOKENS)) + text[end:]
             case "again":
                 end = draw(st.integers(place, len(text)))
                 text = text[:end] + text[place:end] + text[end:]
@@ -101,7 +111,8 @@ def damaged(draw: st.DrawFn, text: bytes) -> bytes:
 def files(content: Content, write: Callable[[Content], str]) -> st.SearchStrategy[bytes]:
     """Files near a correct one, and bytes that are nothing at all."""
     near = mutated(content).map(lambda value: write(value).encode(errors="surrogatepass"))
-    return near.flatmap(damaged) | st.binary(max_size=200) | st.text(max_size=100).map(_bytes)
+    nothing = st.binary(max_size=200) | st.text(max_size=100).map(_bytes)
+    return st.integers(0, 9).flatmap(lambda i: near.flatmap(damaged) if i else nothing)
 
 
 def _bytes(text: str) -> bytes:

@@ -30,7 +30,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.describe import Description
 from stem_torchrec.runs.folder import cut_records
 from stem_torchrec.runs.records import METRICS, has_evaluation, read_records
-from tests.fuzz.mutations import as_json, as_lines, as_yaml, files
+from tests.fuzz.mutations import TOKENS, as_json, as_lines, as_yaml, files
 from tests.support.steps import SCHEMA
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
@@ -105,7 +105,10 @@ def test_config(folder: Path, content: bytes, options: list[str]) -> None:
         assert again == config.model_copy(update=places)
 
 
-@fuzz(st.sampled_from(list(all_keys())), st.text(max_size=30) | st.floats().map(str))
+TEXTS = st.sampled_from(TOKENS).map(lambda token: token.decode(errors="surrogateescape"))
+
+
+@fuzz(st.sampled_from(list(all_keys())), TEXTS | st.text(max_size=30) | st.floats().map(str))
 def test_option(folder: Path, key: Any, text: str) -> None:
     file = folder / "small.yaml"
     file.write_text("run: {dir: runs/x}\ndata: {path: prepared/x}")

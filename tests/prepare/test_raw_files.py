@@ -179,8 +179,8 @@ def test_line_ends_and_compression(
         ("INTEGER", "1.5", "row 2: column 'at': 1.5 is no INTEGER"),
         ("int8", "0x1", "row 2: column 'at': 0x1 is no BIGINT"),
         ("TIMESTAMP", "2024-01-01 00:00:00+02", "row 2: column 'at': .* is no TIMESTAMP"),
-        ("WORD", "1", "format.types.at: 'WORD' is no type of DuckDB's"),
-        ("BIGINT, 1", "1", "format.types.at: 'BIGINT, 1' is no type of DuckDB's"),
+        ("WORD", "1", "format.types.at: 'WORD' is no type of DuckDB"),
+        ("BIGINT, 1", "1", "format.types.at: 'BIGINT, 1' is no type of DuckDB"),
     ],
 )
 def test_stated_types_are_strict(tmp_path: Path, stated: str, value: str, message: str) -> None:

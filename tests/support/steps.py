@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.config.reading import validate
 from stem_torchrec.data.batch import Batch
@@ -179,6 +180,36 @@ def state_of(session: Session) -> State:
         for name, value in dense.items():
             assert torch.equal(value, others[name]), f"replicas of {name} differ"
     return State(tables, dense)
+
+
+class Values:
+    """Plain values as a part of a checkpoint; loading replaces them."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.values)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = dict(state)
+
+
+def parts_of(session: Session, position: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint holds of a session; the position is that of a test's own making."""
+    return {
+        "model": session.model,
+        "optimizers": session.optimizers,
+        "position": Values(**(position or {"step": 0})),
+    }
+
+
+def load_checkpoint(folder: Any, session: Session, ranks: Ranks, **position: Any) -> dict[str, Any]:
+    """Read a checkpoint into a session; its position, of the names given. Collective."""
+    parts = parts_of(session, position or None)
+    session.optimizers.make_state()
+    checkpoint.load(folder, parts, ranks)
+    return parts["position"].values
 
 
 def gather(value: Any, ranks: Ranks) -> list[Any]:

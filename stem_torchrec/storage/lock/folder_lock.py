@@ -98,7 +98,7 @@ def refuse_locked(name: str, folder: Place, holder: Holder) -> None:
         raise Locked(name, folder, found)
 
 
-def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[str] | None:
+def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[bytes] | None:
     """The folder's lock file, locked, with the holder in it; None where there are no locks."""
     start = time.monotonic()
     while True:
@@ -122,20 +122,21 @@ def _take(folder: Path, holder: Holder, mode: int, refusal: Refusal) -> IO[str] 
         if found is not None and not found.same_job(holder) and found.may_come_again():
             file.close()
             raise refusal(found)
-        file.truncate(0)
-        left = holder.text().encode()
         try:
+            file.truncate(0)
+            left = holder.text().encode()
             while left:  # without a buffer, which would try again at the close
                 left = left[os.write(file.fileno(), left) :]
-        except OSError:
+        except OSError as error:
+            _remove(folder)
             file.close()
-            raise
+            raise OSError(error.errno, error.strerror, str(folder)) from None
         return file
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path) -> IO[bytes]:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.fdopen(os.open(path, flags, 0o666), "a")
+    file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
