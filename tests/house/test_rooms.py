@@ -20,7 +20,7 @@ LOOSE = ("__init__", "__main__", "errors")
 MAY_IMPORT = {
     "torchrec": ("data", "distributed", "checkpoint", "training"),
     "fbgemm_gpu": ("distributed",),
-    "pydantic": ("storage", "config", "data", "checkpoint", "prepare", "cli"),
+    "pydantic": ("storage", "config", "data", "checkpoint", "prepare", "training", "cli"),
     "duckdb": ("prepare",),
     "pyarrow": ("storage", "data", "prepare", "runs", "training"),
     "rich": ("console",),
