@@ -80,7 +80,7 @@ class Run:
             (301, ['click', 'like'])
         """
         self._check(split)
-        num_workers = nproc or default_num_workers(device_type(self.config.distributed))
+        num_workers = num_workers_of(nproc, self.config)
         if not under_torchrun():
             check_devices(self.config.distributed, num_workers)
         record = run_workers(num_workers, _evaluate, self.config, split, self.step)
@@ -198,6 +198,19 @@ def load_run(folder: str | Place, checkpoint: checkpoint.Choice = "last", **over
     here: Mapping[str, Any] = {**overrides, "run.dir": str(run_dir)}
     config = given_config(run_dir / "config.yaml", here)
     return Run(config, _chosen_step(run_dir, checkpoint))
+
+
+def num_workers_of(nproc: int | None, config: Config) -> int:
+    """How many processes to start on this machine.
+
+    Raises:
+        UserError: ``nproc`` is not a number of at least 1.
+    """
+    if nproc is None:
+        return default_num_workers(device_type(config.distributed))
+    if type(nproc) is not int or nproc < 1:
+        raise UserError(f"nproc: {shown(nproc)} is not a number of at least 1")
+    return nproc
 
 
 def _chosen_step(run_dir: Place, choice: checkpoint.Choice) -> int:

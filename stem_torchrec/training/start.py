@@ -8,21 +8,13 @@ from typing import Any, get_args
 
 from stem_torchrec.config import Config
 from stem_torchrec.config.given import Source, given_config
-from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError, environment_failures, shown
-from stem_torchrec.launch.launcher import default_num_workers, run_workers, under_torchrun
+from stem_torchrec.launch.launcher import run_workers, under_torchrun
 from stem_torchrec.launch.notices import without_dependency_notices
-from stem_torchrec.runs.folder import Existing, check_run, require_run
+from stem_torchrec.runs.folder import Existing
 from stem_torchrec.runs.records import Record
-from stem_torchrec.storage.lock.folder_lock import refuse_locked
-from stem_torchrec.storage.lock.holder import Holder
-from stem_torchrec.training.checks import (
-    check_data,
-    check_settings,
-    doubtful_columns,
-    doubtful_settings,
-)
-from stem_torchrec.training.run import Run, joined_job, load_run
+from stem_torchrec.training.checks import check_start, doubtful_columns, doubtful_settings
+from stem_torchrec.training.run import Run, joined_job, load_run, num_workers_of
 from stem_torchrec.training.trainer import Outcome
 from stem_torchrec.training.trainer import train as train_on_rank
 
@@ -87,7 +79,7 @@ def train(
     with _in_words_of_python():
         _refuse_import()
         settled = given_config(config, overrides)
-        num_workers = nproc or default_num_workers(device_type(settled.distributed))
+        num_workers = num_workers_of(nproc, settled)
         if not under_torchrun():
             with without_dependency_notices(), environment_failures(settled.run.dir):
                 _check(settled, existing, num_workers)
@@ -96,19 +88,10 @@ def train(
 
 
 def _check(config: Config, existing: Existing, num_workers: int) -> None:
-    """Raise the UserErrors that can be told before any rank starts."""
     if existing not in get_args(Existing):
         allowed = ", ".join(get_args(Existing))
         raise UserError(f"existing: {shown(existing)}; allowed: {allowed}")
-    if type(num_workers) is not int or num_workers < 1:
-        raise UserError(f"nproc: {shown(num_workers)} is not a number of at least 1")
-    check_devices(config.distributed, num_workers)
-    if existing == "resume":
-        require_run("--resume", config.run.dir)
-    schema = check_settings(config, num_workers, of_run=existing == "resume")
-    check_run(config, existing)
-    refuse_locked("run.dir", config.run.dir, Holder.this())
-    check_data(config, schema)
+    check_start(config, existing, num_workers, _log.info)
 
 
 def _worker(config: Config, existing: Existing) -> Outcome:

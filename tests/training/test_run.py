@@ -73,11 +73,11 @@ def test_evaluates_as_the_run_did(run: st.Run) -> None:
         assert record["auc"][task] == trained[f"auc/{task}"]
 
 
-def test_predictions_are_in_file_order(run: st.Run, folder: Path) -> None:
-    table = run.predict("valid")
-    files = sorted((folder / "data" / "valid").glob("*.parquet"))
-    labels = pq.read_table(files)
-    record = run.evaluate("valid")
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_predictions_are_in_file_order(run: st.Run, folder: Path, split: str) -> None:
+    table = run.predict(split)
+    labels = pq.read_table(sorted((folder / "data" / split).glob("*.parquet")))
+    record = run.evaluate(split)
     for task in table.column_names:
         observed = labels[task].is_valid().to_numpy()
         auc = roc_auc_score(labels[task].to_numpy()[observed], table[task].to_numpy()[observed])
@@ -186,6 +186,7 @@ def test_a_run_that_is_there_is_refused_in_words_of_python(run: st.Run, folder: 
         ({"train": 3, "train.epochs": 1}, "train: expected keys, found 3"),
         ({"data": {"path": "nowhere"}}, "data.path: 'nowhere' is not a folder"),
         ({"existing": "resum"}, "existing: 'resum'; allowed: refuse, resume, overwrite"),
+        ({"nproc": 0}, "nproc: 0 is not a number of at least 1"),
         ({"nproc": -1}, "nproc: -1 is not a number of at least 1"),
     ],
 )
