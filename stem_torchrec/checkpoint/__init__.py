@@ -5,6 +5,7 @@ the data as ``torch.distributed.checkpoint`` writes them, ``rank_R.pt`` with wha
 itself, and ``manifest.json``, without which a folder is no checkpoint.
 """
 
+from stem_torchrec.checkpoint.choice import Choice, chosen_step, chosen_valid
 from stem_torchrec.checkpoint.folders import (
     FOLDER,
     epoch_of,
@@ -25,6 +26,7 @@ from stem_torchrec.checkpoint.weight_owners import about_owners
 
 __all__ = [
     "FOLDER",
+    "Choice",
     "Content",
     "Initial",
     "OwnParts",
@@ -35,6 +37,8 @@ __all__ = [
     "Stateful",
     "about_owners",
     "best_step",
+    "chosen_step",
+    "chosen_valid",
     "epoch_of",
     "has_published",
     "load",

@@ -95,7 +95,7 @@ def saved_steps(folder: Place) -> list[int]:
 
 def complete(folder: Place) -> Iterator[tuple[int, Place, Manifest]]:
     """Step, folder and manifest of the checkpoints whose files are there, newest first."""
-    for step, path in _candidates(folder):
+    for step, path in candidates(folder):
         try:
             yield step, path, read_manifest(path)
         except Damaged:
@@ -110,7 +110,7 @@ def epoch_of(path: Place) -> int | None:
 
 def has_published(run_dir: Place) -> bool:
     """Whether a save was ever completed there; what is left of it may be damaged."""
-    found = _candidates(run_dir / FOLDER)
+    found = candidates(run_dir / FOLDER)
     return any(isinstance(path, Path) or not is_leftover(path) for _, path in found)
 
 
@@ -148,8 +148,8 @@ def newest_valid(run_dir: Place, ranks: Ranks) -> Place:
         UserError: no checkpoint is valid.
     """
     passed_over: list[str] = []
-    for _, path in ranks.on_first(lambda: _candidates(run_dir / FOLDER)):
-        problem = _problem(path, ranks)
+    for _, path in ranks.on_first(lambda: candidates(run_dir / FOLDER)):
+        problem = problem_of(path, ranks)
         if problem is None:
             if ranks.is_first:
                 for line in passed_over:
@@ -159,7 +159,7 @@ def newest_valid(run_dir: Place, ranks: Ranks) -> Place:
     raise _none(run_dir, passed_over)
 
 
-def _problem(path: Place, ranks: Ranks) -> str | None:
+def problem_of(path: Place, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint, the same on every rank. Collective."""
     own: str | None = None
     try:
@@ -174,7 +174,7 @@ def _problem(path: Place, ranks: Ranks) -> str | None:
     return next((problem for problem in found if problem is not None), None)
 
 
-def _candidates(folder: Place) -> list[tuple[int, Place]]:
+def candidates(folder: Place) -> list[tuple[int, Place]]:
     """Folders with a checkpoint's name, newest first."""
     found: list[tuple[int, Place]] = []
     if not folder.is_dir():

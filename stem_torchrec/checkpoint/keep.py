@@ -30,7 +30,7 @@ def remove_old(folder: Place, step: int, *, keep: int, metric: str | None) -> No
     """
     found = {number: manifest for number, _, manifest in complete(folder)}
     kept = {step, *sorted(found)[-keep:]}
-    if (best := _best_of(found, metric)) is not None:
+    if (best := best_of(found, metric)) is not None:
         kept.add(best)
     unwanted = [folder_of(folder, number) for number in found if number not in kept]
     unwanted += [path for path in folder.glob("step_*") if is_leftover(path)]
@@ -41,10 +41,11 @@ def remove_old(folder: Place, step: int, *, keep: int, metric: str | None) -> No
 
 def best_step(folder: Place, metric: str | None) -> int | None:
     """The step of the best checkpoint by a metric; None where none has a value of it."""
-    return _best_of({number: manifest for number, _, manifest in complete(folder)}, metric)
+    return best_of({number: manifest for number, _, manifest in complete(folder)}, metric)
 
 
-def _best_of(found: Mapping[int, Manifest], metric: str | None) -> int | None:
+def best_of(found: Mapping[int, Manifest], metric: str | None) -> int | None:
+    """The best step by a metric, the later one of equals; None where none has a value of it."""
     values = {
         number: value
         for number, manifest in found.items()

@@ -69,7 +69,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("stem-torchrec", description=stem_torchrec.__doc__)
+    purpose = (stem_torchrec.__doc__ or "").partition("\n")[0]
+    parser = CommandParser("stem-torchrec", description=purpose)
     parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)

@@ -78,12 +78,10 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     config = load_config(options.config, rest, options=own_options(options))
     print_start("importing torch and TorchRec")
     from stem_torchrec.cli.workers import train_worker
-    from stem_torchrec.distributed.ranks import check_devices, device_type
+    from stem_torchrec.distributed.ranks import device_type
     from stem_torchrec.launch.launcher import default_num_workers, run_workers, under_torchrun
-    from stem_torchrec.runs.folder import Existing, check_run, require_run
-    from stem_torchrec.storage.lock.folder_lock import refuse_locked
-    from stem_torchrec.storage.lock.holder import Holder
-    from stem_torchrec.training.checks import check_data, check_settings
+    from stem_torchrec.runs.folder import Existing
+    from stem_torchrec.training.checks import check_start
 
     existing: Existing = (
         "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
@@ -93,14 +91,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("--init-from: starts a run; with --resume it goes on with its own weights")
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
-        check_devices(config.distributed, num_workers)
-        if existing == "resume":
-            require_run("--resume", config.run.dir)
-        schema = check_settings(config, num_workers, of_run=existing == "resume")
-        check_run(config, existing)
-        refuse_locked("run.dir", config.run.dir, Holder.this())
-        print_start("reading the footers of the data")
-        check_data(config, schema)
+        check_start(config, existing, num_workers, print_start)
         print_start(f"starting {num_workers} ranks")
     outcome = run_workers(
         num_workers, train_worker, config, existing, initial, max_restarts=options.max_restarts

@@ -80,7 +80,7 @@ def load_config(
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not allowed.
     """
-    content = _read_yaml(path, "--config", "data")
+    content = read_yaml(path, "--config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it
     for name, value in parse_options(overrides, keys_for(content, overrides), options):
         section, _, key = name.partition(".")
@@ -109,14 +109,23 @@ def load_file(model: type[Model], path: Path, option: str) -> Model:
     Raises:
         UserError: as ``load_config`` does.
     """
-    content = _read_yaml(path, option, next(iter(model.model_fields)))
+    content = read_yaml(path, option, next(iter(model.model_fields)))
     try:
         return _validated(model, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
+def read_yaml(path: Place, option: str, example: str) -> dict[str, Any]:
+    """What a YAML file holds by name.
+
+    Args:
+        option: how the caller names the file.
+        example: a name that could stand there.
+
+    Raises:
+        UserError: the file is missing, or is not YAML with names.
+    """
     try:
         with usable(option, path):
             if not path.is_file():
@@ -178,7 +187,7 @@ def keys_in_use(path: Place, overrides: Sequence[str]) -> list[Key]:
     Raises:
         UserError: the file cannot be read, or an import fails.
     """
-    return keys_for(_read_yaml(path, "--config", "data"), overrides)
+    return keys_for(read_yaml(path, "--config", "data"), overrides)
 
 
 def keys_for(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Key]:

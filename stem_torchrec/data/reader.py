@@ -23,7 +23,7 @@ from stem_torchrec.data.position import ReadPosition, position_from
 from stem_torchrec.data.prefetch import prefetched
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.storage.place import Place
+from stem_torchrec.storage.place import Place, place_of
 
 _Window = tuple[shares.Piece, Columns]
 
@@ -51,11 +51,21 @@ class ParquetReader:
 
     Raises:
         UserError: as ``find_rows`` does.
+
+    Example:
+        >>> import stem_torchrec as st
+        >>> schema = st.Schema.load("prepared/mine")
+        >>> reader = st.ParquetReader("prepared/mine", "train", schema, batch_size=256)
+        >>> reader.num_rows, reader.steps_per_epoch
+        (2003, 8)
+        >>> batch = next(reader.epoch(0))
+        >>> batch.labels.shape, batch.dense.shape
+        (torch.Size([256, 2]), torch.Size([256, 1]))
     """
 
     def __init__(
         self,
-        path: Place,
+        path: str | Place,
         split: str,
         schema: Schema,
         *,
@@ -75,7 +85,7 @@ class ParquetReader:
         assert batch_size > 0
         assert shuffle_row_groups > 0
         assert 0 <= rank < world_size
-        found = manifest or find_rows(path, split, schema, days=days, negatives=negatives)
+        found = manifest or find_rows(place_of(path), split, schema, days=days, negatives=negatives)
         self._row_groups = found.row_groups
         self.num_rows = found.num_rows
         self._files = found.files

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from stem_torchrec.config.frozen import Frozen
 from stem_torchrec.errors import UserError, did_you_mean, shown
 from stem_torchrec.storage.folder_choice import usable
-from stem_torchrec.storage.place import Place
+from stem_torchrec.storage.place import Place, place_of
 from stem_torchrec.storage.store_path import StorePath
 
 SPLITS = ("train", "valid", "test")
@@ -75,7 +75,26 @@ class Task(Frozen):
 
 
 class Schema(Frozen):
-    """Columns of a prepared folder, in the order in which every part of the program uses them."""
+    """Columns of a prepared folder, in the order in which every part of the program uses them.
+
+    Attributes:
+        features: ``id``, ``bag`` and ``dense`` columns with their side and table.
+        tasks: binary outcomes.
+        sample_weight: name of the float column with each row's weight, or None.
+        group: name of the integer column with the group of GAUC, or None.
+
+    Raises:
+        UserError: ``load`` and ``select``: a file or name is missing, or does not fit.
+        pydantic.ValidationError: of ``Schema(...)``: the columns do not fit together.
+
+    Example:
+        >>> import stem_torchrec as st
+        >>> schema = st.Schema.load("prepared/mine")
+        >>> schema.task_names, [feature.name for feature in schema.dense]
+        (('click', 'like'), ['dense_0'])
+        >>> [feature.name for feature in schema.select(tasks=["like"]).tasks]
+        ['like']
+    """
 
     features: tuple[Feature, ...] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
@@ -89,10 +108,12 @@ class Schema(Frozen):
 
     @property
     def dense(self) -> tuple[Feature, ...]:
+        """Features that are numbers."""
         return tuple(f for f in self.features if f.kind == "dense")
 
     @property
     def task_names(self) -> tuple[str, ...]:
+        """The tasks' names, in their order."""
         return tuple(task.name for task in self.tasks)
 
     def select(
@@ -143,7 +164,17 @@ class Schema(Frozen):
         _refuse_equal_tables((SHARED, *self.task_names), rows)
         return self
 
+    @classmethod
+    def load(cls, folder: str | Place) -> "Schema":
+        """The schema of a prepared folder, or of its URL in a store.
+
+        Raises:
+            UserError: folder or file is missing, or its content is no schema.
+        """
+        return load_schema(place_of(folder))
+
     def save(self, folder: Place) -> None:
+        """Write ``schema.json`` into a folder."""
         (folder / SCHEMA_FILE).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n")
 
     def content(self) -> dict[str, Any]:

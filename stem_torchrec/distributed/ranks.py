@@ -1,9 +1,11 @@
 """The ranks of one job: process groups, device, small collectives."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,9 @@ from stem_torchrec.distributed.parent_watch import end_with_parent
 from stem_torchrec.errors import EnvironmentFailure, UserError, environment_failures
 
 T = TypeVar("T")
+
+_joined = count()
+"""Jobs that this process has joined so far; the same number on every rank."""
 
 STACKS_S = 10
 """What a collective has over ``timeout_s``: all ranks write their stacks before one fails."""
@@ -187,7 +192,26 @@ def _store(timeout: timedelta) -> dist.Store | None:
     if life is None or os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
         return None
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    return dist.PrefixStore(f"life_{life}", store)
+    return dist.PrefixStore(f"life_{life}_{next(_joined)}", store)
+
+
+@contextmanager
+def ranks_of_job(config: DistributedConfig) -> Iterator[Ranks]:
+    """The ranks for a block, whose process group is made and ended with it. Collective.
+
+    Raises:
+        UserError: the process has a process group already, which is somebody else's.
+    """
+    if dist.is_initialized():
+        raise UserError(
+            "this process has a process group already, and a run makes its own: call "
+            "torch.distributed.destroy_process_group() first, or use another process"
+        )
+    ranks = start_ranks(config)
+    try:
+        yield ranks
+    finally:
+        stop_ranks()
 
 
 def stop_ranks() -> None:

@@ -109,7 +109,7 @@ class ExtractionStack(nn.Module):
         reach: which experts of other tasks a gate reads and trains.
         layers: number of blocks.
         expert: kind of the first block's experts; there are no features to pair in the others.
-        Others as ``Extraction`` has them.
+        others: as ``Extraction`` has them.
 
     Raises:
         ValueError: as ``experts`` does.

@@ -1,6 +1,6 @@
 """What config and data can tell before any rank starts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,10 +14,13 @@ from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.optimizers import is_fused
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import make_plan
-from stem_torchrec.distributed.ranks import device_type
+from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
+from stem_torchrec.runs.folder import Existing, check_run, require_run
 from stem_torchrec.runs.schema import fitted_schema, selected_schema
+from stem_torchrec.storage.lock.folder_lock import refuse_locked
+from stem_torchrec.storage.lock.holder import Holder
 from stem_torchrec.training.session import has_split
 
 
@@ -35,6 +38,26 @@ def check_inputs(
         of_run: the run in ``run.dir`` is read or gone on with, which has a schema of its own.
     """
     check_data(config, check_settings(config, num_workers, of_run=of_run), splits)
+
+
+def check_start(
+    config: Config, existing: Existing, num_workers: int, say: Callable[[str], None]
+) -> None:
+    """Raise the UserErrors that can be told before any rank of a training starts.
+
+    Args:
+        existing: what to do with a run that the folder already holds.
+        num_workers: ranks of this machine.
+        say: is told what takes time.
+    """
+    check_devices(config.distributed, num_workers)
+    if existing == "resume":
+        require_run("--resume", config.run.dir)
+    schema = check_settings(config, num_workers, of_run=existing == "resume")
+    check_run(config, existing)
+    refuse_locked("run.dir", config.run.dir, Holder.this())
+    say("reading the footers of the data")
+    check_data(config, schema)
 
 
 def check_settings(config: Config, num_workers: int, *, of_run: bool = False) -> Schema:

@@ -51,46 +51,61 @@ def unfinished(run_dir: Place) -> str | None:
     return f"no checkpoint of step {test['step']}, which its test record is of: {kept}"
 
 
-def load_run(config: Config, ranks: Ranks) -> tuple[Session, int]:
-    """A session with a run's newest checkpoint on these ranks, and its step. Collective."""
-    session, _, step = _load(config, ranks)
+def open_run(
+    config: Config, ranks: Ranks, choice: checkpoint.Choice = "last"
+) -> tuple[Session, int]:
+    """A session with one of a run's checkpoints on these ranks, and its step. Collective.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged; says which there are.
+    """
+    session, _, step = _open(config, ranks, choice)
     return session, step
 
 
-def _load(config: Config, ranks: Ranks) -> tuple[Session, Place, int]:
+def _open(config: Config, ranks: Ranks, choice: checkpoint.Choice) -> tuple[Session, Place, int]:
     """A session, the checkpoint's folder, its step."""
-    folder = checkpoint.newest_valid(config.run.dir, ranks)
+    folder = checkpoint.chosen_valid(config.run.dir, choice, ranks)
     session = build(config, ranks, schema_of_run(config, ranks))
     saved = checkpoint.SavedStep()
     checkpoint.load(folder, {"model": session.model, "position": saved}, ranks)
     return session, folder, saved.step
 
 
-def evaluate_run(config: Config, ranks: Ranks, split: str) -> Record:
-    """Load a run's newest checkpoint on these ranks and evaluate a split. Collective."""
-    session, folder, step = _load(config, ranks)
+def evaluate_run(
+    config: Config, ranks: Ranks, split: str, choice: checkpoint.Choice = "last"
+) -> Record:
+    """Load one of a run's checkpoints on these ranks and evaluate a split. Collective."""
+    session, folder, step = _open(config, ranks, choice)
     return evaluate(session, split, step, ranks.on_first(lambda: checkpoint.epoch_of(folder)))
 
 
-def predict_run(config: Config, ranks: Ranks, split: str) -> Joined:
+def predict_run(
+    config: Config, ranks: Ranks, split: str, choice: checkpoint.Choice = "last"
+) -> Joined:
     """A run's predictions on every row of a split, in file order; on one rank.
 
-    The newest checkpoint is used. Columns are the run's tasks in its own order.
+    Columns are the run's tasks in its own order.
     """
     assert ranks.world_size == 1, "on more ranks padding stands between the rows"
-    session, _ = load_run(config, ranks)
+    session, _ = open_run(config, ranks, choice)
     joined = predict(session, open_split(session, split, in_file_order=True))
     assert joined is not None
     return joined
 
 
-def tables_of_run(config: Config, ranks: Ranks, features: Sequence[Feature]) -> Tables:
-    """A run's tables of some features, from its newest checkpoint; on one rank.
+def tables_of_run(
+    config: Config,
+    ranks: Ranks,
+    features: Sequence[Feature],
+    choice: checkpoint.Choice = "last",
+) -> Tables:
+    """A run's tables of some features, from one of its checkpoints; on one rank.
 
     An owner has the features that it has tables for; features with a common table share the array.
     """
     assert ranks.world_size == 1, "one rank has to hold the tables"
-    session, _ = load_run(config, ranks)
+    session, _ = open_run(config, ranks, choice)
     owners = session.recommender.model.owners
     names = {
         owner: {f.name: f"{owner}__{f.table_name}" for f in features if f.name in of_owner}
@@ -109,7 +124,7 @@ def mean_gates_of_run(config: Config, ranks: Ranks, split: str) -> dict[str, Mea
     The newest checkpoint is used. Empty for a model without gates.
     """
     assert ranks.world_size == 1, "on more ranks padding would count"
-    session, _ = load_run(config, ranks)
+    session, _ = open_run(config, ranks)
     model = session.recommender.model
     gates = {name: part for name, part in model.named_modules() if isinstance(part, Gates)}
     sums: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from stem_torchrec.analysis.runs import Model, read_runs
 from stem_torchrec.cli import main
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from stem_torchrec.errors import UserError
-from stem_torchrec.training.finished_run import MeanGates, load_run
+from stem_torchrec.training.finished_run import MeanGates, open_run
 from stem_torchrec.training.session import open_split
 
 PLACE = "stack.blocks.0.gates"
@@ -33,7 +33,7 @@ def weights_by_hand(finished: Path) -> np.ndarray:
     run = read_runs("--runs", [finished / "both"])[0]
     ranks = start_ranks(run.config.distributed)
     try:
-        session, _ = load_run(run.config, ranks)
+        session, _ = open_run(run.config, ranks)
         recommender = session.recommender
         weights = []
         with torch.no_grad():

@@ -93,7 +93,7 @@ def test_features_with_a_common_table_get_it(monkeypatch: pytest.MonkeyPatch) ->
     owners = {"shared": ("a", "b"), "click": ("b",)}
     session = Space(model=None, recommender=Space(model=Space(owners=owners)))
     arrays = {"shared__a": np.zeros((2, 1)), "click__a": np.ones((2, 1))}
-    monkeypatch.setattr(finished_run, "load_run", lambda *_: (session, 0))
+    monkeypatch.setattr(finished_run, "open_run", lambda *_: (session, 0))
     monkeypatch.setattr(
         finished_run, "whole_tables", lambda _, names: {n: arrays[n] for n in names}
     )

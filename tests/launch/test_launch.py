@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,13 @@ from stem_torchrec.cli.prepare import prepare_kuairand, prepare_synthetic
 from stem_torchrec.cli.prepare_files import prepare_csv, prepare_qk_video, prepare_tiktok
 from stem_torchrec.cli.train import train
 from stem_torchrec.config import Config
-from stem_torchrec.config.reading import all_keys, load_config, parse_options, validate
+from stem_torchrec.config.reading import (
+    all_keys,
+    keys_for,
+    load_config,
+    parse_options,
+    validate,
+)
 from stem_torchrec.launch.versions import misfit
 from stem_torchrec.prepare.options import KuaiRandConfig, PrepareOptions, PublicSetOptions
 from stem_torchrec.prepare.synthetic_config import SyntheticConfig
@@ -27,7 +34,10 @@ from stem_torchrec.prepare.synthetic_config import SyntheticConfig
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"])
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 KEYS = {
     train: all_keys(Config),
     evaluate: all_keys(Config),
@@ -237,7 +247,9 @@ def test_documented_command_exists(document: str, words: list[str]):
             assert stopped.value.code == 0
         else:
             known, rest = cli._parser().parse_known_args(words[1:])
-            dict(parse_options(rest, KEYS.get(known.run, [])))
+            keys = KEYS.get(known.run, [])
+            own = keys_for({}, rest) if known.run in (train, evaluate, plan) else []
+            dict(parse_options(rest, [*keys, *own]))
     else:
         assert words[0] == "source", f"{document}: unknown command {words[0]}"
     for word in words:
@@ -305,5 +317,9 @@ def test_the_readme_trains_on_your_own_data(
     assert record["samples"] == 1000
     assert record["labels"]["click"] == 1000
     assert 0 < record["labels"]["buy"] < 500
+    names: dict[str, Any] = {}
+    exec(compile(example("library"), "README.md", "exec"), names)
+    assert names["user_table"].shape[0] == 501
+    assert "click: double" in capsys.readouterr().out
     assert cli.main(["plan", "--config", "mine.yaml", "--world-size", "8", "--device", "cuda"]) == 0
     assert "buy__item_tags" in capsys.readouterr().out
