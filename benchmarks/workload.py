@@ -7,7 +7,7 @@ from typing import Any
 from stem_torchrec.config import Config
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import SCHEMA_FILE, load_schema
-from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
 
 # Ids of user, item, two features of the user, three of the item, one of the context.
 VOCABULARIES = (70_000, 400_000, 75_000, 400, 150_000, 90_000, 100, 5)

@@ -11,8 +11,8 @@ from stem_torchrec.errors import UserError
 
 
 def add_prepare(commands: Commands) -> None:
-    from stem_torchrec.prepare.options import KuaiRandConfig
-    from stem_torchrec.prepare.synthetic_config import SyntheticConfig
+    from stem_torchrec.prepare.engine.options import KuaiRandConfig
+    from stem_torchrec.prepare.synthetic.config import SyntheticConfig
 
     text = "raw data -> prepared Parquet folder"
     prepare = commands.add_parser("prepare", help=text, formatter_class=HelpFormatter)
@@ -48,8 +48,8 @@ def _add_out(command: argparse.ArgumentParser) -> None:
 @stoppable
 def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_stats
-    from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
-    from stem_torchrec.prepare.transfer import local_target
+    from stem_torchrec.prepare.engine.transfer import local_target
+    from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
 
     config = load_options(SyntheticConfig, rest)
     with local_target(options.out, overwrite=options.overwrite) as out:
@@ -60,10 +60,10 @@ def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
 @stoppable
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.prepare.kuairand import prepare_kuairand
-    from stem_torchrec.prepare.kuairand_source import patterns
-    from stem_torchrec.prepare.options import KuaiRandConfig
-    from stem_torchrec.prepare.transfer import local_source, local_target
+    from stem_torchrec.prepare.engine.options import KuaiRandConfig
+    from stem_torchrec.prepare.engine.transfer import local_source, local_target
+    from stem_torchrec.prepare.kuairand.prepare import prepare_kuairand
+    from stem_torchrec.prepare.kuairand.source import patterns
 
     config = load_options(KuaiRandConfig, rest)
     wanted = patterns(include_random=config.include_random)

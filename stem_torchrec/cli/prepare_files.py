@@ -12,13 +12,13 @@ from stem_torchrec.config.reading import load_file, load_options
 from stem_torchrec.storage.place import place_of
 
 if TYPE_CHECKING:
-    from stem_torchrec.prepare.describe import Description
-    from stem_torchrec.prepare.options import PrepareOptions
+    from stem_torchrec.prepare.engine.options import PrepareOptions
+    from stem_torchrec.prepare.tables.describe import Description
 
 
 def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
     """Add the sources; returns their parsers."""
-    from stem_torchrec.prepare.options import PrepareOptions, PublicSetOptions
+    from stem_torchrec.prepare.engine.options import PrepareOptions, PublicSetOptions
 
     text = "delimited or Parquet files, described by a YAML file"
     command = add_command(sources, "csv", text, option_keys(PrepareOptions))
@@ -45,8 +45,8 @@ def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
 
 @stoppable
 def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.prepare.describe import Description
-    from stem_torchrec.prepare.options import PrepareOptions
+    from stem_torchrec.prepare.engine.options import PrepareOptions
+    from stem_torchrec.prepare.tables.describe import Description
 
     how = load_options(PrepareOptions, rest)
     _prepare(options, load_file(Description, options.describe, "--describe"), how)
@@ -54,8 +54,8 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable
 def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.prepare.options import PublicSetOptions
-    from stem_torchrec.prepare.tiktok import describe_tiktok
+    from stem_torchrec.prepare.engine.options import PublicSetOptions
+    from stem_torchrec.prepare.tables.public_sets import describe_tiktok
 
     how = load_options(PublicSetOptions, rest)
     _prepare(options, describe_tiktok(seed=how.seed, min_count=how.min_count), how)
@@ -63,8 +63,8 @@ def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable
 def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.prepare.options import PublicSetOptions
-    from stem_torchrec.prepare.qk_video import describe_qk_video
+    from stem_torchrec.prepare.engine.options import PublicSetOptions
+    from stem_torchrec.prepare.tables.public_sets import describe_qk_video
 
     how = load_options(PublicSetOptions, rest)
     _prepare(options, describe_qk_video(seed=how.seed, min_count=how.min_count), how)
@@ -74,8 +74,8 @@ def _prepare(
     options: argparse.Namespace, description: "Description", how: "PrepareOptions"
 ) -> None:
     from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.prepare.prepare_files import prepare_files
-    from stem_torchrec.prepare.transfer import local_target
+    from stem_torchrec.prepare.engine.transfer import local_target
+    from stem_torchrec.prepare.tables.prepare_files import prepare_files
 
     with ExitStack() as open_places:
         out = open_places.enter_context(local_target(options.out, overwrite=options.overwrite))
@@ -94,7 +94,7 @@ def _prepare(
 @contextmanager
 def _local(source: str) -> Iterator[str]:
     """A file or pattern as a local one; what lies in a store is fetched first."""
-    from stem_torchrec.prepare.transfer import local_source
+    from stem_torchrec.prepare.engine.transfer import local_source
 
     place = place_of(source)
     if isinstance(place, Path):

@@ -39,7 +39,7 @@ def stoppable(command: Command) -> Command:
 
 def _say(received: signal.Signals, options: argparse.Namespace) -> int:
     from stem_torchrec.console import print_note
-    from stem_torchrec.prepare.building import building_folder
+    from stem_torchrec.prepare.engine.building import building_folder
 
     left = "nothing is left"
     if isinstance(options.out, Path) and (folder := building_folder(options.out)).exists():

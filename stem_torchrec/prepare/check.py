@@ -22,8 +22,8 @@ from stem_torchrec.data.parquet_file import open_parquet_file, type_family, unre
 from stem_torchrec.data.schema import SPLITS, Schema, load_schema
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.prepare.check_metadata import check_stats, check_vocabularies
-from stem_torchrec.prepare.split_counts import SplitCounts
-from stem_torchrec.prepare.stages import Unseen, Watcher
+from stem_torchrec.prepare.engine.split_counts import SplitCounts
+from stem_torchrec.prepare.engine.stages import Unseen, Watcher
 from stem_torchrec.storage.place import Place
 
 _BATCH_ROWS = 65_536

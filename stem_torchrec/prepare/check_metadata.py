@@ -14,7 +14,7 @@ from stem_torchrec.data.parquet_file import open_parquet_file, unreadable
 from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER, identity_of
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.prepare.split_counts import SplitCounts
+from stem_torchrec.prepare.engine.split_counts import SplitCounts
 from stem_torchrec.storage.place import Place
 
 _BATCH_ROWS = 65_536

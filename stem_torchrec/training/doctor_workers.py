@@ -36,7 +36,7 @@ def small_run(folder: Path, device: str) -> Config:
     """A config of a few steps on generated data in ``folder``."""
     # Late: ranks import this module, too, and need no DuckDB, whose bindings complain when a
     # process ends that holds on to what it has imported.
-    from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
+    from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
 
     prepare_synthetic(
         SyntheticConfig(

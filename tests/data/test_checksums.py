@@ -11,9 +11,9 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.check import check_folder
-from stem_torchrec.prepare.prepare_files import prepare_files
-from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
-from stem_torchrec.prepare.vocabulary import copy_to
+from stem_torchrec.prepare.engine.vocabulary import copy_to
+from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from tests.prepare.raw_tables import describe, files_under, write_text
 
 SCHEMA = Schema(

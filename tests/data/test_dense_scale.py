@@ -11,7 +11,7 @@ import pytest
 from stem_torchrec.data.dense_scale import Moments, Scale, scale_warnings, train_scales
 from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.prepare.check import check_folder
-from stem_torchrec.prepare.prepare_files import prepare_files
+from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from tests.prepare.raw_tables import describe, write_text
 
 TIMES = [1_650_000_000.0 + 1000 * k for k in range(64)]

@@ -20,7 +20,7 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import SPLITS, load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.check import check_folder
-from stem_torchrec.prepare.transfer import local_source, local_target
+from stem_torchrec.prepare.engine.transfer import local_source, local_target
 from stem_torchrec.storage.place import Place, place_of, relative
 from stem_torchrec.storage.store_path import StorePath
 from stem_torchrec.storage.stores import open_store
@@ -213,7 +213,7 @@ def test_the_schema_goes_up_last_and_an_error_leaves_nothing(
             raise OSError("cable cut")
         copy(source, to, *rest)
 
-    monkeypatch.setattr("stem_torchrec.prepare.transfer.fs.copy_files", recorded)
+    monkeypatch.setattr("stem_torchrec.prepare.engine.transfer.fs.copy_files", recorded)
     fails_at = 0
     assert synthetic("s3://bucket/ordered") == 0
     assert order[-1] == "schema.json"

@@ -27,7 +27,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.config.reading import all_keys, dump_config, load_config, load_file, validate
 from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.describe import Description
+from stem_torchrec.prepare.tables.describe import Description
 from stem_torchrec.runs.folder import cut_records
 from stem_torchrec.runs.records import METRICS, has_evaluation, read_records
 from tests.fuzz.mutations import TOKENS, as_json, as_lines, as_yaml, files

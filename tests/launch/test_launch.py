@@ -28,8 +28,8 @@ from stem_torchrec.config.reading import (
     validate,
 )
 from stem_torchrec.launch.versions import misfit
-from stem_torchrec.prepare.options import KuaiRandConfig, PrepareOptions, PublicSetOptions
-from stem_torchrec.prepare.synthetic_config import SyntheticConfig
+from stem_torchrec.prepare.engine.options import KuaiRandConfig, PrepareOptions, PublicSetOptions
+from stem_torchrec.prepare.synthetic.config import SyntheticConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from stem_torchrec.data.schema import SPLITS
-from stem_torchrec.prepare.describe import Description
+from stem_torchrec.prepare.tables.describe import Description
 
 Row = dict[str, Any]
 

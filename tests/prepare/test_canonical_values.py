@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.canonical_values import (
+from stem_torchrec.prepare.engine.canonical_values import (
     canonical,
     forms_of,
     without_zero_fraction,
     without_zero_fraction_sql,
 )
-from stem_torchrec.prepare.prepare_files import PrepareOptions, prepare_files
-from stem_torchrec.prepare.row_hash import hashed_id
+from stem_torchrec.prepare.engine.row_hash import hashed_id
+from stem_torchrec.prepare.tables.prepare_files import PrepareOptions, prepare_files
 from tests.prepare.raw_tables import describe, rows_of, vocabulary, write_text
 
 DESCRIPTION = """

@@ -15,9 +15,9 @@ from stem_torchrec.cli import main
 from stem_torchrec.data.schema import Feature, Schema, Task
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.check import check_folder
-from stem_torchrec.prepare.prepared import compute_stats, write_metadata
-from stem_torchrec.prepare.stages import Unseen
-from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.engine.prepared import compute_stats, write_metadata
+from stem_torchrec.prepare.engine.stages import Unseen
+from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
 
 SCHEMA = Schema(
     features=(

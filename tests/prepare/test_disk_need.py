@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.cli import main
-from stem_torchrec.prepare import disk_need
-from stem_torchrec.prepare.disk_need import estimated_lines, needed_bytes
-from stem_torchrec.prepare.raw_files import open_raw_files
-from stem_torchrec.prepare.row_columns import row_columns
+from stem_torchrec.prepare.tables import disk_need
+from stem_torchrec.prepare.tables.disk_need import estimated_lines, needed_bytes
+from stem_torchrec.prepare.tables.raw.files import open_raw_files
+from stem_torchrec.prepare.tables.row_columns import row_columns
 from tests.prepare.raw_tables import describe
 
 ROWS = 40_000

@@ -18,8 +18,8 @@ import pytest
 from stem_torchrec.data.schema import SPLITS, load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.check import check_folder
-from stem_torchrec.prepare.kuairand import KuaiRandConfig, prepare_kuairand
-from stem_torchrec.prepare.kuairand_features import CORE_VIDEO_FIELDS, TASKS
+from stem_torchrec.prepare.kuairand.features import CORE_VIDEO_FIELDS, TASKS
+from stem_torchrec.prepare.kuairand.prepare import KuaiRandConfig, prepare_kuairand
 from tests.prepare.raw_tables import files_under
 from tests.support.kuairand_release import LOG_COLUMNS, USER_COLUMNS, Row, Source
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.column_references import columns_decisive, columns_read
-from stem_torchrec.prepare.prepare_files import prepare_files
+from stem_torchrec.prepare.tables.column_references import columns_decisive, columns_read
+from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from tests.prepare.raw_tables import describe, rows_of, write_text
 
 ROWS = [["user", "rating", "shown", "bought"], *([k % 3, k % 5, k % 2, k % 2] for k in range(12))]

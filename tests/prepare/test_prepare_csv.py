@@ -10,8 +10,8 @@ import pytest
 
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.schema import SPLITS, load_schema
-from stem_torchrec.prepare.prepare_files import prepare_files
-from stem_torchrec.prepare.row_hash import hashed_id
+from stem_torchrec.prepare.engine.row_hash import hashed_id
+from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from tests.prepare.raw_tables import all_rows, describe, rows_of, vocabulary, write_text
 
 MOVIELENS = Path(__file__).parents[2].parent / "shared" / "data" / "ml-latest-small"

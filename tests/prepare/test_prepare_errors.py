@@ -16,8 +16,8 @@ import yaml
 
 from stem_torchrec.cli import main
 from stem_torchrec.errors import EnvironmentFailure, UserError, WorkKept
-from stem_torchrec.prepare import raw_rows
-from stem_torchrec.prepare.prepare_files import PrepareOptions, prepare_files
+from stem_torchrec.prepare.tables.prepare_files import PrepareOptions, prepare_files
+from stem_torchrec.prepare.tables.raw import rows as raw_rows
 from tests.prepare.raw_tables import describe, files_under, rows_of
 
 DESCRIPTION = """
@@ -83,7 +83,10 @@ BAD_ROWS: list[tuple[str | bytes, str, str]] = [
 def test_bad_row_is_named_and_leaves_nothing(
     tmp_path: Path, line: str | bytes, message: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stem_torchrec.prepare.raw_files.SAMPLE_ROWS", 3)  # rows 1 to 3 give types
+    # Rows 1 to 3 give the types.
+    monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3)
+        "stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3
+    )  # rows 1 to 3 give types
     source = write(tmp_path, lines(row4=line))
     with pytest.raises(UserError, match=message):
         prepare_files([source], describe(DESCRIPTION), tmp_path / "sets" / "out")

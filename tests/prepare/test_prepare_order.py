@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stem_torchrec.data.schema import SPLITS
-from stem_torchrec.prepare.describe import Description
-from stem_torchrec.prepare.prepare_files import PrepareOptions, prepare_files
-from stem_torchrec.prepare.row_hash import row_key
+from stem_torchrec.prepare.engine.row_hash import row_key
+from stem_torchrec.prepare.tables.describe import Description
+from stem_torchrec.prepare.tables.prepare_files import PrepareOptions, prepare_files
 from tests.prepare.raw_tables import all_rows, describe, rows_of, write_text
 
 DESCRIPTION = """

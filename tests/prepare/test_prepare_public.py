@@ -8,9 +8,12 @@ import pytest
 from stem_torchrec.cli import main
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.prepare_files import prepare_files
-from stem_torchrec.prepare.qk_video import COLUMNS, describe_qk_video
-from stem_torchrec.prepare.tiktok import describe_tiktok
+from stem_torchrec.prepare.tables.prepare_files import prepare_files
+from stem_torchrec.prepare.tables.public_sets import (
+    QK_VIDEO_COLUMNS,
+    describe_qk_video,
+    describe_tiktok,
+)
 from tests.prepare.raw_tables import all_rows, vocabulary, without, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +52,13 @@ def test_tiktok_rows(tmp_path: Path) -> None:
 
 def test_qk_video_shares_the_table_of_items_and_takes_no_outcome(tmp_path: Path) -> None:
     rows = [
-        dict.fromkeys(COLUMNS, 0)
+        dict.fromkeys(QK_VIDEO_COLUMNS, 0)
         | {"user_id": k % 3, "item_id": 100 + k % 2, "click": k % 2, "watching_times": k}
         | {f"hist_{h}": 100 + h for h in range(1, 11)}
         for k in range(30)
     ]
     for name in ("a", "b"):
-        columns = list(COLUMNS) if name == "a" else list(reversed(COLUMNS))
+        columns = list(QK_VIDEO_COLUMNS) if name == "a" else list(reversed(QK_VIDEO_COLUMNS))
         lines = [columns, *([row[column] for column in columns] for row in rows)]
         source = write_text(tmp_path / f"{name}.csv", lines)
         stats = prepare_files([source], describe_qk_video(min_count=5), tmp_path / name)

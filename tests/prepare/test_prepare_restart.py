@@ -14,8 +14,8 @@ import pytest
 
 from stem_torchrec.cli import main
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.building import building
-from stem_torchrec.prepare.prepared import prepared_folder
+from stem_torchrec.prepare.engine.building import building
+from stem_torchrec.prepare.engine.prepared import prepared_folder
 from tests.prepare.raw_tables import files_under, write_text
 from tests.support.kuairand_release import Source
 
@@ -35,8 +35,8 @@ min_count: 2
 KILLED = """
 import os, signal, sys
 from stem_torchrec.cli import main
-from stem_torchrec.prepare import prepared
-from stem_torchrec.prepare.stages import Stage, StageLog
+from stem_torchrec.prepare.engine import prepared
+from stem_torchrec.prepare.engine.stages import Stage, StageLog
 
 wanted, *command = sys.argv[1:]
 run_stage, compute_stats = StageLog._run, prepared.compute_stats
@@ -56,7 +56,7 @@ main(command)
 ENDLESS = """
 import sys
 from pathlib import Path
-from stem_torchrec.prepare.working_database import Resources, working_database
+from stem_torchrec.prepare.engine.working_database import Resources, working_database
 
 try:
     with working_database(Path(sys.argv[1]), Resources()) as database:
@@ -259,7 +259,7 @@ def test_what_is_no_mistake_of_the_user_keeps_finished_stages(
 
     error: Exception = duckdb.OutOfMemoryException("failed to pin block")
     with monkeypatch.context() as patch:
-        patch.setattr("stem_torchrec.prepare.prepare_files.table_rows", fail)
+        patch.setattr("stem_torchrec.prepare.tables.prepare_files.table_rows", fail)
         assert main(command) == 2
         shown = capsys.readouterr().err
         assert "memory_gib: not enough" in shown

@@ -7,7 +7,7 @@ import pytest
 
 from stem_torchrec.data.schema import Feature, Schema, Task, load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.prepared import (
+from stem_torchrec.prepare.engine.prepared import (
     arrow_schema,
     compute_stats,
     open_parquet,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.prepare_files import PrepareOptions, prepare_files
+from stem_torchrec.prepare.tables.prepare_files import PrepareOptions, prepare_files
 from tests.prepare.raw_tables import all_rows, describe, rows_of, vocabulary
 
 DESCRIPTION = """
@@ -197,7 +197,7 @@ def test_stated_types_are_strict(tmp_path: Path, stated: str, value: str, messag
 def test_columns_that_nothing_uses_are_not_looked_at(
     tmp_path: Path, unused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stem_torchrec.prepare.raw_files.SAMPLE_ROWS", 3)
+    monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3)
     rows = [f"{k % 4},{'odd' if k == 30 else k},{k % 2}" for k in range(40)]
     (tmp_path / "raw.csv").write_text("\n".join([f"user_age,{unused},y", *rows]) + "\n")
     described = describe(DESCRIPTION, features=[{"name": "f", "expression": "user_age + 1"}])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_torchrec.prepare.row_hash import (
+from stem_torchrec.prepare.engine.row_hash import (
     HASH_MACROS,
     hash_sql,
     hashed_id,

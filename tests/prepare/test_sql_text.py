@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.prepare_files import prepare_files
-from stem_torchrec.prepare.sql_text import SqlText
-from stem_torchrec.prepare.stages import StageLog
-from stem_torchrec.prepare.working_database import Resources, working_database
+from stem_torchrec.prepare.engine.sql_text import SqlText
+from stem_torchrec.prepare.engine.stages import StageLog
+from stem_torchrec.prepare.engine.working_database import Resources, working_database
+from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from tests.prepare.raw_tables import describe, files_under, rows_of, write_text
 
 COLUMNS = ["a", "b", "user", "like", "tags", "ts"]

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from stem_torchrec.data.schema import SPLITS, load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
-from stem_torchrec.prepare.synthetic_world import build_world
+from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.synthetic.world import build_world
 
 SMALL: dict[str, Any] = {
     "train_rows": 30_000,

@@ -10,7 +10,7 @@ from stem_torchrec.cli import main
 from stem_torchrec.config.reading import load_config
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.occupied import refuse_occupied
+from stem_torchrec.prepare.engine.occupied import refuse_occupied
 from stem_torchrec.runs.folder import check_run_dir, clear_run, require_run
 from stem_torchrec.storage import folder_choice
 from stem_torchrec.storage.folder_choice import check_writable, refuse_unsafe, usable

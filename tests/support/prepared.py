@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from stem_torchrec.prepare.synthetic import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
 
 TASKS = ("click", "like")
 

@@ -1,0 +1,1 @@
+"""What every source shares: the working database, its stages, ids of values, the folder."""

@@ -1,0 +1,1 @@
+"""A KuaiRand release, or files in its format."""

@@ -1,0 +1,1 @@
+"""Seeded data of a world whose truth is known."""

@@ -1,0 +1,1 @@
+"""Raw files of one table, as a description says what they hold."""

@@ -1,0 +1,266 @@
+"""What raw files hold and how they become features, labels and splits: the YAML of ``prepare csv``.
+
+An *expression* is a SQL expression of DuckDB over the columns of one raw row.
+"""
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stem_torchrec.config.frozen import Frozen
+from stem_torchrec.data.schema import MAX_EMBEDDINGS, SPLITS
+from stem_torchrec.prepare.engine.canonical_values import without_zero_fraction
+
+GROUP_COLUMN = "group"
+WEIGHT_COLUMN = "sample_weight"
+MAX_SEED = (1 << 63) - 1
+MAX_COUNT = 10**15
+
+# What the engine calls the number of a row; in a table that has such a column it is that column.
+RESERVED_NAMES = ("rowid",)
+
+Scalar = bool | int | float | date | datetime | str
+Moment = int | date | datetime | str
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Described(Frozen):
+    """Base of all parts of a description."""
+
+
+class RawFormat(_Described):
+    """How the raw files are written.
+
+    Values of ids, labels, dense features, weights and groups that are plain columns are taken as
+    they are written, whatever the first rows look like. For expressions and times the types of
+    delimited files are found in the first rows unless they are given; a value that is of another
+    type is a bad row.
+    """
+
+    type: Literal["delimited", "parquet"] = Field("delimited", description="kind of the files")
+    delimiter: str = Field(",", min_length=1, max_length=4, description="between two values")
+    header: bool = Field(True, description="the first line of every file names the columns")
+    columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="names of the columns; needed where there is no header"
+    )
+    types: dict[str, str] = Field(
+        {}, description="DuckDB types by column, e.g. BIGINT, DOUBLE, VARCHAR; others are found"
+    )
+    quote: str | None = Field('"', max_length=1, description="around a value; null: no quoting")
+    null_strings: tuple[str, ...] = Field(("",), description="values that mean: missing")
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> "RawFormat":
+        if self.type == "delimited" and not self.header and self.columns is None:
+            raise ValueError("columns: needed, for there is no header")
+        _refuse_doubled("columns", [name.lower() for name in self.columns or ()])
+        return self
+
+
+class _Value(_Described):
+    """One raw column, or an expression over several."""
+
+    column: str | None = Field(None, description="raw column")
+    expression: str | None = Field(None, description="SQL expression over raw columns")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "_Value":
+        if self.column is not None and self.expression is not None:
+            raise ValueError("column, expression: give one of them")
+        return self
+
+
+class DescribedFeature(_Value):
+    """A feature; its value is the raw column of its name unless it says otherwise."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="name of the feature")
+    kind: Literal["id", "bag", "dense"] = Field("id", description="see schema.json")
+    side: Literal["user", "item", "context"] = Field("context", description="whom it describes")
+    separator: str | None = Field(None, min_length=1, description="between the values of a bag")
+    pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
+    encoding: Literal["vocabulary", "hash", "identity"] = Field(
+        "vocabulary", description="how values become ids"
+    )
+    num_embeddings: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_EMBEDDINGS,
+        description="rows of the table; for hash and identity",
+    )
+    table: str | None = Field(None, description="feature whose table and encoding this one shares")
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> "DescribedFeature":
+        if self.separator is not None and self.kind != "bag":
+            raise ValueError(f"separator: only a bag has one, kind is {self.kind!r}")
+        own = self.num_embeddings is not None
+        if self.kind == "dense":
+            if own or self.table is not None:
+                raise ValueError("num_embeddings, table: a dense feature has no table")
+        elif self.table is not None and (own or "encoding" in self.model_fields_set):
+            raise ValueError("encoding, num_embeddings: those of the shared table hold")
+        elif self.table is None and own == (self.encoding == "vocabulary"):
+            verb = "counted by" if own else "needed with"
+            raise ValueError(f"num_embeddings: {verb} encoding {self.encoding!r}")
+        return self
+
+
+class RandomSplit(_Described):
+    """Every row falls into a split by chance, the same with the same seed."""
+
+    by: Literal["random"]
+    shares: tuple[Share, Share, Share] = Field(
+        (0.8, 0.1, 0.1), description="of train, valid and test; their sum is 1"
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the split")
+
+    @model_validator(mode="after")
+    def _shares_fill_the_whole(self) -> "RandomSplit":
+        _check_shares(self.shares)
+        return self
+
+
+class TimeSplit(_Value):
+    """Rows by time: integers, dates or timestamps. A bound is the first moment of its split."""
+
+    by: Literal["time"]
+    valid_from: Moment | None = Field(None, description="first moment of valid")
+    test_from: Moment | None = Field(None, description="first moment of test")
+    shares: tuple[Share, Share, Share] | None = Field(
+        None, description="instead of bounds: shares of train, valid and test"
+    )
+
+    @model_validator(mode="after")
+    def _bounds_or_shares(self) -> "TimeSplit":
+        _require_source(self)
+        bounds = (self.valid_from is not None) + (self.test_from is not None)
+        if (self.shares is None) != (bounds == 2) or bounds == 1:
+            raise ValueError("give valid_from and test_from, or shares")
+        if self.shares is not None:
+            _check_shares(self.shares)
+        return self
+
+
+class ColumnSplit(_Value):
+    """The raw data says of each row to which split it belongs."""
+
+    by: Literal["column"]
+    train: tuple[Scalar, ...] = Field(min_length=1, description="values of train")
+    valid: tuple[Scalar, ...] = Field((), description="values of valid")
+    test: tuple[Scalar, ...] = Field((), description="values of test")
+
+    @field_validator(*SPLITS, mode="before")
+    @classmethod
+    def _are_lists(cls, values: object) -> object:
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"a list of values, found {values!r}; write [{values}]")
+        return values
+
+    @model_validator(mode="after")
+    def _values_are_apart(self) -> "ColumnSplit":
+        _require_source(self)
+        values = [text for split in SPLITS for text in self.texts(split)]
+        _refuse_doubled("values", values)
+        return self
+
+    def texts(self, split: str) -> list[str]:
+        """The values of a split as raw data writes them, ``1.0`` as ``1``."""
+        return [without_zero_fraction(_written(value)) for value in getattr(self, split)]
+
+
+class Description(_Described):
+    """All that ``prepare csv`` needs to know about raw files."""
+
+    format: RawFormat = Field(default_factory=RawFormat, description="how the files are written")
+    features: tuple[DescribedFeature, ...] = Field(min_length=1, description="input columns")
+    labels: dict[str, str] = Field(
+        min_length=1,
+        description="task: expression, true or 1 if positive, null if it was not observed",
+    )
+    sample_weight: str | None = Field(None, description="expression: weight of the row")
+    group: str | None = Field(None, description="expression: group of GAUC, e.g. the user")
+    user: str | None = Field(None, description="feature whose values are the users of stats.json")
+    item: str | None = Field(None, description="feature whose values are the items of stats.json")
+    split: RandomSplit | TimeSplit | ColumnSplit = Field(
+        discriminator="by", description="how rows are divided into train, valid and test"
+    )
+    may_read_labels: tuple[str, ...] = Field(
+        (), description="features that may read columns of which labels are made"
+    )
+    min_count: int = Field(
+        10,
+        ge=1,
+        le=MAX_COUNT,
+        description="rows of train a value needs for an id of its own (vocabulary)",
+    )
+    shuffle: bool | None = Field(
+        None, description="train in random order; null: unless split by time, then ordered by it"
+    )
+
+    @property
+    def shuffled(self) -> bool:
+        return self.split.by != "time" if self.shuffle is None else self.shuffle
+
+    @property
+    def ordered(self) -> bool:
+        """Train is in another order than the files'."""
+        return self.shuffled or self.split.by == "time"
+
+    def feature(self, name: str) -> DescribedFeature:
+        return next(feature for feature in self.features if feature.name == name)
+
+    def owner(self, feature: DescribedFeature) -> DescribedFeature:
+        """The feature whose table and encoding ``feature`` uses, itself or another."""
+        return feature if feature.table is None else self.feature(feature.table)
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> "Description":
+        names = [feature.name for feature in self.features]
+        optional = [GROUP_COLUMN] * (self.group is not None)
+        optional += [WEIGHT_COLUMN] * (self.sample_weight is not None)
+        _refuse_doubled("columns", [name.lower() for name in (*names, *self.labels, *optional)])
+        for key, name in (("user", self.user), ("item", self.item)):
+            if name is not None and name not in names:
+                raise ValueError(f"{key}: unknown feature {name!r}; features: {', '.join(names)}")
+        for name in self.may_read_labels:
+            if name not in names:
+                raise ValueError(
+                    f"may_read_labels: unknown feature {name!r}; features: {', '.join(names)}"
+                )
+        for key, named in (("features", names), ("labels", [*self.labels])):
+            if taken := next((name for name in named if name.lower() in RESERVED_NAMES), None):
+                raise ValueError(f"{key}: {taken!r} is a name of the engine's; take another")
+        for feature in self.features:
+            _check_sharing(self, feature, names)
+        return self
+
+
+def _check_sharing(description: Description, feature: DescribedFeature, names: list[str]) -> None:
+    if feature.table is None:
+        return
+    if feature.table not in names:
+        raise ValueError(f"{feature.name}.table: unknown {feature.table!r}; {', '.join(names)}")
+    owner = description.feature(feature.table)
+    if owner.kind == "dense" or owner.table is not None:
+        raise ValueError(f"{feature.name}.table: {owner.name!r} has no table of its own")
+
+
+def _written(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _require_source(value: _Value) -> None:
+    if value.column is None and value.expression is None:
+        raise ValueError("column or expression: needed")
+
+
+def _check_shares(shares: Sequence[float]) -> None:
+    if abs(sum(shares) - 1) > 1e-9 or shares[0] == 0:
+        raise ValueError("shares: their sum is 1 and the first is above 0")
+
+
+def _refuse_doubled(what: str, names: Sequence[str]) -> None:
+    if doubled := next((name for name in names if list(names).count(name) > 1), None):
+        raise ValueError(f"{what}: {doubled!r} occurs twice")

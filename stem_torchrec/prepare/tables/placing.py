@@ -1,0 +1,159 @@
+"""The table ``rows`` -> the view ``placed``: which split a row belongs to, and where in it."""
+
+from typing import Any
+
+import duckdb
+
+from stem_torchrec.data.schema import SPLITS
+from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.engine.row_hash import row_key_sql
+from stem_torchrec.prepare.engine.working_database import fetch_one, literal
+from stem_torchrec.prepare.tables.describe import Description, Moment, RandomSplit, TimeSplit
+from stem_torchrec.prepare.tables.expressions import TIME_TYPES
+from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN, Column, time_sql
+
+SPLIT_COLUMN, KEY_COLUMN = "_split", "_key"
+ROW_COLUMN, CHANCE_COLUMN = "_row", "_chance"
+
+_STREAMS = {"split": 0, "order": 1}
+# Buckets per pass of the search for a quantile: 5 passes find one among all 64-bit numbers.
+_BUCKETS = 2**13
+
+
+def place_rows(
+    connection: duckdb.DuckDBPyConnection,
+    description: Description,
+    columns: dict[str, Column],
+    seed: int,
+) -> dict[str, Any]:
+    """Create the view ``placed`` of ``rows``.
+
+    Bad rows are left out. ``_row`` is the position in the files, ``_split`` the index into
+    ``SPLITS``; rows of a split are in the order of ``_key`` where there is one (train of a shuffled
+    or time-ordered set), else, and among equal keys, of ``_row``. Split and key depend on a row's
+    position, its values and the seeds, not on threads. Working them out anew in every scan costs
+    less than a copy of the table that holds them.
+
+    Returns:
+        Rows per split and, of a split by time, ``cuts``: its bounds as texts.
+
+    Raises:
+        UserError: train is empty, or a bound is no time.
+    """
+    split, key, chance, cuts = description.split, None, None, {}
+    if isinstance(split, RandomSplit):
+        part, chance = _random_part(split), row_key_sql(_STREAMS["split"], split.seed)
+    elif isinstance(split, TimeSplit):
+        bounds = _bounds(connection, split, columns[TIME_COLUMN])
+        part, key = _time_part(bounds), TIME_COLUMN
+        cuts = _cuts(connection, bounds, columns[TIME_COLUMN].type)
+    else:
+        part = PART_COLUMN
+    if description.shuffled:
+        key = row_key_sql(_STREAMS["order"], seed)
+    made = [f"rowid AS {ROW_COLUMN}", f"{part} AS {SPLIT_COLUMN}"]
+    made += [f"{key} AS {KEY_COLUMN}"] if key else []
+    # A column of its own: in the branches of a CASE DuckDB would work it out again.
+    source = f"(SELECT *, rowid, {chance} AS {CHANCE_COLUMN} FROM rows)" if chance else "rows"
+    connection.execute(
+        f"CREATE VIEW placed AS SELECT {', '.join(['*', *made])} FROM {source} WHERE _bad IS NULL"
+    )
+    counted = dict(
+        connection.execute(f"SELECT {SPLIT_COLUMN}, count(*) FROM placed GROUP BY ALL").fetchall()
+    )
+    found = {name: counted.get(number, 0) for number, name in enumerate(SPLITS)}
+    if not found["train"]:
+        raise UserError(f"split: train is empty, valid has {found['valid']}, test {found['test']}")
+    return found | ({"cuts": cuts} if cuts else {})
+
+
+def _random_part(split: RandomSplit) -> str:
+    train, valid, test = split.shares
+    # Floats below 1 times 2^64 are exact; a share of 1 is left to ELSE.
+    cases = [f"WHEN {CHANCE_COLUMN} < {int(train * 2**64)}::UBIGINT THEN 0"] if train < 1 else []
+    if train < 1 and test > 0:
+        cases.append(f"WHEN {CHANCE_COLUMN} < {int((train + valid) * 2**64)}::UBIGINT THEN 1")
+    last = 0 if train == 1 else 2 if test > 0 else 1
+    return f"(CASE {' '.join(cases)} ELSE {last} END)::TINYINT" if cases else f"{last}::TINYINT"
+
+
+def _bounds(
+    connection: duckdb.DuckDBPyConnection, split: TimeSplit, time: Column
+) -> tuple[int, int]:
+    """The first moments of valid and test, as ``_time`` holds them."""
+    if split.shares is not None:
+        valid_from = _first_time_after(connection, split.shares[0])
+        test_from = _first_time_after(connection, split.shares[0] + split.shares[1])
+    else:
+        assert split.valid_from is not None
+        assert split.test_from is not None
+        valid_from = _bound(connection, "valid_from", split.valid_from, time.type)
+        test_from = _bound(connection, "test_from", split.test_from, time.type)
+    if valid_from > test_from:
+        raise UserError(f"split.valid_from: {split.valid_from} is after {split.test_from}")
+    return valid_from, test_from
+
+
+def _cuts(
+    connection: duckdb.DuckDBPyConnection, bounds: tuple[int, int], type_name: str
+) -> dict[str, int | str]:
+    """Bounds as people read them: integers, or moments of UTC."""
+    if type_name not in TIME_TYPES:
+        return dict(zip(("valid_from", "test_from"), bounds, strict=True))
+    make = "make_timestamp_ns" if type_name == "TIMESTAMP_NS" else "make_timestamp"
+    shown = [fetch_one(connection, f"SELECT {make}({bound})::VARCHAR")[0] for bound in bounds]
+    return dict(zip(("valid_from", "test_from"), shown, strict=True))
+
+
+def _time_part(bounds: tuple[int, int]) -> str:
+    valid_from, test_from = bounds
+    return (
+        f"(CASE WHEN {TIME_COLUMN} < {valid_from} THEN 0 WHEN {TIME_COLUMN} < {test_from} THEN 1 "
+        "ELSE 2 END)::TINYINT"
+    )
+
+
+def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str) -> int:
+    """A bound of the description as the number that ``_time`` holds; without a zone it is UTC."""
+    if type_name in TIME_TYPES:  # by way of a zone, for a cast to others drops an offset
+        sql = f"({literal(str(value))}::TIMESTAMPTZ)::TIMESTAMP"
+        sql = time_sql(f"({sql})::TIMESTAMP_NS" * (type_name == "TIMESTAMP_NS") or sql, type_name)
+    else:
+        sql = time_sql(f"{literal(str(value))}::{type_name}", type_name)
+    try:
+        return int(fetch_one(connection, f"SELECT {sql}")[0])
+    except duckdb.ConversionException:
+        raise UserError(f"split.{key}: '{value}' is no {type_name}, the type of the time") from None
+
+
+def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> int:
+    """The smallest number that at least ``share`` of the rows' times lie below.
+
+    Counts in buckets that grow narrower, each pass a scan of one column in constant memory.
+    """
+    where = "WHERE _bad IS NULL"
+    low, high, total = fetch_one(
+        connection, f"SELECT min({TIME_COLUMN}), max({TIME_COLUMN}), count(*) FROM rows {where}"
+    )
+    wanted, below, high = share * total - 1e-6, 0, high + 1
+    while high - low > 1:  # the bound lies in (low, high]; `below` rows are under low
+        width = -(-(high - low) // _BUCKETS)
+        bucket = f"({TIME_COLUMN} - {low}) // {width}"
+        inside = f"{where} AND {TIME_COLUMN} >= {low} AND {TIME_COLUMN} < {high}"
+        counts = connection.execute(
+            f"SELECT {bucket} AS bucket, count(*) FROM rows {inside} GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+        for number, count in counts:
+            if below + count >= wanted:
+                low += number * width
+                high = min(low + width, high)
+                break
+            below += count
+        else:
+            return int(high)
+    return int(high)
+
+
+def order_sql(*, ordered: bool) -> str:
+    """ORDER BY of a split's rows; joins do not keep the order in which they are stored."""
+    return f"ORDER BY {KEY_COLUMN}, {ROW_COLUMN}" if ordered else f"ORDER BY {ROW_COLUMN}"

@@ -1,0 +1,169 @@
+"""Raw delimited or Parquet files as one DuckDB relation: found, named, typed, and read strictly."""
+
+import glob
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow.parquet as pq
+
+from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.engine.working_database import fetch_one, literal, quoted
+from stem_torchrec.prepare.tables.describe import RawFormat
+from stem_torchrec.prepare.tables.raw.checks import refuse_other_compression
+from stem_torchrec.prepare.tables.raw.errors import readable_errors
+from stem_torchrec.prepare.tables.raw.headers import column_names, find_files
+from stem_torchrec.prepare.tables.raw.partitions import partition_types
+from stem_torchrec.prepare.tables.raw.types import detect_types, stated_types, type_fault_sql
+
+SAMPLE_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """Files that are read as one, in this order.
+
+    Attributes:
+        columns: DuckDB type by column.
+        bad_rows: what to do with lines that are no rows of these columns.
+        found_types: columns of delimited files whose type was found in the first rows.
+        partitions: of Parquet files, DuckDB types of the columns that their folders' names hold.
+    """
+
+    paths: tuple[Path, ...]
+    format: RawFormat
+    columns: dict[str, str]
+    bad_rows: Literal["fail", "record", "pass over"] = "fail"
+    found_types: frozenset[str] = frozenset()
+    partitions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    def relation(self) -> str:
+        """What stands behind FROM: the columns with their types."""
+        # glob.escape: DuckDB reads "*" and "[" in a path as a pattern.
+        paths = ", ".join(literal(glob.escape(str(path))) for path in self.paths)
+        if self.format.type == "parquet":
+            return self._parquet(paths)
+        # Everything is read as text and cast here: the reader's own casts round 0.5 to an integer.
+        selected = [
+            f"TRY_CAST({quoted(name)} AS {kind}) AS {quoted(name)}, {quoted(name)} AS {_text(name)}"
+            for name, kind in self.columns.items()
+        ]
+        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self.columns)
+        quote = literal(self.format.quote or "")
+        nulls = ", ".join(literal(text) for text in self.format.null_strings)
+        rejects = ", ignore_errors = true" * (self.bad_rows != "fail")
+        rejects += ", store_rejects = true" * (self.bad_rows == "record")
+        return (
+            f"(SELECT {', '.join(selected)} FROM "
+            f"read_csv([{paths}], auto_detect = false, delim = {literal(self.format.delimiter)}, "
+            f"header = {self.format.header}, quote = {quote}, escape = {quote}, "
+            f"nullstr = [{nulls}], columns = {{{columns}}}, hive_partitioning = false{rejects}))"
+        )
+
+    def written(self, column: str) -> str:
+        """SQL of the text that a delimited file has in a column."""
+        return _text(column)
+
+    def type_faults(self, used: Collection[str]) -> tuple[str, list[tuple[str, str]]]:
+        """SQL that is true where a value is not of its column's type; the same by column, each
+        with SQL that says so."""
+        if self.format.type == "parquet":
+            return "false", []
+        typed = {n: kind for n, kind in self.columns.items() if n in used and kind != "VARCHAR"}
+        faults = []
+        for name, kind in typed.items():
+            hint = "; as in the first rows, format.types may state another"
+            said = f" is no {kind}" + hint * (name in self.found_types)
+            what = literal(f"column {name!r}: ")
+            fault = f"concat({what}, left({_text(name)}, 80), {literal(said)})"
+            faults.append((type_fault_sql(_text(name), quoted(name), kind), fault))
+        return " OR ".join(wrong for wrong, _ in faults) or "false", faults
+
+    def only(self, path: Path) -> "RawFiles":
+        return replace(self, paths=(path,))
+
+    def passing_over(self) -> "RawFiles":
+        """The same, without lines that are no rows and without a word about them."""
+        return replace(self, bad_rows="pass over")
+
+    def _parquet(self, paths: str) -> str:
+        types = ", ".join(f"{literal(name)}: {kind}" for name, kind in self.partitions.items())
+        hive = f"true, hive_types = {{{types}}}" if self.partitions else "false"
+        rows = f"read_parquet([{paths}], hive_partitioning = {hive})"
+        # No function takes nanoseconds with a zone; their zone is that of the reader, not of a row.
+        zoned = [name for name, kind in self.columns.items() if kind == "TIMESTAMP_NS"]
+        naive = ", ".join(f"make_timestamp_ns(epoch_ns({n})) AS {n}" for n in map(quoted, zoned))
+        return f"(SELECT * REPLACE ({naive}) FROM {rows})" if zoned else rows
+
+
+def open_raw_files(
+    connection: duckdb.DuckDBPyConnection,
+    sources: Sequence[str | Path],
+    raw_format: RawFormat,
+    *,
+    skip_bad_rows: bool = False,
+) -> RawFiles:
+    """Find the files and name and type their columns; reads their heads only.
+
+    Args:
+        skip_bad_rows: record lines that are no rows, and go on.
+
+    Raises:
+        UserError: no file is found or one is empty or unreadable, headers differ, or a type is
+            given to a column that is not there.
+    """
+    paths = find_files(sources)
+    if raw_format.type == "parquet":
+        return _open_parquet(connection, paths, raw_format)
+    refuse_other_compression(paths)
+    names = column_names(paths, raw_format)
+    stated = stated_types(raw_format, names)
+    columns = dict.fromkeys(names, "VARCHAR")
+    columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | stated
+    found = frozenset(names) - frozenset(stated)
+    return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
+
+
+def _open_parquet(
+    connection: duckdb.DuckDBPyConnection, paths: tuple[Path, ...], raw_format: RawFormat
+) -> RawFiles:
+    raw = RawFiles(paths, raw_format, {})
+    with readable_errors(raw.paths):
+        found = connection.execute(f"DESCRIBE SELECT * FROM {raw.relation()}").fetchall()
+        in_file = pq.read_schema(paths[0]).names
+    columns = {name: type_name for name, type_name, *_ in found}
+    # Of two columns that differ in case alone DuckDB gives the second another name.
+    renamed = {name for name in columns if name not in in_file}
+    columns = {
+        name: "TIMESTAMP_NS" if kind == "TIMESTAMPTZ_NS" else kind
+        for name, kind in columns.items()
+        if name not in renamed
+    }
+    partitions = partition_types(paths, columns)
+    return replace(raw, columns=columns | partitions, partitions=partitions)
+
+
+def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[str, str]:
+    with readable_errors(raw.paths):
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE head AS SELECT * FROM "
+            f"{raw.passing_over().relation()} LIMIT {SAMPLE_ROWS}"
+        )
+        if not fetch_one(connection, "SELECT count(*) FROM head")[0]:
+            # Not one good row: the strict reader names the first bad one, if there is any.
+            connection.execute(f"SELECT count(COLUMNS(*)) FROM {raw.relation()}")
+            raise UserError(f"--source: no rows in {', '.join(map(str, raw.paths[:3]))}")
+    detected = detect_types(connection, "head", raw.columns)
+    connection.execute("DROP TABLE head")
+    return detected
+
+
+def _text(column: str) -> str:
+    """A column as it was read, under a name that no header has."""
+    return quoted(f"\x01{column}")

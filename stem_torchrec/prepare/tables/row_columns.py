@@ -1,0 +1,293 @@
+"""The columns of the table ``rows`` as SQL over raw columns, and what makes a raw row a bad one.
+
+Columns: one per feature (BIGINT or VARCHAR, a list of those, or FLOAT) and per label (TINYINT), the
+group (BIGINT) and the weight (FLOAT) if there are any, ``_time`` (BIGINT) or ``_part`` (TINYINT)
+where the split needs one.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+from stem_torchrec.data.schema import SPLITS
+from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.engine.canonical_values import (
+    INTEGER_TYPES,
+    Form,
+    common_form,
+    is_integer_sql,
+    without_zero_fraction_sql,
+)
+from stem_torchrec.prepare.engine.row_hash import hash_sql
+from stem_torchrec.prepare.engine.working_database import literal
+from stem_torchrec.prepare.tables.describe import (
+    GROUP_COLUMN,
+    WEIGHT_COLUMN,
+    ColumnSplit,
+    DescribedFeature,
+    Description,
+    TimeSplit,
+)
+from stem_torchrec.prepare.tables.expressions import (
+    TIME_TYPES,
+    Expression,
+    bind,
+    bind_value,
+    bound_features,
+)
+from stem_torchrec.prepare.tables.leaks import refuse_leaks
+from stem_torchrec.prepare.tables.raw.files import RawFiles
+from stem_torchrec.prepare.tables.value_forms import Values, choose_forms
+
+TIME_COLUMN, PART_COLUMN = "_time", "_part"
+
+_FLOAT_MAX = "3.4e38::FLOAT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of ``rows``.
+
+    Attributes:
+        wrong: SQL that is true where the raw row is bad; None if it cannot be.
+        fault: SQL of a text that says what is wrong, ``what: value is ...``.
+        misfit: SQL that is true where the column does not hold what the raw row says, so that it
+            has to be read in a wider form; None if it always does.
+        typed: raw columns whose values must be of their column's type.
+        is_text: its size differs from row to row: a text, or a list of values.
+        type: DuckDB's type of the raw value.
+    """
+
+    name: str
+    sql: str
+    wrong: str | None = None
+    fault: str = ""
+    misfit: str | None = None
+    typed: frozenset[str]
+    is_text: bool = False
+    type: str = ""
+
+
+def row_columns(
+    connection: duckdb.DuckDBPyConnection,
+    raw: RawFiles,
+    description: Description,
+    *,
+    of_all_rows: bool = False,
+) -> dict[str, Column]:
+    """Bind a description to raw files; columns by name.
+
+    Args:
+        of_all_rows: look at every row for the form of each column's values, so that none is a
+            misfit; else the first rows tell, and a later one may be.
+
+    Raises:
+        UserError: an expression does not fit the raw columns or its use, or gives away a label.
+    """
+    features = bound_features(connection, raw, description)
+    labels = {
+        task: bind(connection, raw, f"labels.{task}", text)
+        for task, text in description.labels.items()
+    }
+    refuse_leaks(
+        description,
+        {name: value.reads for name, value in features.items()},
+        {task: value.decides for task, value in labels.items()},
+    )
+    values = _values(description, features)
+    group = None
+    if description.group is not None:
+        group = bind(connection, raw, GROUP_COLUMN, description.group)
+        values[GROUP_COLUMN] = Values.of(group)
+    forms = choose_forms(connection, raw, values, of_all_rows=of_all_rows)
+    columns = [
+        *_features(description, features, values, forms),
+        *(_label(task, value) for task, value in labels.items()),
+        *_weight(connection, raw, description),
+        *([_group(group, values[GROUP_COLUMN], forms[GROUP_COLUMN])] if group else []),
+        *_split(connection, raw, description),
+    ]
+    return {column.name: column for column in columns}
+
+
+def time_sql(sql: str, type_name: str) -> str:
+    """A time as a BIGINT: integers as they are, dates and timestamps as microseconds of UTC, those
+    that hold nanoseconds as such."""
+    if type_name == "TIMESTAMP_NS":
+        return f"epoch_ns({sql})"
+    return f"epoch_us(({sql})::TIMESTAMP)" if type_name in TIME_TYPES else f"({sql})::BIGINT"
+
+
+def _values(description: Description, features: Mapping[str, Expression]) -> dict[str, Values]:
+    """Of the features whose values are numbered or hashed."""
+    return {
+        feature.name: Values.of(features[feature.name], _parts(feature, features[feature.name]))
+        for feature in description.features
+        if feature.kind != "dense" and description.owner(feature).encoding != "identity"
+    }
+
+
+def _parts(feature: DescribedFeature, value: Expression) -> str | None:
+    if feature.separator is None:
+        return None
+    parts = f"string_split({value.sql}, {literal(feature.separator)})"
+    return f"[trim(v) for v in {parts} if trim(v) <> '']"
+
+
+def _features(
+    description: Description,
+    features: Mapping[str, Expression],
+    values: Mapping[str, Values],
+    forms: Mapping[str, Form],
+) -> Iterator[Column]:
+    # Features of one table have values of one type, so that equal ones get one id.
+    shared: dict[str, list[Form]] = {}
+    for feature in description.features:
+        if feature.name in values:
+            shared.setdefault(description.owner(feature).name, []).append(forms[feature.name])
+    for feature in description.features:
+        bound, owner = features[feature.name], description.owner(feature)
+        if feature.kind == "dense":
+            yield _dense(feature.name, bound)
+        elif owner.encoding == "identity":
+            assert owner.num_embeddings is not None
+            yield _index(feature, bound, owner.num_embeddings)
+        else:
+            type_name = common_form(shared[owner.name])
+            yield _told_apart(feature, bound, values[feature.name], forms[feature.name], type_name)
+
+
+def _told_apart(
+    feature: DescribedFeature, bound: Expression, values: Values, form: Form, type_name: str
+) -> Column:
+    """A feature whose values are numbered or hashed."""
+    return Column(
+        name=feature.name,
+        sql=values.taken(form, type_name),
+        wrong=values.no_id,
+        fault=_fault(f"id of {feature.name!r}", bound.sql, "a value that a float holds exactly"),
+        misfit=values.misfit(form),
+        typed=bound.typed,
+        is_text=values.is_list or type_name == "VARCHAR",
+    )
+
+
+def _index(feature: DescribedFeature, bound: Expression, num_embeddings: int) -> Column:
+    """A feature whose values are ids already."""
+    is_bag = feature.kind == "bag"
+    values, type_name = _parts(feature, bound) or bound.sql, bound.element_type
+    value = "v" if is_bag else values
+    index, is_missing = _index_sql(value, type_name)
+    wrong = f"NOT ({is_missing} OR coalesce({index} BETWEEN 0 AND {num_embeddings - 1}, false))"
+    return Column(
+        name=feature.name,
+        sql=f"[{index} for v in {values}]" if is_bag else index,
+        wrong=f"len([v for v in {values} if {wrong}]) > 0" if is_bag else wrong,
+        fault=_fault(f"id of {feature.name!r}", bound.sql, f"0 to {num_embeddings - 1}"),
+        typed=bound.typed,
+        is_text=is_bag,
+    )
+
+
+def _index_sql(value: str, type_name: str) -> tuple[str, str]:
+    """SQL of a value as an index, null if it is none, and of whether it is missing."""
+    if type_name == "VARCHAR":
+        is_index = f"regexp_full_match({value}, '[0-9]+([.]0+)?')"
+        is_missing = f"({value} IS NULL OR lower({value}) = 'nan')"
+    else:
+        number = f"TRY_CAST({value} AS DOUBLE)"
+        is_index = f"{number} = floor({number})"
+        is_missing = f"({value} IS NULL OR coalesce(isnan({number}), false))"
+    return f"CASE WHEN {is_index} THEN TRY_CAST({value} AS BIGINT) END", is_missing
+
+
+def _number(value: Expression, type_name: str) -> str:
+    """SQL of a number, null if the value is none."""
+    number = f"TRY_CAST({value.sql} AS {type_name})"
+    if value.type != "VARCHAR":
+        return number
+    return f"CASE WHEN NOT contains({value.sql}, '_') THEN {number} END"  # SQL's own digits
+
+
+def _dense(name: str, value: Expression) -> Column:
+    number = _number(value, "FLOAT")
+    good = f"isnan({number}) OR {number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
+    wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({good}, false)"
+    fault = _fault(f"feature {name!r}", value.sql, "a finite number")
+    return Column(name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed)
+
+
+def _label(task: str, value: Expression) -> Column:
+    number = _number(value, "DOUBLE")
+    sql = f"CASE {number} WHEN 1 THEN 1 WHEN 0 THEN 0 END::TINYINT"
+    wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({number} IN (0, 1), false)"
+    fault = _fault(f"label {task!r}", value.sql, "0, 1 or missing")
+    return Column(name=task, sql=sql, wrong=wrong, fault=fault, typed=value.typed)
+
+
+def _weight(
+    connection: duckdb.DuckDBPyConnection, raw: RawFiles, description: Description
+) -> Iterator[Column]:
+    if description.sample_weight is not None:
+        value = bind(connection, raw, WEIGHT_COLUMN, description.sample_weight)
+        number = _number(value, "FLOAT")
+        wrong = f"NOT coalesce({number} BETWEEN 0 AND {_FLOAT_MAX}, false)"
+        fault = _fault(WEIGHT_COLUMN, value.sql, "a number, 0 or more")
+        yield Column(name=WEIGHT_COLUMN, sql=number, wrong=wrong, fault=fault, typed=value.typed)
+
+
+def _group(bound: Expression, values: Values, form: Form) -> Column:
+    """Integers as they are, texts by their hash."""
+    taken = values.taken(form, form.type)
+    if not form.is_integer:
+        hashed = f"({hash_sql(taken, is_integer=False)} >> 1)::BIGINT"
+        taken = (
+            f"CASE WHEN {is_integer_sql(taken)} THEN TRY_CAST({taken} AS BIGINT) ELSE {hashed} END"
+        )
+    fault = _fault(GROUP_COLUMN, bound.sql, "a value that a float holds exactly")
+    return Column(
+        name=GROUP_COLUMN,
+        sql=taken,
+        wrong=values.no_id,
+        fault=fault,
+        misfit=values.misfit(form),
+        typed=bound.typed,
+    )
+
+
+def _split(
+    connection: duckdb.DuckDBPyConnection, raw: RawFiles, description: Description
+) -> Iterator[Column]:
+    split = description.split
+    if isinstance(split, TimeSplit):
+        value = bind_value(
+            connection, raw, "split", split.column, split.expression, as_written=False
+        )
+        if value.type not in (*INTEGER_TYPES, *TIME_TYPES):
+            raise UserError(
+                f"{value.key}: type {value.type}; a time is an integer, a date or a timestamp"
+            )
+        sql = time_sql(value.sql, value.type)
+        fault, wrong = _fault("time of the split", value.sql, "a time"), f"({sql}) IS NULL"
+        yield Column(
+            name=TIME_COLUMN, sql=sql, wrong=wrong, fault=fault, typed=value.typed, type=value.type
+        )
+    elif isinstance(split, ColumnSplit):
+        value = bind_value(connection, raw, "split", split.column, split.expression)
+        text = f"({Values.of(value).forms[-1].value(value.sql)})::VARCHAR"
+        text = without_zero_fraction_sql(text)
+        cases = [
+            f"WHEN {text} IN ({', '.join(map(literal, texts))}) THEN {number}"
+            for number, name in enumerate(SPLITS)
+            if (texts := split.texts(name))
+        ]
+        sql = f"CASE {' '.join(cases)} END::TINYINT"
+        fault = _fault("value of the split", value.sql, "listed under train, valid or test")
+        wrong = f"({sql}) IS NULL"
+        yield Column(name=PART_COLUMN, sql=sql, wrong=wrong, fault=fault, typed=value.typed)
+
+
+def _fault(what: str, found: str, allowed: str) -> str:
+    shown = f"coalesce(left(({found})::VARCHAR, 80), 'nothing')"
+    return f"concat({literal(what + ': ')}, {shown}, {literal(' is not ' + allowed)})"

@@ -1,0 +1,82 @@
+"""Which form a column's values take (see ``canonical_values``): seen in the rows themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+from stem_torchrec.prepare.engine.canonical_values import Form, forms_of, no_id_sql
+from stem_torchrec.prepare.engine.working_database import fetch_one
+from stem_torchrec.prepare.tables.expressions import Expression
+from stem_torchrec.prepare.tables.raw.errors import readable_errors
+from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
+
+
+@dataclass(frozen=True)
+class Values:
+    """What an expression gives, as values that are told apart: one of a row, or a list.
+
+    Attributes:
+        sql: of the value or the list.
+    """
+
+    sql: str
+    is_list: bool
+    type: str
+    is_unstated: bool
+
+    @classmethod
+    def of(cls, expression: Expression, parts: str | None = None) -> "Values":
+        """The values of an expression; ``parts`` is SQL of a list that its text is split into."""
+        is_list = parts is not None or expression.is_list
+        element_type = expression.element_type if parts is None else "VARCHAR"
+        return cls(parts or expression.sql, is_list, element_type, expression.is_unstated)
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return forms_of(self.type, is_unstated=self.is_unstated)
+
+    def taken(self, form: Form, type_name: str) -> str:
+        """SQL of the values as ``type_name``, which holds the form's type."""
+        value = form.value("v" if self.is_list else self.sql)
+        value = value if form.type == type_name else f"({value})::{type_name}"
+        return f"[{value} for v in {self.sql}]" if self.is_list else value
+
+    def misfit(self, form: Form) -> str | None:
+        """SQL that is true where a value needs a wider form."""
+        return self._any(form.misfit("v" if self.is_list else self.sql)) if form.misfit else None
+
+    @property
+    def no_id(self) -> str | None:
+        """SQL that is true where a value is no id at all."""
+        wrong = no_id_sql("v" if self.is_list else self.sql, self.type)
+        return self._any(wrong) if wrong else None
+
+    def _any(self, wrong: str) -> str:
+        return f"len([v for v in {self.sql} if {wrong}]) > 0" if self.is_list else wrong
+
+
+def choose_forms(
+    connection: duckdb.DuckDBPyConnection,
+    raw: RawFiles,
+    values: Mapping[str, Values],
+    *,
+    of_all_rows: bool,
+) -> dict[str, Form]:
+    """The narrowest form that fits all rows of each column, or the first rows only."""
+    tried = [(name, form) for name in values for form in values[name].forms if form.misfit]
+    if not tried:
+        return {name: values[name].forms[0] for name in values}
+    asked = ", ".join(
+        f"coalesce(bool_or({values[name].misfit(form)}), false)" for name, form in tried
+    )
+    limit = "" if of_all_rows else f" LIMIT {SAMPLE_ROWS}"
+    with readable_errors(raw.paths):
+        answers = fetch_one(
+            connection, f"SELECT {asked} FROM (FROM {raw.passing_over().relation()}{limit})"
+        )
+    does_not_fit = dict(zip(tried, answers, strict=True))
+    return {
+        name: next(form for form in values[name].forms if not does_not_fit.get((name, form), False))
+        for name in values
+    }
