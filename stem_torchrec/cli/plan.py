@@ -28,13 +28,13 @@ def add_plan(commands: Commands) -> None:
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_start
 
+    config = load_config(options.config, rest, options=own_options(options))
     print_start("importing torch and TorchRec")
     from stem_torchrec.distributed.constraints import World
     from stem_torchrec.launch.notices import hide_dependency_notices
     from stem_torchrec.training.checks import plan_offline
 
     hide_dependency_notices()
-    config = load_config(options.config, rest, options=own_options(options))
     print_start(f"planning for {options.world_size} ranks")
     per_node = config.distributed.ranks_per_node or min(options.world_size, 8)
     print(plan_offline(config, World(options.world_size, per_node, options.device)), end="")

@@ -75,6 +75,7 @@ def _add_initial(command: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.console import print_evaluation, print_note, print_start
 
+    config = load_config(options.config, rest, options=own_options(options))
     print_start("importing torch and TorchRec")
     from stem_torchrec.cli.workers import train_worker
     from stem_torchrec.distributed.ranks import device_type
@@ -82,7 +83,6 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.runs.folder import Existing
     from stem_torchrec.training.checks import check_start
 
-    config = load_config(options.config, rest, options=own_options(options))
     existing: Existing = (
         "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
     )

@@ -31,7 +31,10 @@ def careful_load(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise RefusedYaml(f"{len(text):,} characters; allowed: {MAX_CHARACTERS:,}")
-    return yaml.load(text, _CarefulLoader)
+    try:
+        return yaml.load(text, _CarefulLoader)
+    except (ValueError, OverflowError) as error:  # the scanner, of "\\UFFFFFFFF"
+        raise yaml.YAMLError(str(error)) from None
 
 
 class _CarefulLoader(yaml.SafeLoader):

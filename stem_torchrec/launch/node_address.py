@@ -7,6 +7,7 @@ nothing: then no node opens the meeting point, or ranks wait for each other at t
 import fcntl
 import os
 import socket
+import stat
 import struct
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
@@ -55,14 +56,18 @@ def give_up_lost_peers(port: int) -> None:
     launcher whose link is cut would stay for as long as the system tries to send.
     """
     for entry in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as connection:
-            if connection.family in (AF_INET, AF_INET6) and connection.getpeername()[1] == port:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
-                connection.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STORE_LOST_S * 1000
-                )
+        with suppress(OSError):  # it was closed meanwhile
+            if stat.S_ISSOCK(os.fstat(int(entry)).st_mode):
+                with socket.socket(fileno=os.dup(int(entry))) as connection:
+                    _give_up_silence(connection, port)
+
+
+def _give_up_silence(connection: socket.socket, port: int) -> None:
+    if connection.family in (AF_INET, AF_INET6) and connection.getpeername()[1] == port:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STORE_LOST_S * 1000)
 
 
 def _addresses(endpoint: str) -> list[Any]:

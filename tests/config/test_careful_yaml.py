@@ -44,6 +44,12 @@ def test_a_tag_that_does_not_fit_is_no_yaml(text: str) -> None:
         careful_load(f"a: 1\nb: {text}")
 
 
+@pytest.mark.parametrize("code", ["00110000", "FFFFFFFF"])
+def test_a_character_that_does_not_exist_is_no_yaml(code: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        careful_load(f'a: "\\U{code}"')
+
+
 def bomb(levels: int) -> str:
     lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x]"]
     for level in range(levels):

@@ -54,7 +54,7 @@ def test_what_is_left_is_what_the_steps_have_not_taken(division, steps):
 
 @given(num_rows=st.integers(1, 200), phases=st.lists(st.tuples(shapes, st.integers(1, 9))))
 def test_interruptions_compose(num_rows, phases):
-    position = ReadPosition(4, 0, whole(num_rows, 1, 1), "order")
+    position = ReadPosition(4, 0, whole(num_rows, 1, 1), "order", "files")
     seen = []
     for (world_size, batch_size), steps in phases:
         position = position.reshaped(world_size, batch_size)
@@ -63,7 +63,7 @@ def test_interruptions_compose(num_rows, phases):
             for rank in range(world_size):
                 rows = rows_of(position.division.share(rank, position.step))
                 seen += rows[:batch_size]
-            position = ReadPosition(4, position.step + 1, position.division, "order")
+            position = ReadPosition(4, position.step + 1, position.division, "order", "files")
         assert position_from(position.state_dict()) == position
         assert position.is_start == (not seen)
     left = rows_of(position.division.left_after(position.step))
@@ -71,7 +71,7 @@ def test_interruptions_compose(num_rows, phases):
 
 
 def test_the_same_shape_is_the_same_position():
-    position = ReadPosition(0, 3, whole(100, 2, 10), "order")
+    position = ReadPosition(0, 3, whole(100, 2, 10), "order", "files")
     assert position.reshaped(2, 10) is position
     other = position.reshaped(1, 10)
     assert other.division == Division((Interval(30, 50), Interval(80, 100)), 1, 10)

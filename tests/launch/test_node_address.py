@@ -74,7 +74,9 @@ def test_a_silent_peer_is_given_up() -> None:
         socket.create_server(("127.0.0.1", 0)) as another,
         socket.create_connection(another.getsockname()) as other,
     ):
+        before = os.listdir("/proc/self/fd")
         node_address.give_up_lost_peers(server.getsockname()[1])
+        assert os.listdir("/proc/self/fd") == before  # no descriptor of another kind is left open
         limits = [
             connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
             for connection in (store, other)

@@ -53,7 +53,9 @@ class StaticRule(Rule[StaticOptions]):
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) the weights."""
         gram = situation.gram
-        # Copied once: a copy from host memory each step would wait for the device.
         if self._on_device is None or self._on_device.device != gram.device:
-            self._on_device = torch.tensor(self._weights, dtype=gram.dtype, device=gram.device)
+            weights = torch.tensor(self._weights, dtype=gram.dtype)
+            # From page-locked memory, since a copy from other memory waits for the device.
+            weights = weights.pin_memory() if gram.is_cuda else weights
+            self._on_device = weights.to(gram.device, non_blocking=True)
         return self._on_device, state
