@@ -1,7 +1,7 @@
 """Every key of a run, with its unit, default and allowed values.
 
 Sections are frozen; unknown keys are refused; nothing changes after validation. Reading YAML and
-command-line overrides is in ``settings.py``.
+command-line overrides is in ``reading.py``.
 """
 
 from stem_torchrec.config.balance import BalanceConfig

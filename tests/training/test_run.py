@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
@@ -229,6 +230,29 @@ def test_somebody_elses_process_group_is_left_alone(run: st.Run) -> None:
         assert dist.is_initialized()
     finally:
         dist.destroy_process_group()
+
+
+def test_an_error_amid_training_leaves_a_process_that_trains_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
+    file = max((data / "train").glob("*.parquet"))
+    table = pq.read_table(file)
+    ids = table["user_id"].to_numpy().copy()
+    ids[-1] = 1000
+    place = table.column_names.index("user_id")
+    wrong = table.set_column(place, "user_id", pa.array(ids, table.schema.field(place).type))
+    pq.write_table(wrong, file, row_group_size=500)
+    there = {
+        "run.dir": tmp_path / "run",
+        "checkpoint.every": 1,
+        "data.shuffle": False,
+    }  # the bad row comes last
+    with pytest.raises(st.UserError, match=r"user_id.*1000"):
+        st.train(folder / "c.yaml", **there, data={"path": data})
+    assert not dist.is_initialized()
+    again = {**there, "run.dir": tmp_path / "again", "train.max_steps": 2}
+    assert st.train(folder / "c.yaml", **again).step == 2
 
 
 def test_a_run_that_a_signal_ends_does_not_let_the_script_go_on(
