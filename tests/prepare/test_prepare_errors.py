@@ -85,8 +85,6 @@ def test_bad_row_is_named_and_leaves_nothing(
 ) -> None:
     # Rows 1 to 3 give the types.
     monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3)
-        "stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3
-    )  # rows 1 to 3 give types
     source = write(tmp_path, lines(row4=line))
     with pytest.raises(UserError, match=message):
         prepare_files([source], describe(DESCRIPTION), tmp_path / "sets" / "out")
