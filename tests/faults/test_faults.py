@@ -114,7 +114,9 @@ def test_bad_numbers_end_the_run_with_the_batch(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(tmp_path / "config.yaml", data, tmp_path / "run")
-    options = ["--optim.lr", "1e38", "--optim.optimizer", "sgd", "--train.max_skipped_steps", "3"]
+    options = ["--optim.lr", "1000000", "--optim.optimizer", "sgd"]
+    options += ["--embedding.lr", "1000000", "--embedding.optimizer", "sgd"]
+    options += ["--train.max_skipped_steps", "3"]
     assert main(["train", "--config", str(config), *options]) == 2
     assert "train.max_skipped_steps: 3 steps in a row" in capsys.readouterr().err
     found = torch.load(tmp_path / "run" / "bad_batch_rank0.pt")
