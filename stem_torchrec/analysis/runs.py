@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.config import Config
-from stem_torchrec.config.reading import load_config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.errors import UserError
-from stem_torchrec.runs.folder import require_run
+from stem_torchrec.runs.folder import load_run_config, require_run
 from stem_torchrec.runs.schema import fitted_schema
 from stem_torchrec.storage.place import Place
 from stem_torchrec.training.evaluation import Joined
@@ -74,7 +73,7 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
         require_run(option, folder)
         if any(folder.resolve() == run.path.resolve() for run in runs):
             raise UserError(f"{option}: {str(folder)!r} is given twice")
-        config = load_config(folder / "config.yaml", ["--run.dir", str(folder), *overrides])
+        config = load_run_config(option, folder, overrides)
         if (missing := unfinished(folder)) is not None:
             raise UserError(f"{option}: {folder}: {missing}; go on with it: train --resume")
         runs.append(Run(folder, config, fitted_schema(config).schema))

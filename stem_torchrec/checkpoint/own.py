@@ -50,9 +50,9 @@ def load_own(folder: Place, parts: OwnParts, ranks: Ranks) -> None:
     Raises:
         UserError: an earlier version has saved something else, or it is not what a save writes.
     """
-    saved_ranks = read_manifest(folder).about["world_size"]
+    about = read_manifest(folder).about
     try:
-        _load(folder, saved_ranks, parts, ranks)
+        _load(folder, int(about["world_size"]), parts, ranks)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"{folder}: the files rank_*.pt are not those of format 1 to {FORMAT}, which --resume "

@@ -12,7 +12,6 @@ from stem_torchrec.cli.options import (
     place,
     positive,
 )
-from stem_torchrec.config.reading import load_config
 from stem_torchrec.errors import WorkerError
 
 
@@ -44,12 +43,11 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.cli.workers import evaluate_worker
     from stem_torchrec.distributed.ranks import check_devices, device_type
     from stem_torchrec.launch.launcher import default_num_workers, run_workers, under_torchrun
-    from stem_torchrec.runs.folder import require_run
+    from stem_torchrec.runs.folder import load_run_config, require_run
     from stem_torchrec.training.checks import check_inputs
 
     require_run("--run", options.run_dir)
-    overrides = ["--run.dir", str(options.run_dir), *rest]
-    config = load_config(options.run_dir / "config.yaml", overrides, options=own_options(options))
+    config = load_run_config("--run", options.run_dir, rest, own_options(options))
     num_workers = options.nproc or default_num_workers(device_type(config.distributed))
     if not under_torchrun():
         check_devices(config.distributed, num_workers)

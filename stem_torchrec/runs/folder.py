@@ -99,6 +99,23 @@ def check_run(config: Config, existing: Existing) -> None:
         check_resumed(config)
 
 
+def load_run_config(
+    option: str, run_dir: Place, overrides: Sequence[str] = (), options: Sequence[str] = ()
+) -> Config:
+    """The config of a run as it lies there now, with overrides.
+
+    Args:
+        options: the command's own, for hints.
+
+    Raises:
+        UserError: an override names another run's folder; or as ``load_config`` does.
+    """
+    if any(word.partition("=")[0] == "--run.dir" for word in overrides):
+        raise UserError(f"--run.dir: has no place here; {option} names the run that is read")
+    words = ["--run.dir", str(run_dir), *overrides]
+    return load_config(run_dir / "config.yaml", words, options=options)
+
+
 def check_links(run_dir: Place) -> None:
     """Refuse links of a run's folder that lead nowhere or to no folder, before anything is removed.
 

@@ -77,3 +77,15 @@ def test_what_a_rank_kept_in_an_earlier_version_is_refused(run_dir: Path, alone:
     assert (run_dir / "metrics.jsonl").read_bytes() == before
     shutil.rmtree(run_dir / "tb", ignore_errors=True)
     evaluate_run(config_of_run(run_dir), alone, "test")
+
+
+@pytest.mark.parametrize("world_size", [None, "two", {}])
+def test_a_number_of_ranks_that_is_none_is_refused(
+    run_dir: Path, alone: Any, world_size: object
+) -> None:
+    folder = newest(run_dir)
+    manifest = read_manifest(folder)
+    about = {**manifest.about, "world_size": world_size}
+    write_manifest(folder, manifest._replace(about=about))
+    with pytest.raises(UserError, match=r"not those of format 1 to 2"):
+        go_on(alone, run_dir)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.runs.folder import check_links, check_run_dir, clear_run
+from stem_torchrec.runs.folder import check_links, check_run_dir, clear_run, load_run_config
 from stem_torchrec.storage.place import remove
 
 
@@ -76,3 +76,12 @@ def test_removing_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
         remove(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "in it").is_dir()
+
+
+@pytest.mark.parametrize("words", [["--run.dir", "other"], ["--run.dir=other"]])
+def test_a_run_that_is_read_has_one_name(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "config.yaml").write_text("run: {dir: there}\ndata: {path: data}\n")
+    assert load_run_config("--run", tmp_path).run.dir == tmp_path
+    assert load_run_config("--run", tmp_path, ["--train.epochs", "3"]).train.epochs == 3
+    with pytest.raises(UserError, match=r"^--run\.dir: has no place here; --run names the run"):
+        load_run_config("--run", tmp_path, words)
