@@ -19,8 +19,7 @@ from stem_torchrec.checkpoint.index import INDEX, Index, index_of, metadata_of
 from stem_torchrec.checkpoint.manifest import BLOCK_BYTES, FileEntry
 from stem_torchrec.checkpoint.plain import NotPlain, check_stored
 from stem_torchrec.errors import UserError
-from stem_torchrec.storage.place import Place, remove
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.place import Place, in_store, move, remove
 
 
 class Files(FileSystemBase):
@@ -58,10 +57,7 @@ class Files(FileSystemBase):
         return path
 
     def rename(self, path: Any, new_path: Any) -> None:
-        if isinstance(path, StorePath):
-            path.move(new_path)
-        else:
-            path.rename(new_path)
+        move(path, new_path)
         entry = self.written.pop(path.name)
         self.written[new_path.name] = entry._replace(name=new_path.name)
 
@@ -137,8 +133,7 @@ class Writer(FileSystemWriter):
 
     def __init__(self, folder: Place) -> None:
         self.folder = folder
-        in_store = isinstance(folder, StorePath)
-        super().__init__(str(folder), sync_files=not in_store)
+        super().__init__(str(folder), sync_files=not in_store(folder))
         self._files = Files()
         self.fs, self.path = self._files, cast(Any, folder)
 

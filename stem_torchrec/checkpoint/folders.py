@@ -15,17 +15,15 @@ from stem_torchrec.checkpoint.manifest import (
     check_files,
     check_sizes,
     read_manifest,
-    sync_folder,
     write_manifest,
 )
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
-from stem_torchrec.storage.place import Place, remove
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage import publishing
+from stem_torchrec.storage.place import Place
+from stem_torchrec.storage.publishing import PARTIAL, REPLACED
 
 FOLDER = "checkpoints"
-PARTIAL = ".partial"
-REPLACED = ".replaced"
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +31,6 @@ _log = logging.getLogger(__name__)
 def folder_of(folder: Place, step: int) -> Place:
     """Where the checkpoint of a step is published."""
     return folder / f"step_{step}"
-
-
-def aside_of(folder: Place, step: int) -> Place:
-    """Where the checkpoint of a step is written.
-
-    Aside on a disk. In a store, where nothing can be renamed, in its place: as long as it has no
-    manifest it is no checkpoint.
-    """
-    final = folder_of(folder, step)
-    return final if isinstance(final, StorePath) else final.with_name(final.name + PARTIAL)
 
 
 def publish(aside: Place, final: Place, manifest: Manifest) -> None:
@@ -53,14 +41,7 @@ def publish(aside: Place, final: Place, manifest: Manifest) -> None:
     """
     check_sizes(aside, manifest.files)
     write_manifest(aside, manifest)
-    if isinstance(aside, StorePath) or isinstance(final, StorePath):
-        return
-    if final.exists():
-        old = final.with_name(final.name + REPLACED)
-        remove(old)
-        final.rename(old)
-    aside.rename(final)
-    sync_folder(final.parent)
+    publishing.publish(aside, final)
 
 
 def is_leftover(path: Place) -> bool:
@@ -69,10 +50,8 @@ def is_leftover(path: Place) -> bool:
     Raises:
         UserError: the store does not say what is in it.
     """
-    if isinstance(path, StorePath):
-        named = re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name)
-        return named is not None and path.is_dir() and not (path / MANIFEST).is_file()
-    return path.name.endswith((PARTIAL, REPLACED))
+    named = re.fullmatch(rf"step_\d+({re.escape(PARTIAL)}|{re.escape(REPLACED)})?", path.name)
+    return named is not None and publishing.is_leftover(path, MANIFEST)
 
 
 def discard(path: Place) -> None:
@@ -81,11 +60,7 @@ def discard(path: Place) -> None:
     Raises:
         OSError, UserError: it cannot be removed, here or in a store.
     """
-    if isinstance(path, StorePath):
-        remove(path / MANIFEST)
-    elif not is_leftover(path):
-        path = path.rename(path.with_name(path.name + PARTIAL))
-    remove(path)
+    publishing.discard(path, MANIFEST)
 
 
 def saved_steps(folder: Place) -> list[int]:

@@ -6,16 +6,13 @@ and ends with a checksum of itself. CRC-32 is the fastest checksum of the standa
 """
 
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.storage.place import Place
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.place import Place, replace_text
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -62,16 +59,7 @@ class Manifest(NamedTuple):
 
 def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Write ``manifest.json`` through to the disk or store; it is whole or not there."""
-    if isinstance(folder, StorePath):
-        (folder / MANIFEST).write_text(_text(manifest))
-        return
-    aside = folder / f"{MANIFEST}.partial"
-    with aside.open("w") as file:
-        file.write(_text(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(folder / MANIFEST)
-    sync_folder(folder)
+    replace_text(folder / MANIFEST, _text(manifest), through=True)
 
 
 def read_manifest(folder: Place) -> Manifest:
@@ -134,15 +122,6 @@ def check_files(folder: Place, files: Sequence[FileEntry]) -> None:
         for problem in threads.map(check, jobs):
             if problem is not None:
                 raise Damaged(problem)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names through to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sizes(folder: Place) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from stem_torchrec.checkpoint.failures import message_of
 from stem_torchrec.checkpoint.files import Writer
-from stem_torchrec.checkpoint.folders import aside_of, discard, folder_of, is_leftover, publish
+from stem_torchrec.checkpoint.folders import discard, folder_of, is_leftover, publish
 from stem_torchrec.checkpoint.keep import remove_old
 from stem_torchrec.checkpoint.manifest import FileEntry, Manifest
 from stem_torchrec.checkpoint.own import own_file
@@ -21,6 +21,7 @@ from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError
 from stem_torchrec.storage.place import Place
+from stem_torchrec.storage.publishing import aside_of
 
 T = TypeVar("T")
 Failed = Callable[[int, str], None]
@@ -94,7 +95,7 @@ class Saver:
         """
         self.wait()
         self._last = content if last else None
-        writer = Writer(aside_of(self._folder, content.step))
+        writer = Writer(aside_of(folder_of(self._folder, content.step)))
         if not self._config.asynchronous:
             self._report(content.step, self._write(content, writer, None))
             return

@@ -1,16 +1,14 @@
 """A config from Python values: a file, a mapping or a config, and overrides."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from stem_torchrec.config.config import Config
 from stem_torchrec.config.reading import read_yaml, validate
 from stem_torchrec.errors import UserError, shown
-from stem_torchrec.storage.place import place_of
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.place import Place, place_of
 
-Source = str | Path | StorePath | Mapping[str, Any] | Config
+Source = str | Place | Mapping[str, Any] | Config
 """A YAML file or its URL, sections with their keys, or a config."""
 
 
@@ -45,7 +43,7 @@ def _content(source: Source) -> Mapping[str, Any]:
         return source.model_dump(exclude_unset=True, exclude={"versions"})
     if isinstance(source, Mapping):
         return source
-    if not isinstance(source, str | Path | StorePath):
+    if not isinstance(source, str | Place):
         raise UserError(f"config: expected a file, a mapping or a Config, found {shown(source)}")
     content = read_yaml(place_of(source), "config", "data")
     content.pop("versions", None)  # what wrote the file, not what runs it

@@ -9,8 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from stem_torchrec.config.frozen import Frozen
 from stem_torchrec.errors import UserError, did_you_mean, shown
 from stem_torchrec.storage.folder_choice import usable
-from stem_torchrec.storage.place import Place, place_of
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.place import Place, place_of, require_bucket
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
@@ -191,8 +190,7 @@ def load_schema(folder: Place) -> Schema:
     path = folder / SCHEMA_FILE
     with usable("data.path", folder):
         if not folder.is_dir():
-            if isinstance(folder, StorePath):
-                folder.require_bucket()
+            require_bucket(folder)
             raise UserError(
                 f"data.path: {str(folder)!r} is not a folder; expected a prepared data set"
             )

@@ -12,11 +12,10 @@ from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.reading import dump_config, load_config
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema
-from stem_torchrec.errors import UserError, environment_failures
+from stem_torchrec.errors import UserError
 from stem_torchrec.runs.records import METRICS, parse_record, record_lines
 from stem_torchrec.storage.folder_choice import check_writable, refuse_unsafe, usable
-from stem_torchrec.storage.place import Place, remove
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.place import Place, remove, replace_text, require_bucket
 
 Existing = Literal["refuse", "resume", "overwrite"]
 """What to do with a run that a folder already holds."""
@@ -45,8 +44,7 @@ def check_run_dir(run_dir: Place, existing: Existing) -> None:
             are to be overwritten; or it is not a folder, cannot be made or written; or its bucket
             does not exist.
     """
-    if isinstance(run_dir, StorePath):
-        run_dir.require_bucket()
+    require_bucket(run_dir)
     with usable("run.dir", run_dir):
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"run.dir: {str(run_dir)!r} is a file, expected a folder")
@@ -69,7 +67,7 @@ def check_run_dir(run_dir: Place, existing: Existing) -> None:
 def _is_there(path: Place) -> bool:
     """Whether the run's file or folder is there; a link that was put there for it alone is not."""
     pattern = OWN_FOLDERS.get(path.name)
-    if isinstance(path, StorePath) or pattern is None or not path.is_symlink():
+    if pattern is None or not path.is_symlink():
         return path.exists()
     return any(path.glob(pattern))
 
@@ -122,8 +120,6 @@ def check_links(run_dir: Place) -> None:
     Raises:
         UserError: ``run.dir``, ``checkpoints`` or ``tb`` is such a link.
     """
-    if isinstance(run_dir, StorePath):
-        return
     for path in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
         if path.is_symlink() and not path.is_dir():
             raise UserError(
@@ -133,8 +129,7 @@ def check_links(run_dir: Place) -> None:
 
 def require_run(option: str, run_dir: Place) -> None:
     """Raise UserError if the folder holds no run."""
-    if isinstance(run_dir, StorePath):
-        run_dir.require_bucket()
+    require_bucket(run_dir)
     with usable(option, run_dir):
         found = (run_dir / "config.yaml").is_file()
     if not found:
@@ -154,10 +149,11 @@ def clear_run(run_dir: Place, existing: Existing) -> None:
 def _clear(path: Place) -> None:
     """Remove what is the run's; a link to a folder stays, and others' files behind it."""
     pattern = OWN_FOLDERS.get(path.name)
-    if isinstance(path, StorePath) or pattern is None or not (path.is_symlink() and path.is_dir()):
+    if pattern is None or not (path.is_symlink() and path.is_dir()):
         remove(path)
         return
-    for entry in list(path.glob(pattern)):
+    entries: list[Place] = [*path.glob(pattern)]
+    for entry in entries:
         remove(entry)
 
 
@@ -197,17 +193,6 @@ def cut_records(run_dir: Place, step: int) -> None:
 def _stays(line: str, step: int) -> bool:
     record = parse_record(line)
     return record is not None and record["step"] <= step and record.get("split") != "test"
-
-
-def replace_text(path: Place, text: str) -> None:
-    """Write a file so that at any time there is the old one or the new one."""
-    if isinstance(path, StorePath):
-        path.write_text(text)
-        return
-    aside = path.with_name(f"{path.name}.partial")
-    with environment_failures(path):
-        aside.write_text(text)
-        aside.replace(path)
 
 
 def check_resumed(config: Config) -> None:

@@ -6,10 +6,10 @@ import socket
 
 from stem_torchrec import checkpoint
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.runs.folder import JOB, Existing, replace_text
+from stem_torchrec.runs.folder import JOB, Existing
 from stem_torchrec.storage.lock.holder import JOB_NAME, Holder
 from stem_torchrec.storage.lock.processes import process_name
-from stem_torchrec.storage.place import Place, remove
+from stem_torchrec.storage.place import Place, remove, replace_text
 
 
 def existing_after_restart(run_dir: Place, existing: Existing) -> Existing:

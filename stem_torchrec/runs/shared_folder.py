@@ -9,8 +9,7 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
 from stem_torchrec.storage.lock.folder_lock import holder_of
 from stem_torchrec.storage.lock.holder import Holder
-from stem_torchrec.storage.place import Place
-from stem_torchrec.storage.store_path import StorePath
+from stem_torchrec.storage.place import Place, in_store
 
 SEEN_S = 30.0
 """Network disks may show a new file this much later on another node."""
@@ -25,7 +24,7 @@ def check_shared(name: str, folder: Place, ranks: Ranks) -> None:
         UserError: names the nodes that have another folder there, or none.
     """
     one_node = ranks.local_world_size == ranks.world_size
-    if one_node or isinstance(folder, StorePath):
+    if one_node or in_store(folder):
         return
     holder = ranks.on_first(lambda: holder_of(folder))
     own = None if _is_seen(folder, holder) else socket.gethostname()

@@ -4,6 +4,7 @@ Local places are plain ``pathlib.Path``. ``StorePath`` has the same names for th
 that whoever reads or writes a folder need not ask which of both it holds.
 """
 
+import os
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -11,8 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import GetPydanticSchema
 from pydantic_core import PydanticCustomError, core_schema
+from typing_extensions import TypeIs
 
-from stem_torchrec.errors import UserError, without_passwords
+from stem_torchrec.errors import UserError, environment_failures, without_passwords
 from stem_torchrec.storage.store_path import StorePath
 
 STORES = ("s3", "gs", "hdfs")
@@ -21,6 +23,66 @@ WRONG_PLACE = "place"
 """Type of a config's error whose message names what was found, but for a password in it."""
 
 Place = Path | StorePath
+
+
+def in_store(place: Place) -> TypeIs[StorePath]:
+    """Whether it lies in an object store: files there appear whole, and none can be renamed."""
+    return isinstance(place, StorePath)
+
+
+def require_bucket(place: Place) -> None:
+    """Tell a bucket that is missing from a key that is; a disk has none.
+
+    Raises:
+        UserError: the store has no such bucket.
+    """
+    if in_store(place):
+        place.require_bucket()
+
+
+def move(place: Place, to: Place) -> None:
+    """Give a file another name on the same disk or in the same store."""
+    if in_store(place) and in_store(to):
+        place.move(to)
+    else:
+        assert not in_store(place)
+        assert not in_store(to)
+        place.rename(to)
+
+
+def replace_text(place: Place, text: str, *, through: bool = False) -> None:
+    """Write a file so that at any time there is the old one or the new one.
+
+    Args:
+        through: to the disk itself, so that it outlasts the machine.
+
+    Raises:
+        EnvironmentFailure: the disk does not take it.
+    """
+    if in_store(place):
+        place.write_text(text)
+        return
+    aside = place.with_name(f"{place.name}.partial")
+    with environment_failures(place):
+        with aside.open("w") as file:
+            file.write(text)
+            if through:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(place)
+        if through:
+            sync_folder(place.parent)
+
+
+def sync_folder(folder: Place) -> None:
+    """Bring a folder's names through to the disk."""
+    if in_store(folder):
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove(place: Place) -> None:

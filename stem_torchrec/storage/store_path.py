@@ -110,6 +110,13 @@ class StorePath:
     def expanduser(self) -> "StorePath":
         return self
 
+    def is_symlink(self) -> bool:
+        """Stores have no links."""
+        return False
+
+    def readlink(self) -> "StorePath":
+        return self
+
     def is_dir(self) -> bool:
         return self._found().type.name == "Directory"
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.launch.versions import FBGEMM_OF_DEVICE, installed, misfit
-from stem_torchrec.storage.place import Place
+from stem_torchrec.storage.place import Place, in_store
 from stem_torchrec.storage.store_path import StorePath
 
 IMPORT = "import torch, fbgemm_gpu, torchrec; torch.ops.fbgemm.asynchronous_complete_cumsum"
@@ -126,7 +126,7 @@ def free_port() -> str:
 
 def disk(run_dir: Place) -> str:
     """Room and speed where the run folder is or would be."""
-    if isinstance(run_dir, StorePath):
+    if in_store(run_dir):
         return _store(run_dir)
     there = run_dir.absolute()
     while not there.exists():

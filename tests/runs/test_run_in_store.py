@@ -185,7 +185,7 @@ def test_a_removal_that_is_cut_off(copied: StorePath, monkeypatch: pytest.Monkey
     """It leaves what the next one takes for a leftover."""
     folder = copied / checkpoint.FOLDER
     with monkeypatch.context() as patch:
-        patch.setattr("stem_torchrec.checkpoint.folders.remove", remove_file)
+        patch.setattr("stem_torchrec.storage.publishing.remove", remove_file)
         remove_old(folder, LAST, keep=1, metric=None)
     assert saved_steps(folder) == [LAST]
     assert (folder / "step_6" / "rank_0.pt").exists()
