@@ -74,6 +74,8 @@ class Rule(abc.ABC, Generic[OptionsType]):
         name: by which a config names it; not needed where it is named by import path.
         options_type: class of its options.
         needs_losses: whether it reads the situation's losses.
+        recordable: a step with it can be recorded and replayed as a CUDA graph: it computes on the
+            device alone, and the step's number makes no difference.
 
     >>> import torch
     >>> from stem_torchrec.balancing import Balancer, Options, Rule
@@ -90,6 +92,7 @@ class Rule(abc.ABC, Generic[OptionsType]):
     name: ClassVar[str]
     options_type: ClassVar[type[Options]] = Options
     needs_losses: bool = False
+    recordable: bool = True
 
     def __init__(self, options: OptionsType | None = None, *, seed: int = 0) -> None:
         self.options: OptionsType = self.options_type() if options is None else options  # type: ignore[assignment]

@@ -1,5 +1,7 @@
 """The run: its folder, its steps and its evaluations."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from stem_torchrec.config.section import MAX_ROWS, MAX_SECONDS, MAX_SEED, MAX_STEPS, Section
@@ -44,6 +46,12 @@ class TrainConfig(Section):
         ge=1,
         le=MAX_STEPS,
         description="samples (all ranks) in the window of the windowed NE",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of experts, gates and towers; auto is off, for now"
+    )
+    capture: Literal["auto", "on", "off"] = Field(
+        "auto", description="the dense step as one CUDA graph; auto is off, for now"
     )
 
 

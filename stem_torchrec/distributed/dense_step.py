@@ -50,6 +50,12 @@ class DenseOutput(NamedTuple):
         return get_total_norm(parts, float("inf")).isfinite()
 
 
+class Dense(Protocol):
+    """Pooled features (B, F_o * D) by owner and their batch -> losses and gradients. Collective."""
+
+    def __call__(self, pooled: Mapping[str, Tensor], batch: Batch) -> DenseOutput: ...
+
+
 class DenseStep:
     """Experts, gates, towers, losses and their gradients.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.data.batch import Batch
-from stem_torchrec.distributed.dense_step import DenseOutput, DenseStep
+from stem_torchrec.distributed.dense_step import Dense, DenseOutput
 from stem_torchrec.distributed.inputs import InputPipeline
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.ranks import Ranks
@@ -35,11 +35,11 @@ class TrainStep:
     The ids of the next batches travel meanwhile (``InputPipeline``). Before anything is changed,
     the losses, the gradients of the pooled features and those of the dense weights are looked at:
     if one is not finite on any rank, the step is left out on all. That costs a pass over them and
-    one all-reduce of one number, and is decided on the device: tables then get gradients of zero,
-    which leave them and their optimizer's state as they are, bit for bit, and what steps after
-    the backward takes back or never takes what it would have done. Nothing waits for the device,
-    but where the tables' optimizer moves on without a gradient (``Optimizers.need_gradients``):
-    there the host decides, and their backward does not run.
+    one all-reduce of one number, and is decided on the device: tables get gradients of zero, which
+    leave them and their optimizer's state as they are, bit for bit; what steps after the backward
+    is a ``GuardedOptimizer``. Nothing waits for the device, but where the tables' optimizer moves
+    on without a gradient (``Optimizers.need_gradients``): there the host decides, and their
+    backward does not run.
 
     Args:
         recommender: sharded.
@@ -50,7 +50,7 @@ class TrainStep:
     def __init__(
         self,
         recommender: Recommender,
-        dense_step: DenseStep,
+        dense_step: Dense,
         optimizers: Optimizers,
         ranks: Ranks,
         undo: Callable[[Tensor], None] | None = None,

@@ -1,5 +1,7 @@
 """What config and data can tell before any rank starts."""
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +11,7 @@ from stem_torchrec.data.dense_scale import scale_warnings, train_scales
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import check_balance
+from stem_torchrec.distributed.captured_step import check_capture
 from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
 from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.optimizers import is_fused
@@ -78,6 +81,8 @@ def check_settings(config: Config, num_workers: int, *, of_run: bool = False) ->
     check_patterns(config.distributed, tables)
     choices(config.distributed, tables, World(1, 1, device_type(config.distributed)))
     check_balance(config, recommender.model, len(schema.tasks))
+    check_capture(config, len(schema.tasks))
+    check_compile(config)
     check_best(config, schema)
     check_memory(config, recommender, num_workers)
     return schema
@@ -108,6 +113,18 @@ def check_best(config: Config, schema: Schema) -> None:
         raise UserError(f"checkpoint.keep_best: {name!r}; tasks: {', '.join(tasks)}")
     if "/gauc/" in name and schema.group is None:
         raise UserError(f"checkpoint.keep_best: {name!r}, but the data has no group column")
+
+
+def check_compile(config: Config) -> None:
+    """Raise UserError if ``train.compile: on`` lacks the compiler that it would call."""
+    if config.train.compile != "on":
+        return
+    compilers = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
+    if not any(shutil.which(name) for name in compilers):
+        raise UserError(
+            "train.compile: 'on', but torch.compile finds no compiler on the PATH "
+            f"({', '.join(compilers)}); install one, or allowed: auto, off"
+        )
 
 
 def doubtful_settings(config: Config) -> list[str]:

@@ -12,12 +12,14 @@ from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.dense_step import DenseStep
+from stem_torchrec.distributed.captured_step import CapturedStep
+from stem_torchrec.distributed.dense_step import Dense, DenseStep
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.distributed.step import TrainStep
+from stem_torchrec.nn.compiled import compile_parts
 from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.storage.place import Place
 
@@ -79,7 +81,10 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     model = shard(config, named, planned, ranks)
     optimizers = Optimizers(config, model)
     undo = fork.undo if fork is not None else None
-    step = TrainStep(recommender, dense_step, optimizers, ranks, undo)
+    if config.train.compile == "on":
+        compile_parts(recommender.model)
+    dense: Dense = CapturedStep(dense_step, fork) if config.train.capture == "on" else dense_step
+    step = TrainStep(recommender, dense, optimizers, ranks, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits
