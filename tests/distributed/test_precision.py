@@ -34,6 +34,11 @@ from tests.support.steps import (
     train_on,
 )
 
+BOUNDARIES = [
+    *(("pooled", 4), ("pooled", None), ("experts", None)),
+    *(("parameters", None), ("dense_parameters", None)),
+]
+"""With the rows that the Gram matrix is of."""
 SHARDINGS = ["table_wise", "row_wise", "column_wise", "table_row_wise"]
 HALF_ULP = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 """What rounding to a precision changes at most, relative."""
@@ -69,16 +74,7 @@ def grams_and_losses(ranks: Any, config: Config) -> tuple[list[Tensor], Tensor]:
     return grams, run_steps(session, batches(ranks, rows_of_steps()))
 
 
-@pytest.mark.parametrize(
-    ("boundary", "gram_rows"),
-    [
-        ("pooled", 4),
-        ("pooled", None),
-        ("experts", None),
-        ("parameters", None),
-        ("dense_parameters", None),
-    ],
-)
+@pytest.mark.parametrize(("boundary", "gram_rows"), BOUNDARIES)
 def test_balancing_is_float32_under_autocast(
     tmp_path: Path, alone: Any, boundary: str, gram_rows: int | None
 ) -> None:
@@ -268,6 +264,23 @@ def test_float16_tables_train_as_float32_ones(
     # Adagrad divides by what a sum of squares is at first: rounding counts for more.
     assert_close(after.tables, exact[1].tables, 0.003 if optimizer == "sgd" else 0.01)
     torch.testing.assert_close(losses, exact[2], rtol=0, atol=1e-3)
+
+
+def small_steps(ranks: Any, config: Config) -> float:
+    """The largest change of values above 1/4, whose last place in float16 is 2^-12 or more."""
+    before, after, _, _ = train_lowered(ranks, config)
+    changes = [
+        (after.tables[name] - values)[values.abs() > 0.25].abs().max()
+        for name, values in before.tables.items()
+    ]
+    return float(max(changes))
+
+
+def test_a_cpu_rounds_tables_to_the_nearest(tmp_path: Path, alone: Any) -> None:
+    """Steps of less than half of the last place are lost there; a GPU rounds at random."""
+    slow = {"lr": 0.05}
+    assert 0 < small_steps(alone, lowered(tmp_path, embedding=slow)) < 2.0**-13
+    assert small_steps(alone, lowered(tmp_path, tables="fp16", embedding=slow)) == 0
 
 
 def pooled_of(ranks: Any, config: Config) -> tuple[dict[str, Tensor], Tensor]:
