@@ -101,3 +101,14 @@ def test_dropout_follows_hidden_layers_alone():
     assert dropped == pytest.approx(0.4, abs=0.08)
     last = BatchedMlp(1, 4, [], 1000, dropout=0.4)
     assert (last(x) != 0).all()
+
+
+def test_autocast_leaves_logits_in_float32():
+    mlp = BatchedMlp(2, 8, (16,), 1)
+    x = torch.randn(2, 500, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = mlp(x)
+        hidden = mlp.hidden[0](x)
+    assert (logits.dtype, hidden.dtype) == (torch.float32, torch.bfloat16)
+    assert len(logits.unique()) > 990  # bfloat16 would leave some 300
+    torch.testing.assert_close(logits, mlp(x), rtol=0, atol=0.02)
