@@ -55,22 +55,25 @@ CONTESTANTS = (
 )
 
 
-def contestants() -> list[Contestant]:
-    """Those that this machine can train."""
+def contestants(names: Sequence[str]) -> list[Contestant]:
+    """Those of these names that this machine can train."""
     num_gpus = torch.cuda.device_count()
     return [
         contestant
         for contestant in CONTESTANTS
-        if (num_gpus > 0 or not contestant.needs_gpu)
+        if contestant.name in names
+        and (num_gpus > 0 or not contestant.needs_gpu)
         and (num_gpus == 0 or contestant.ranks <= num_gpus)
     ]
 
 
-def rows_of(data: str, config: Path, folder: Path, seeds: int) -> list[Row]:
-    """One row per contestant and seed; seeds in the outer loop, so that a stop leaves pairs."""
+def rows_of(
+    data: str, config: Path, folder: Path, seeds: int, trained: Sequence[Contestant]
+) -> list[Row]:
+    """One row per contestant and seed."""
     rows = []
     for seed in range(seeds):
-        for contestant in contestants():
+        for contestant in trained:
             options = ("--nproc", str(contestant.ranks), *contestant.options)
             row = stem_net(config, folder, seed, options)
             row |= {"data": data, "precision": contestant.name, "ranks": contestant.ranks}
@@ -115,12 +118,14 @@ def main() -> None:
     parser.add_argument("--kuairand", type=Path, help="prepared slice")
     parser.add_argument("--synthetic", type=Path, help="prepared generated set")
     parser.add_argument("--seeds", type=int, default=3)
+    names = [contestant.name for contestant in CONTESTANTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = []
+    trained, rows = contestants(options.only), []
     for data, file in (("kuairand", "kuairand_slice"), ("synthetic", "synthetic")):
         if (folder := getattr(options, data)) is not None:
-            rows += rows_of(data, Path(f"configs/{file}.yaml"), folder, options.seeds)
+            rows += rows_of(data, Path(f"configs/{file}.yaml"), folder, options.seeds, trained)
     result = {"provenance": provenance(), "summary": summary(rows), "rows": rows}
     for line in result["summary"]:
         print(json.dumps(line))
