@@ -11,7 +11,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.checkpoint.folders import newest_valid
 from stem_torchrec.checkpoint.index import Index, read_index
-from stem_torchrec.checkpoint.load import read
+from stem_torchrec.checkpoint.load import read, say_conversion
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.matching import Here, Initial, Match, Piece, Source, matches
 from stem_torchrec.checkpoint.weight_owners import owners_in, reading_features, weight_owners
@@ -54,6 +54,9 @@ def load_initial(
     )
     found = matches(here, source, initial)
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
+    if ranks.is_first:
+        targets = {_MODEL + match.source: state[name] for name, match in loaded.items()}
+        say_conversion(folder, targets, index)
     for part in _rounds({name: match for name, match in loaded.items() if match.rows is not None}):
         _read_tables(folder, index, state, part, ranks)
     dense = {name: match for name, match in loaded.items() if match.rows is None}

@@ -1,6 +1,7 @@
 """The parts of a run that a checkpoint holds, and reading them on any number of ranks."""
 
 import io
+import logging
 import pickle
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from stem_torchrec.checkpoint.plain import NotPlain, load_plain, reason
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError, shown
 from stem_torchrec.storage.place import Place
+
+_log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
@@ -52,6 +55,9 @@ def load(folder: Place, parts: Parts, ranks: Ranks) -> None:
     """
     index = ranks.on_first(lambda: read_index(folder))
     state = {name: _held(name, part.state_dict(), index) for name, part in parts.items()}
+    if ranks.is_first:
+        held = {f"model.{name}": value for name, value in state.get("model", {}).items()}
+        say_conversion(folder, held, index)
     read(folder, index, state, ranks)
     for name, part in parts.items():
         try:
@@ -67,6 +73,23 @@ def _held(name: str, state: dict[str, Any], index: Index) -> dict[str, Any]:
         for key, value in state.items()
         if not isinstance(value, plain) or f"{name}.{key}" in index.values
     }
+
+
+def say_conversion(folder: Place, targets: Mapping[str, Any], index: Index) -> None:
+    """One line where tensors have another precision there: reading copies values, rounded.
+
+    Args:
+        targets: by the names of ``index``; what is no tensor, or is not there, is passed over.
+    """
+    types = {name: str(value.dtype) for name, value in targets.items() if hasattr(value, "dtype")}
+    pairs = {
+        (index.tensors[name].dtype, dtype.removeprefix("torch."))
+        for name, dtype in types.items()
+        if name in index.tensors
+    }
+    for there, here in sorted(pairs):
+        if there != here:
+            _log.warning("%s: tables of %s are converted to %s", folder, there, here)
 
 
 class SavedStep:

@@ -34,6 +34,10 @@ class DistributedConfig(Section):
     kernel: Literal["auto"] | KernelName = Field(
         "auto", description="one compute kernel for all tables, or the planner's choice"
     )
+    comm_precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="of pooled features and their gradients on the way between ranks",
+    )
     hbm_gib: float | None = Field(
         None,
         gt=0,

@@ -16,6 +16,10 @@ class EmbeddingConfig(Section):
         description="embedding dimension D of every table, a multiple of 4",
     )
     layout: Literal["separate"] = Field("separate", description="one table per owner and feature")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="of the tables' values; pooled features and optimizer states are fp32",
+    )
     init_std: float = Field(
         0.01,
         ge=0,

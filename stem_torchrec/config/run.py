@@ -27,6 +27,11 @@ class TrainConfig(Section):
         None, ge=1, le=MAX_STEPS, description="stop after this many steps"
     )
     batch_size: int = Field(4096, ge=1, le=MAX_ROWS, description="rows per rank and step")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto",
+        description="of experts, gates and towers: tf32 (a GPU's matrix products) or bf16 "
+        "(autocast); tf32 on a GPU and fp32 on a CPU if auto",
+    )
     log_every: int = Field(100, ge=1, le=MAX_STEPS, description="steps between train records")
     qps_warmup_steps: int = Field(
         5,

@@ -69,19 +69,20 @@ def check_patterns(config: DistributedConfig, tables: Iterable[str]) -> None:
 
 
 def choices(
-    config: DistributedConfig, tables: Mapping[str, int], world: World
+    config: DistributedConfig, tables: Mapping[str, int], world: World, *, fused_only: bool = False
 ) -> Sequence[Constraints]:
     """The planner's constraints in order of preference, from all that the config allows.
 
     Args:
         tables: rows by table.
+        fused_only: data-parallel tables, which are outside of the fused optimizers, are no choice.
 
     Raises:
         UserError: a table has a kernel that no sharding type it may have offers on this device.
     """
     found = []
     problem = None
-    for free in _free_choices(world):
+    for free in _free_choices(world, fused_only):
         limits = constraints(config, tables, free, world)
         impossible = _impossible(config, limits, world.device)
         if impossible is None:
@@ -92,13 +93,15 @@ def choices(
     return found
 
 
-def _free_choices(world: World) -> list[Free]:
+def _free_choices(world: World, fused_only: bool) -> list[Free]:
     """In order of preference; the next one is tried where nothing fits.
 
     The planner's cost model is of GPUs. On CPU ranks whole tables are cheapest (no bucketing of
     ids, no reduce-scatter). On GPU, tables in device memory come before tables on the host.
     """
-    every = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
+    every: tuple[str, ...] = ("table_wise", "row_wise", "column_wise", "table_row_wise")
+    if not fused_only:
+        every = (*every, "data_parallel")
     first = every[:1] if world.device == "cpu" else every
     return [Free(first, ("fused", "dense")), Free(every, None)]
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.distributed.pooled_gradient import PooledGradient
+from stem_torchrec.distributed.precision import TABLE_TYPES
 from stem_torchrec.nn.owners import Owners
 
 
@@ -26,7 +27,7 @@ class OwnerEmbeddings(nn.Module):
     Args:
         schema: the features in use, in the order in which they are concatenated.
         owners: which owner has tables for which features.
-        config: dimension D, clipping and decay.
+        config: dimension D, precision, clipping and decay.
         world_size: W; a rank's gradient is W times its share of the global batch's.
 
     Attributes:
@@ -37,7 +38,7 @@ class OwnerEmbeddings(nn.Module):
         self, schema: Schema, owners: Owners, config: EmbeddingConfig, world_size: int = 1
     ) -> None:
         super().__init__()
-        configs = table_configs(schema, owners, config.dim)
+        configs = table_configs(schema, owners, config.dim, TABLE_TYPES[config.precision])
         self.tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
         self.by_owner = ByOwner(
             {
@@ -91,7 +92,9 @@ class ByOwner(nn.Module):
         }
 
 
-def table_configs(schema: Schema, owners: Owners, dim: int) -> list[EmbeddingBagConfig]:
+def table_configs(
+    schema: Schema, owners: Owners, dim: int, data_type: DataType = DataType.FP32
+) -> list[EmbeddingBagConfig]:
     """One table per owner and feature; features with a common table share it per owner."""
     configs = []
     for owner, names in owners.items():
@@ -107,6 +110,7 @@ def table_configs(schema: Schema, owners: Owners, dim: int) -> list[EmbeddingBag
                     name=f"{owner}__{table}",
                     embedding_dim=dim,
                     num_embeddings=rows,
+                    data_type=data_type,
                     feature_names=[f.name for f in features],
                     pooling=PoolingType.SUM,  # means are made in ByOwner
                     # Values are set after sharding: they must not depend on the plan.

@@ -19,6 +19,7 @@ from stem_torchrec.distributed.constraints import (
     table_rows,
 )
 from stem_torchrec.distributed.optimizers import is_fused
+from stem_torchrec.distributed.precision import check_precision
 from stem_torchrec.errors import UserError
 
 GIB = 1024**3
@@ -39,10 +40,11 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
 
     Raises:
         UserError: a constraint names no table or a kernel that the device does not have, or no plan
-            fits the memory and the constraints.
+            fits the memory and the constraints; or as ``check_precision`` does.
     """
     tables = table_rows(module)
     check_patterns(config.distributed, tables)
+    check_precision(config, world.device)
     plan, options = _search(config, module, world, sharder, tables)
     if not is_fused(config.embedding, world.device):
         _use_dense_kernel(plan, options)
@@ -54,7 +56,8 @@ def _search(
 ) -> tuple[ShardingPlan, list[ShardingOption]]:
     recorder = _Recorder()
     failure: PlannerError | None = None
-    for limits in choices(config.distributed, tables, world):
+    lowered = config.embedding.precision != "fp32"
+    for limits in choices(config.distributed, tables, world, fused_only=lowered):
         planner = EmbeddingShardingPlanner(
             topology=_topology(config.distributed, world),
             batch_size=config.train.batch_size,

@@ -70,7 +70,8 @@ class TrainStep:
         """
         batch = self._inputs.begin(batches)
         pooled = self._recommender.embeddings(batch.sparse)
-        dense = self._dense_step(pooled, batch)
+        with self._dense_step.precision.products():
+            dense = self._dense_step(pooled, batch)
         self._inputs.exchange_next()
         skipped = self._ranks.any(~dense.is_finite())
         if not (self._optimizers.need_gradients and bool(skipped)):
@@ -99,9 +100,12 @@ class TrainStep:
         """Each batch on the device with its logits (B, T). Collective; batches in flight wait."""
         self._inputs.detach()
         self._recommender.eval()
+        precision = self._dense_step.precision
         try:
             for batch in batches:
                 on_device = batch.to(self._ranks.device, non_blocking=True)
-                yield on_device, self._recommender(on_device)
+                with precision.products():
+                    logits = precision.forward(self._recommender, on_device)
+                yield on_device, logits
         finally:
             self._recommender.train()

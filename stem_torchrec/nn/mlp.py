@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stem_torchrec.nn.exact import in_float32
 from stem_torchrec.nn.owners import Labels, Owned
 
 NARROW = 8
@@ -121,7 +122,7 @@ class BatchedMlp(nn.Module):
         num: K.
         width_in: I.
         hidden: widths of the hidden layers.
-        width_out: width of a last, linear layer; none if null.
+        width_out: width of a last, linear layer, which autocast leaves in float32; none if null.
         dropout: probability of dropping a hidden activation.
         owners: whose each of the K perceptrons is; None if it does not matter.
         outputs: whose each output of the last layer is; None if it does not matter.
@@ -165,4 +166,4 @@ class BatchedMlp(nn.Module):
             x = x.expand(self.num, -1, -1)
         for layer in self.hidden:
             x = self.dropout(layer(x).relu_())
-        return self.last(x) if self.last is not None else x
+        return in_float32(self.last, x) if self.last is not None else x

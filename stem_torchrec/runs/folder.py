@@ -22,6 +22,8 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
+CONVERTED = ("embedding.precision",)
+"""Keys of these sections that may change: a checkpoint is converted as it is read."""
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
@@ -209,6 +211,8 @@ def check_resumed(config: Config) -> None:
         if section in MODEL_SECTIONS or section == "data":
             for key, value in keys.items():
                 old = before[section][key]
+                if f"{section}.{key}" in CONVERTED:
+                    continue
                 if value != old and (section != "data" or key == "features"):
                     raise UserError(
                         f"--resume: {section}.{key} is {value!r}, but the run has {old!r}; train, "

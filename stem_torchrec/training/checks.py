@@ -17,6 +17,7 @@ from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.optimizers import is_fused
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import make_plan
+from stem_torchrec.distributed.precision import check_precision
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
@@ -79,7 +80,9 @@ def check_settings(config: Config, num_workers: int, *, of_run: bool = False) ->
         recommender = Recommender(config, schema)
     tables = table_rows(recommender)
     check_patterns(config.distributed, tables)
-    choices(config.distributed, tables, World(1, 1, device_type(config.distributed)))
+    device = device_type(config.distributed)
+    check_precision(config, device)
+    choices(config.distributed, tables, World(1, 1, device))
     check_balance(config, recommender.model, len(schema.tasks))
     check_capture(config, len(schema.tasks))
     check_compile(config)
@@ -140,6 +143,8 @@ def doubtful_settings(config: Config) -> list[str]:
     ]
     if balance.gram_rows is not None and balance.boundary != "pooled":
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
+    if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
+        warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
     if not is_fused(config.embedding, device_type(config.distributed)):
         warnings.append(
             "embedding.optimizer adam on CPU is not fused: every step updates every row of every "

@@ -16,6 +16,7 @@ from stem_torchrec.distributed.captured_step import CapturedStep
 from stem_torchrec.distributed.dense_step import Dense, DenseStep
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
+from stem_torchrec.distributed.precision import dense_precision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.distributed.step import TrainStep
@@ -65,7 +66,8 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     schema = schema or selected_schema(config)
     torch.manual_seed(config.run.seed)
     recommender = Recommender(config, schema, ranks.world_size)
-    dense_step = DenseStep(recommender.model, ranks.rank_mean)
+    precision = dense_precision(config.train.precision, ranks.device.type)
+    dense_step = DenseStep(recommender.model, ranks.rank_mean, precision)
     fork = install(
         config,
         schema,

@@ -8,6 +8,7 @@ from stem_torchrec import checkpoint
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.optimizers import learning_rate_factor
+from stem_torchrec.distributed.precision import about_precision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
 from stem_torchrec.runs.folder import (
@@ -284,6 +285,7 @@ class Trainer:
         metric = {"name": name, "value": checkpoint.metric_value(evaluated, name)}
         about = about_run(self.config, session.schema, session.table_sharding)
         about |= checkpoint.about_owners(session.recommender.model)
+        about |= {"precision": about_precision(self.config)}
         about |= {"epoch": self.position.epoch, "metric": metric}
         state, own = checkpoint.state_of(self.parts), checkpoint.own_state(self.own_parts)
         content = checkpoint.Content(self.position.step, state, own, about)

@@ -140,3 +140,14 @@ def test_sums_over_rows_in_parts():
 def test_parts_divide_the_rows(rows, parts):
     assert num_parts(rows) == parts
     assert rows % parts == 0
+
+
+def test_autocast_leaves_logits_in_float32():
+    mlp = BatchedMlp(2, 8, (16,), 1)
+    x = torch.randn(2, 500, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = mlp(x)
+        hidden = mlp.hidden[0](x)
+    assert (logits.dtype, hidden.dtype) == (torch.float32, torch.bfloat16)
+    assert len(logits.unique()) > 990  # bfloat16 would leave some 300
+    torch.testing.assert_close(logits, mlp(x), rtol=0, atol=0.02)
