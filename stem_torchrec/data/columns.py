@@ -3,6 +3,7 @@
 R rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,8 +52,13 @@ class Bag:
         return self.values[self.offsets[0] : self.offsets[-1]]
 
     def take(self, rows: NDArray[np.int64]) -> "Bag":
+        """The rows named, in that order."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
+        if len(rows) and (width := int(lengths[0])) and (self.lengths == width).all():
+            # Whole rows are copied at once: an order of magnitude faster than id by id.
+            table = self.flat.reshape(-1, width)
+            return Bag(offsets_of(lengths), _taken(table, rows).reshape(-1))
         offsets = offsets_of(lengths)
         values = empty(int(offsets[-1]), self.values.dtype.type)
         for first in range(0, len(rows), _GATHER_ROWS):
@@ -102,6 +108,15 @@ class Columns:
             self.bags[index] = bag.take(rows)
 
 
+def side_by_side(parts: Sequence[Columns]) -> Columns:
+    """The columns of all parts, which have the same rows."""
+    return Columns(
+        parts[0].num_rows,
+        [column for part in parts for column in part.scalars],
+        [bag for part in parts for bag in part.bags],
+    )
+
+
 def concatenate(parts: Sequence[Columns]) -> Columns:
     """The rows of all parts, in order."""
     if len(parts) == 1:
@@ -130,4 +145,6 @@ def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _taken(column: NDArray, rows: NDArray[np.int64]) -> NDArray:
-    return np.take(column, rows, out=empty(len(rows), column.dtype.type), mode="clip")
+    shape = (len(rows), *column.shape[1:])
+    out = empty(math.prod(shape), column.dtype.type).reshape(shape)
+    return np.take(column, rows, axis=0, out=out, mode="clip")
