@@ -97,10 +97,9 @@ class Columns:
     def select(self, rows: NDArray[np.int64]) -> None:
         """Keep the rows named, each of which must exist, in that order.
 
-        Done in place, so that no more than one column is ever held twice.
+        Done in place, so that no more than one column is ever held twice. That the rows exist is
+        not looked at again: a check for every column costs more than the copy of some.
         """
-        # Checked here once, "clip" spares numpy a check per row and column.
-        assert not len(rows) or (rows.min() >= 0 and rows.max() < self.num_rows)
         self.num_rows = len(rows)
         for index, column in enumerate(self.scalars):
             self.scalars[index] = _taken(column, rows)
@@ -132,6 +131,8 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 
 def concatenate_bags(parts: Sequence[Bag], dtype: type[np.generic] | None = None) -> Bag:
     """The rows of all parts, in order; values are cast to ``dtype``, which must hold them."""
+    if len(parts) == 1 and parts[0].values.dtype == (dtype or parts[0].values.dtype):
+        return parts[0]
     lengths = np.concatenate([part.lengths for part in parts])
     flat = [part.flat for part in parts]
     return Bag(offsets_of(lengths), joined(flat, dtype or flat[0].dtype.type))
@@ -147,4 +148,5 @@ def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 def _taken(column: NDArray, rows: NDArray[np.int64]) -> NDArray:
     shape = (len(rows), *column.shape[1:])
     out = empty(math.prod(shape), column.dtype.type).reshape(shape)
+    # All rows exist; "clip" spares numpy a check of each.
     return np.take(column, rows, axis=0, out=out, mode="clip")
