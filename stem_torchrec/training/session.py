@@ -124,6 +124,7 @@ def open_split(
         seed=config.run.seed,
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
+        workers=config.data.workers,
         pin_memory=ranks.device.type == "cuda",
         verify_checksums=config.data.verify_checksums,
         negatives=negatives,
