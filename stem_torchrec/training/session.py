@@ -13,6 +13,7 @@ from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
 from stem_torchrec.distributed.dense_step import DenseStep
+from stem_torchrec.distributed.inputs import input_pipeline
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.ranks import Ranks
@@ -79,7 +80,8 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     model = shard(config, named, planned, ranks)
     optimizers = Optimizers(config, model)
     undo = fork.undo if fork is not None else None
-    step = TrainStep(recommender, dense_step, optimizers, ranks, undo)
+    inputs = input_pipeline(config.distributed.pipeline, recommender, ranks.device)
+    step = TrainStep(recommender, dense_step, optimizers, ranks, inputs, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits
