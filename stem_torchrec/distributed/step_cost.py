@@ -35,7 +35,7 @@ class StepCost(NamedTuple):
         host: launching what the device does.
         step: the whole, with what overlaps.
         samples_per_s: of all ranks.
-        bound: the part that takes longest.
+        bound: the part that takes longest of what makes the step as long as it is.
     """
 
     compute: float
@@ -105,7 +105,8 @@ def step_cost(
         "host": host,
     }
     step = max(device, parts["node_links"], parts["network"], host)
-    bound = max(parts, key=lambda part: parts[part])
+    of_step = {"host", "node_links", "network"} if device < step else parts.keys() - {"host"}
+    bound = max(sorted(of_step), key=lambda part: parts[part])
     in_ms = {part: 1e3 * seconds for part, seconds in parts.items()}
     return StepCost(
         **in_ms, step=1e3 * step, samples_per_s=world.size * batch_size / step, bound=bound
