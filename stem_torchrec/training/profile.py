@@ -60,16 +60,19 @@ class Profile:
         if self._profiler is None:
             self._profiler = profile(activities=supported_activities())
             self._profiler.start()
-        if self._step is not None:
-            self._step.__exit__(None, None, None)
+        self._end_step()
         self._step = record_function(f"step {step}")
         self._step.__enter__()
+
+    def _end_step(self) -> None:
+        if self._step is not None:
+            self._step.__exit__(None, None, None)
+            self._step = None
 
     def _finish(self) -> None:
         if self._profiler is None:
             return
-        if self._step is not None:
-            self._step.__exit__(None, None, None)
+        self._end_step()
         done, self._profiler = self._profiler, None
         done.stop()
         try:
