@@ -1,8 +1,8 @@
 """The run: its folder, its steps and its evaluations."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stem_torchrec.config.section import MAX_ROWS, MAX_SECONDS, MAX_SEED, MAX_STEPS, Section
 from stem_torchrec.storage.place import PlaceField
@@ -19,6 +19,18 @@ class RunConfig(Section):
         le=MAX_SECONDS,
         description="seconds from a stop signal in which a run saves a checkpoint and ends",
     )
+
+
+class Window(NamedTuple):
+    """Some steps of a run.
+
+    Attributes:
+        first: the first of them, counted from 1.
+        last: the last, included.
+    """
+
+    first: int
+    last: int
 
 
 class TrainConfig(Section):
@@ -58,6 +70,38 @@ class TrainConfig(Section):
     capture: Literal["auto", "on", "off"] = Field(
         "auto", description="the dense step as one CUDA graph; auto is off, for now"
     )
+    profile: str | None = Field(
+        None,
+        description="START:STEPS writes a profile of rank 0's steps from step START on (the first "
+        "is 1) into the run folder's profile/: a trace and a table of the dearest operations",
+    )
+
+    @field_validator("profile")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            _parse_window(value)
+        return value
+
+    @property
+    def profiled(self) -> Window | None:
+        """The steps to profile; None for none."""
+        return _parse_window(self.profile) if self.profile is not None else None
+
+
+_MAX_PROFILED_STEPS = 1000
+"""A trace has megabytes per step."""
+
+
+def _parse_window(text: str) -> Window:
+    start, colon, steps = text.partition(":")
+    digits = all(part.isascii() and part.isdigit() and len(part) < 16 for part in (start, steps))
+    if not (colon and digits and int(start) >= 1 and 1 <= int(steps) <= _MAX_PROFILED_STEPS):
+        raise ValueError(
+            "expected START:STEPS such as 100:5, START from 1, STEPS from 1 to "
+            f"{_MAX_PROFILED_STEPS}"
+        )
+    return Window(int(start), int(start) + int(steps) - 1)
 
 
 class EvalConfig(Section):

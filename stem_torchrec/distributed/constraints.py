@@ -1,4 +1,4 @@
-"""What the config lets TorchRec's planner choose for each table."""
+"""What the config lets the planner choose for each table."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,6 +68,19 @@ def check_patterns(config: DistributedConfig, tables: Iterable[str]) -> None:
             )
 
 
+def check_pipeline(config: DistributedConfig, device: str) -> None:
+    """Raise UserError if ``distributed.pipeline`` prefetches rows, but no table caches any."""
+    caching = "fused_uvm_caching"
+    kernels = [config.kernel, *(name for c in config.tables.values() for name in c.kernel or ())]
+    if config.pipeline != "prefetch" or (device == "cuda" and caching in kernels):
+        return
+    raise UserError(
+        f"distributed.pipeline: 'prefetch' is for tables of kernel {caching} on cuda ranks; device "
+        f"is {device}, kernels asked for: {', '.join(dict.fromkeys(kernels))}; allowed here: auto, "
+        "base, sparse_dist"
+    )
+
+
 def choices(
     config: DistributedConfig, tables: Mapping[str, int], world: World, *, fused_only: bool = False
 ) -> Sequence[Constraints]:
@@ -96,13 +109,19 @@ def choices(
 def _free_choices(world: World, fused_only: bool) -> list[Free]:
     """In order of preference; the next one is tried where nothing fits.
 
-    The planner's cost model is of GPUs. On CPU ranks whole tables are cheapest (no bucketing of
-    ids, no reduce-scatter). On GPU, tables in device memory come before tables on the host.
+    Whole tables are cheapest on one rank and on CPU ranks (no bucketing of ids, no reduce-scatter).
+    On GPUs large ones are divided by rows, for memory that is even; device memory comes before
+    memory on the host. Column shards change the numbers of row-wise Adagrad, so nobody gets them
+    unasked, nor data-parallel tables, which have no fused optimizer: they are for who asks for the
+    dense kernel.
     """
-    every: tuple[str, ...] = ("table_wise", "row_wise", "column_wise", "table_row_wise")
-    if not fused_only:
-        every = (*every, "data_parallel")
-    first = every[:1] if world.device == "cpu" else every
+    by_rows: tuple[str, ...] = ("row_wise",)
+    if world.size == 1:
+        by_rows = ()
+    elif world.size > world.per_node and world.size % world.per_node == 0:
+        by_rows = ("table_row_wise", "row_wise")
+    first = ("table_wise",) if world.device == "cpu" else ("table_wise", *by_rows)
+    every = ("table_wise", *by_rows) if fused_only else ("table_wise", *by_rows, "data_parallel")
     return [Free(first, ("fused", "dense")), Free(every, None)]
 
 

@@ -28,10 +28,10 @@ def plan_on_first_rank(config: Config, module: nn.Module, ranks: Ranks) -> Plann
 
 
 def sharder_for(config: Config, device: str) -> Sharder:
-    return Sharder(
-        fused_params=fused_params(config.embedding, device),
-        qcomm_codecs_registry=comm_codecs(config, device),
-    )
+    params = fused_params(config.embedding, device)
+    if config.distributed.pipeline == "prefetch":
+        params["prefetch_pipeline"] = True
+    return Sharder(fused_params=params, qcomm_codecs_registry=comm_codecs(config, device))
 
 
 def shard(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.distributed.dense_step import Dense, DenseOutput
-from stem_torchrec.distributed.inputs import InputPipeline
+from stem_torchrec.distributed.inputs import Inputs
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
@@ -32,7 +32,7 @@ class StepOutput(NamedTuple):
 class TrainStep:
     """ids -> pooled features -> losses -> gradients -> weights and tables.
 
-    The ids of the next batches travel meanwhile (``InputPipeline``). Before anything is changed,
+    The ids of the next batches travel meanwhile (``inputs``). Before anything is changed,
     the losses, the gradients of the pooled features and those of the dense weights are looked at:
     if one is not finite on any rank, the step is left out on all. That costs a pass over them and
     one all-reduce of one number, and is decided on the device: tables get gradients of zero, which
@@ -53,6 +53,7 @@ class TrainStep:
         dense_step: Dense,
         optimizers: Optimizers,
         ranks: Ranks,
+        inputs: Inputs,
         undo: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._recommender = recommender
@@ -60,7 +61,7 @@ class TrainStep:
         self._optimizers = optimizers
         self._ranks = ranks
         self._undo = undo
-        self._inputs = InputPipeline(recommender, ranks.device)
+        self._inputs = inputs
 
     def __call__(self, batches: Iterator[Batch]) -> StepOutput:
         """Train on the next batch. Collective.

@@ -27,7 +27,7 @@ CONVERTED = ("embedding.precision",)
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
-OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*"}
+OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*", "profile": "rank_0.*"}
 """What is a run's in its folders, which may be links to another disk."""
 
 OWN_FILES = (
@@ -120,7 +120,7 @@ def check_links(run_dir: Place) -> None:
     """Refuse links of a run's folder that lead nowhere or to no folder, before anything is removed.
 
     Raises:
-        UserError: ``run.dir``, ``checkpoints`` or ``tb`` is such a link.
+        UserError: ``run.dir`` or one of its folders is such a link.
     """
     for path in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
         if path.is_symlink() and not path.is_dir():

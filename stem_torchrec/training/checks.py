@@ -12,11 +12,15 @@ from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import check_balance
 from stem_torchrec.distributed.captured_step import check_capture
-from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
+from stem_torchrec.distributed.constraints import (
+    World,
+    check_patterns,
+    check_pipeline,
+    choices,
+    table_rows,
+)
 from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.optimizers import is_fused
-from stem_torchrec.distributed.parallel import sharder_for
-from stem_torchrec.distributed.plan import make_plan
 from stem_torchrec.distributed.precision import check_precision
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.distributed.recommender import Recommender
@@ -82,6 +86,7 @@ def check_settings(config: Config, num_workers: int, *, of_run: bool = False) ->
     check_patterns(config.distributed, tables)
     device = device_type(config.distributed)
     check_precision(config, device)
+    check_pipeline(config.distributed, device)
     choices(config.distributed, tables, World(1, 1, device))
     check_balance(config, recommender.model, len(schema.tasks))
     check_capture(config, len(schema.tasks))
@@ -171,9 +176,3 @@ def _changed(section: Section) -> set[str]:
         for name, field in fields
         if getattr(section, name) != field.get_default(call_default_factory=True)
     }
-
-
-def plan_offline(config: Config, world: World) -> str:
-    """The report of the plan for a world that need not be here."""
-    recommender = Recommender(config, selected_schema(config), world.size)
-    return make_plan(config, recommender, world, sharder_for(config, world.device)).report

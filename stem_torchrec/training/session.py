@@ -14,6 +14,7 @@ from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
 from stem_torchrec.distributed.captured_step import CapturedStep
 from stem_torchrec.distributed.dense_step import Dense, DenseStep
+from stem_torchrec.distributed.inputs import input_pipeline
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.precision import dense_precision
@@ -86,7 +87,8 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     if config.train.compile == "on":
         compile_parts(recommender.model)
     dense: Dense = CapturedStep(dense_step, fork) if config.train.capture == "on" else dense_step
-    step = TrainStep(recommender, dense, optimizers, ranks, undo)
+    inputs = input_pipeline(config.distributed.pipeline, recommender, ranks.device)
+    step = TrainStep(recommender, dense, optimizers, ranks, inputs, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits

@@ -28,6 +28,7 @@ from stem_torchrec.stopping.interruption import Interruption, Stopped
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
 from stem_torchrec.training.position import Position
+from stem_torchrec.training.profile import Profile
 from stem_torchrec.training.saving import best_kept, keep_last, save_due
 from stem_torchrec.training.session import Session, build, open_split
 from stem_torchrec.training.skipped import SkippedSteps
@@ -120,6 +121,7 @@ class Trainer:
         self.position = Position(open_split(session, "train", for_training=True))
         self.metrics = train_metrics(session)
         self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
+        self.profile = Profile(config, ranks)
         self.skipped = SkippedSteps(
             config, session.schema.task_names, ranks, self.position, self.metrics
         )
@@ -178,7 +180,7 @@ class Trainer:
         """From the position to the end: steps, test, last checkpoint."""
         config, ranks, position = self.config, self.ranks, self.position
         self.recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
-        with self.interruption, self.recorder:
+        with self.interruption, self.recorder, self.profile:
             # Records first: a run that goes on from a checkpoint has those before it.
             folder, upload = config.run.dir / checkpoint.FOLDER, self.recorder.upload
             self.saver = checkpoint.Saver(config.checkpoint, folder, ranks, self._failed, upload)
@@ -210,6 +212,7 @@ class Trainer:
         self.throughput.resume()
         while position.step < total_steps:
             rates = self._set_rates(total_steps)
+            self.profile.before(position.step + 1)
             self.interruption.beat()
             done = self.session.step(batches)
             self.throughput.count(position.advance())
