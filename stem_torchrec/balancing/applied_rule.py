@@ -164,10 +164,14 @@ class AppliedRule(nn.Module):
             fallback=state["fallback"].to(device),
         )
 
-    def undo(self) -> None:
-        """Take back what this step did to multipliers and state, where it made a Gram matrix."""
+    def undo(self, left_out: Tensor) -> None:
+        """Take back what this step did to multipliers and state, where it made a Gram matrix.
+
+        Args:
+            left_out: () bool, whether to; looked at on the device.
+        """
         for value, before in zip(self._changing(), self._before, strict=False):
-            value.copy_(before)
+            value.copy_(torch.where(left_out, before, value))
         self._before = []
 
     def metrics(self) -> dict[str, Tensor]:

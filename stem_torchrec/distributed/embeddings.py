@@ -28,6 +28,9 @@ class OwnerEmbeddings(nn.Module):
         owners: which owner has tables for which features.
         config: dimension D, clipping and decay.
         world_size: W; a rank's gradient is W times its share of the global batch's.
+
+    Attributes:
+        adjust_gradient: to be applied to the pooled features' gradient before it goes on from here.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class OwnerEmbeddings(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
-        return self.adjust_gradient(self.by_owner(self.tables(sparse), sparse))
+        return self.by_owner(self.tables(sparse), sparse)
 
 
 class ByOwner(nn.Module):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stem_torchrec.config import Config, EmbeddingConfig, OptimConfig
+from stem_torchrec.distributed.guarded_optimizer import GuardedOptimizer
 
 FUSED = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -59,6 +60,8 @@ class Optimizers:
         stepped: dense weights, and tables that no fused optimizer serves (data-parallel tables,
             Adam on CPU).
         dense: the dense weights.
+        need_gradients: a fused optimizer changes tables or its state by a gradient of zero: Adam,
+            whose moments go on, and Adagrad with an epsilon of 0, which divides 0 by 0.
     """
 
     def __init__(self, config: Config, model: DistributedModelParallel) -> None:
@@ -74,14 +77,17 @@ class Optimizers:
             elif name not in fused_names and parameter.numel() > 0:  # empty: on other ranks only
                 tables[name] = parameter
         self.dense = list(dense.values())
-        self._dense = KeyedOptimizerWrapper(dense, lambda p: dense_optimizer(config.optim, p))
+        embedding = config.embedding
+        by_zero = {"adam": True, "sgd": False}.get(embedding.optimizer, embedding.eps == 0)
+        self.need_gradients = by_zero and bool(self._kernels)
+        self._dense = GuardedOptimizer(dense, lambda p: dense_optimizer(config.optim, p))
         clipped: KeyedOptimizer = self._dense
         if config.optim.clip_norm is not None:
             clipped = GradientClippingOptimizer(
                 self._dense, GradientClipping.NORM, max_gradient=config.optim.clip_norm
             )
         self._tables = (
-            KeyedOptimizerWrapper(tables, lambda p: table_optimizer(config.embedding, p))
+            GuardedOptimizer(tables, lambda p: table_optimizer(config.embedding, p))
             if tables
             else None
         )
@@ -99,6 +105,15 @@ class Optimizers:
     def forget_gradients(self) -> None:
         """Before a backward: gradients are not to add up over steps."""
         self.stepped.zero_grad(set_to_none=True)
+
+    def step(self, left_out: Tensor) -> None:
+        """What is not in the tables' backward, unless the () bool on the device is set."""
+        guarded = [part for part in (self._dense, self._tables) if part is not None]
+        for part in guarded:
+            part.left_out = left_out
+        self.stepped.step()
+        for part in guarded:
+            part.left_out = None
 
     def make_state(self) -> None:
         """Create the state that optimizers make in their first step, for loading into it.

@@ -15,18 +15,18 @@ from stem_torchrec.distributed.recommender import Recommender
 
 
 class StepOutput(NamedTuple):
-    """A step that is done.
+    """A step that is done, or under way on the device.
 
     Attributes:
         batch: what it was to train on, on the device.
         dense: losses, logits and labels.
-        skipped: a loss or gradient was not finite on some rank: no weight, table or optimizer state
-            has changed on any rank.
+        skipped: () bool on the device: a loss or gradient was not finite on some rank, and no
+            weight, table or optimizer state has changed on any.
     """
 
     batch: Batch
     dense: DenseOutput
-    skipped: bool
+    skipped: Tensor
 
 
 class TrainStep:
@@ -34,13 +34,17 @@ class TrainStep:
 
     The ids of the next batches travel meanwhile (``InputPipeline``). Before anything is changed,
     the losses, the gradients of the pooled features and those of the dense weights are looked at:
-    if one is not finite on any rank, the step is left out on all. That costs a pass over them, one
-    all-reduce of one number, and a wait for the device: whether the tables' backward runs is
-    decided on the host.
+    if one is not finite on any rank, the step is left out on all. That costs a pass over them and
+    one all-reduce of one number, and is decided on the device: tables then get gradients of zero,
+    which leave them and their optimizer's state as they are, bit for bit, and what steps after
+    the backward takes back or never takes what it would have done. Nothing waits for the device,
+    but where the tables' optimizer moves on without a gradient (``Optimizers.need_gradients``):
+    there the host decides, and their backward does not run.
 
     Args:
         recommender: sharded.
-        undo: called after a step that is left out, for what its forward changed.
+        undo: called after each step with the () bool of a step that is left out, for what its
+            forward changed.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class TrainStep:
         dense_step: DenseStep,
         optimizers: Optimizers,
         ranks: Ranks,
-        undo: Callable[[], None] | None = None,
+        undo: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._recommender = recommender
         self._dense_step = dense_step
@@ -69,21 +73,26 @@ class TrainStep:
         dense = self._dense_step(pooled, batch)
         self._inputs.exchange_next()
         skipped = self._ranks.any(~dense.is_finite())
-        if not skipped:
-            self._update(pooled, dense)
-        elif self._undo is not None:
-            self._undo()
+        if not (self._optimizers.need_gradients and bool(skipped)):
+            self._update(pooled, dense, skipped)
+        if self._undo is not None:
+            self._undo(skipped)
         self._inputs.end()
         return StepOutput(batch, dense, skipped)
 
-    def _update(self, pooled: dict[str, Tensor], dense: DenseOutput) -> None:
+    def _update(self, pooled: dict[str, Tensor], dense: DenseOutput, skipped: Tensor) -> None:
         """Tables step in their backward, if they are fused; the rest after it. Collective."""
         mean = self._ranks.joined_mean(dense.weights)  # travels during the tables' backward
         self._optimizers.forget_gradients()
-        torch.autograd.backward([pooled[owner] for owner in dense.pooled], [*dense.pooled.values()])
+        adjust = self._recommender.embeddings.adjust_gradient
+        reached = [pooled[owner] for owner in dense.pooled]
+        torch.autograd.backward(
+            reached,
+            [adjust(g, e, skipped) for g, e in zip(dense.pooled.values(), reached, strict=True)],
+        )
         for weight, gradient in zip(self._optimizers.dense, mean(), strict=True):
             weight.grad = gradient
-        self._optimizers.stepped.step()
+        self._optimizers.step(skipped)
 
     @torch.no_grad()
     def predict(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:

@@ -119,7 +119,9 @@ class Trainer:
         self.position = Position(open_split(session, "train", for_training=True))
         self.metrics = train_metrics(session)
         self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
-        self.skipped = SkippedSteps(config, session.schema.task_names, ranks)
+        self.skipped = SkippedSteps(
+            config, session.schema.task_names, ranks, self.position, self.metrics
+        )
         self.interruption = Interruption(
             ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
         )
@@ -209,49 +211,60 @@ class Trainer:
             rates = self._set_rates(total_steps)
             self.interruption.beat()
             done = self.session.step(batches)
-            self.skipped.count(done, position.step + 1)
-            if done.skipped:
-                position.skipped += 1
-            else:
-                self.metrics.update(done.dense)
             self.throughput.count(position.advance())
+            self.skipped.add(done)
 
             if position.step % self.config.train.log_every == 0 or position.step == total_steps:
+                self.skipped.settle()
                 self._publish(train_record(self, total_steps, rates))
-            self.throughput.pause()
-            self._evaluate_and_save(total_steps)
-            self.throughput.resume()
+            self._between_steps(total_steps)
         self.throughput.pause()
 
     def _set_rates(self, total_steps: int) -> dict[str, float]:
         """Tell optimizers and balancing which step comes; the learning rates it has."""
         session, position = self.session, self.position
         factor = learning_rate_factor(self.config.optim, position.step, total_steps)
+        if session.optimizers.need_gradients:  # the step has waited for the device already
+            self.skipped.settle()
         session.optimizers.set_applied_steps(position.step - position.skipped)
         if session.fork is not None:
             session.fork.begin(position.step)
         return session.optimizers.set_learning_rates(factor)
 
-    def _evaluate_and_save(self, total_steps: int) -> None:
-        """What is due between two steps, and the end if a signal asks for it.
+    def _between_steps(self, total_steps: int) -> None:
+        """What is due after a step, off the clock, and the end if a signal asks for it.
+
+        Raises:
+            As ``_evaluate_and_save`` does.
+        """
+        session, position = self.session, self.position
+        stop, last = self.interruption.agreed(), position.step == total_steps
+        due = not stop and evaluation_due(session, position, total_steps)
+        if stop or due or save_due(self.config.checkpoint, position.step, last, None):
+            self.skipped.settle()
+            self.throughput.pause()
+            self._evaluate_and_save(due, last, stop)
+            self.throughput.resume()
+        self.interruption.rest()
+
+    def _evaluate_and_save(self, due: bool, last: bool, stop: bool) -> None:
+        """Evaluate if it is due, and save a checkpoint if it is.
 
         Raises:
             Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
             SplitRefused: the valid split cannot be read any more; the ranks have saved.
         """
-        position, evaluated, refused = self.position, None, None
-        stop = self.interruption.agreed()
+        evaluated, refused = None, None
         try:
-            if not stop and evaluation_due(self.session, position, total_steps):
+            if due:
                 evaluated = self._evaluate("valid")
         except Stopped:
             stop = True
         except SplitRefused as error:  # on all ranks
             refused = error
         self.interruption.rest()
-        last = position.step == total_steps
         ends = stop or last or refused is not None
-        if ends or save_due(self.config.checkpoint, position.step, last, evaluated):
+        if ends or save_due(self.config.checkpoint, self.position.step, last, evaluated):
             self._save(evaluated, ends=ends)
         if refused is not None:
             self.saver.wait()

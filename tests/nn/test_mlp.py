@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp
+from stem_torchrec.nn.mlp import NARROW, BatchedLinear, BatchedMlp, num_parts, rows_by_rows
 
 
 def plain_twins(batched, num):
@@ -101,3 +101,42 @@ def test_dropout_follows_hidden_layers_alone():
     assert dropped == pytest.approx(0.4, abs=0.08)
     last = BatchedMlp(1, 4, [], 1000, dropout=0.4)
     assert (last(x) != 0).all()
+
+
+@pytest.mark.parametrize("width_out", [1, 3, NARROW])
+def test_a_narrow_layer_has_the_gradients_of_a_wide_one(width_out):
+    torch.manual_seed(0)
+    layer = BatchedLinear(2, 5, width_out)
+    x, outgoing = torch.randn(2, 16, 5, requires_grad=True), torch.randn(2, 16, width_out)
+    inputs = [x, layer.weight, layer.bias]
+    found = torch.autograd.grad(layer(x), inputs, outgoing)
+    plain = torch.baddbmm(layer.bias.unsqueeze(1), x, layer.weight)
+    for ours, expected in zip(found, torch.autograd.grad(plain, inputs, outgoing), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_narrow_layer_under_autocast_has_gradients_of_its_weights_type():
+    layer = BatchedLinear(2, 5, 3)
+    x = torch.randn(2, 16, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert layer.weight.grad.dtype == layer.bias.grad.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.bias.grad, torch.full((2, 3), 16.0))
+
+
+def test_sums_over_rows_in_parts():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 24, 5), torch.randn(2, 24, 3)
+    for parts in (1, 2, 8):
+        torch.testing.assert_close(rows_by_rows(x, y, parts), torch.einsum("kbi,kbo->kio", x, y))
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [(0, 1), (1, 1), (511, 1), (1024, 2), (65536, 128), (1792, 2), (5000, 8), (20480, 32)],
+)
+def test_parts_divide_the_rows(rows, parts):
+    assert num_parts(rows) == parts
+    assert rows % parts == 0
