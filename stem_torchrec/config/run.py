@@ -4,7 +4,15 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from stem_torchrec.config.section import MAX_ROWS, MAX_SECONDS, MAX_SEED, MAX_STEPS, Section
+from stem_torchrec.config.checkpoint import metric_direction
+from stem_torchrec.config.section import (
+    MAX_RATE,
+    MAX_ROWS,
+    MAX_SECONDS,
+    MAX_SEED,
+    MAX_STEPS,
+    Section,
+)
 from stem_torchrec.storage.place import PlaceField
 
 
@@ -117,3 +125,31 @@ class EvalConfig(Section):
         le=MAX_ROWS,
         description="rows per rank and evaluation step; train.batch_size if null",
     )
+    metric: str | None = Field(
+        None,
+        description="figure of the valid split by which eval.patience judges: valid/auc_mean, or "
+        "valid/METRIC/TASK with auc, gauc, logloss or ne; checkpoint.keep_best's if null, else "
+        "valid/auc_mean",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="evaluations in a row without a better figure, after which training ends; "
+        "null for never",
+    )
+    min_delta: float = Field(
+        0.0, ge=0, le=MAX_RATE, description="by how much more than the best a figure is better"
+    )
+    test_checkpoint: Literal["best", "last"] | None = Field(
+        None,
+        description="which weights are tested at the end; best where checkpoint.keep_best is set, "
+        "else last, if null",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str | None) -> str | None:
+        if value is not None:
+            metric_direction(value)
+        return value

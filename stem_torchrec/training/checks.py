@@ -91,7 +91,7 @@ def check_settings(config: Config, num_workers: int, *, of_run: bool = False) ->
     check_balance(config, recommender.model, len(schema.tasks))
     check_capture(config, len(schema.tasks))
     check_compile(config)
-    check_best(config, schema)
+    check_judgement(config, schema)
     check_memory(config, recommender, num_workers)
     return schema
 
@@ -109,18 +109,28 @@ def check_data(config: Config, schema: Schema, splits: Sequence[str] | None = No
         check_split(config.data.path, split, schema, config.data.days_of(split))
 
 
-def check_best(config: Config, schema: Schema) -> None:
-    """Raise UserError if ``checkpoint.keep_best`` can never have a value."""
-    name = config.checkpoint.keep_best
-    if name is None:
-        return
+def check_judgement(config: Config, schema: Schema) -> None:
+    """Raise UserError if what judges the valid split can never have a value."""
+    keep_best, patience = config.checkpoint.keep_best, config.eval.patience
+    if keep_best is not None:
+        _check_metric("checkpoint.keep_best", keep_best, config, schema)
+    elif config.eval.test_checkpoint == "best":
+        raise UserError(
+            "eval.test_checkpoint: 'best', but no best one is kept; set checkpoint.keep_best"
+        )
+    if patience is not None:
+        key = "eval.patience" if config.eval.metric is None else "eval.metric"
+        _check_metric(key, config.metric, config, schema)
+
+
+def _check_metric(key: str, name: str, config: Config, schema: Schema) -> None:
     if not has_split(config.data.path, "valid"):
-        raise UserError(f"checkpoint.keep_best: {name!r}, but {config.data.path} has no valid/")
+        raise UserError(f"{key}: {name!r}, but {config.data.path} has no valid/")
     tasks = schema.task_names
     if name.count("/") == 2 and name.split("/")[2] not in tasks:
-        raise UserError(f"checkpoint.keep_best: {name!r}; tasks: {', '.join(tasks)}")
+        raise UserError(f"{key}: {name!r}; tasks: {', '.join(tasks)}")
     if "/gauc/" in name and schema.group is None:
-        raise UserError(f"checkpoint.keep_best: {name!r}, but the data has no group column")
+        raise UserError(f"{key}: {name!r}, but the data has no group column")
 
 
 def check_compile(config: Config) -> None:
@@ -150,6 +160,16 @@ def doubtful_settings(config: Config) -> list[str]:
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
     if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
         warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
+    if config.eval.patience is None:
+        warnings += [
+            f"eval.{name} has no effect without eval.patience"
+            for name in sorted(_changed(config.eval) & {"metric", "min_delta"})
+        ]
+    elif not config.tests_best:
+        warnings.append(
+            "eval.patience ends a run some evaluations after its best one, and the last weights "
+            "are tested; checkpoint.keep_best keeps the best ones and has them tested"
+        )
     if not is_fused(config.embedding, device_type(config.distributed)):
         warnings.append(
             "embedding.optimizer adam on CPU is not fused: every step updates every row of every "

@@ -1,5 +1,6 @@
 """One run, read top to bottom: build, loop, evaluate, save."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -20,20 +21,23 @@ from stem_torchrec.runs.folder import (
     create_run,
     write_init,
 )
-from stem_torchrec.runs.records import Listener, Record, Recorder
+from stem_torchrec.runs.records import Listener, Record, Recorder, read_records
 from stem_torchrec.runs.restart import existing_after_restart, holder, mark
 from stem_torchrec.runs.schema import schema_of_new, schema_of_run
 from stem_torchrec.runs.shared_folder import check_shared
 from stem_torchrec.stopping.interruption import Interruption, Stopped
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
-from stem_torchrec.training.position import Position
+from stem_torchrec.training.patience import Patience
+from stem_torchrec.training.position import Position, few_steps
 from stem_torchrec.training.profile import Profile
 from stem_torchrec.training.saving import best_kept, keep_last, save_due
 from stem_torchrec.training.session import Session, build, open_split
 from stem_torchrec.training.skipped import SkippedSteps
 from stem_torchrec.training.throughput import Throughput
 from stem_torchrec.training.train_record import train_metrics, train_record
+
+_log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -108,6 +112,7 @@ class Trainer:
     Attributes:
         position: how far the run has come.
         metrics: of the training stream.
+        patience: how long the valid split has not improved.
         interruption: signals, and the watch over steps.
     """
 
@@ -122,6 +127,7 @@ class Trainer:
         self.metrics = train_metrics(session)
         self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
         self.profile = Profile(config, ranks)
+        self.patience = Patience(config)
         self.skipped = SkippedSteps(
             config, session.schema.task_names, ranks, self.position, self.metrics
         )
@@ -162,6 +168,8 @@ class Trainer:
                 create_run(config, session.schema, session.plan_report)
 
         self.ranks.on_first(make)
+        if self.ranks.is_first and (few := few_steps(self.config, self.position)) is not None:
+            _log.warning("%s", few)
         if report is not None and self.ranks.is_first:
             write_init(config.run.dir, report)
             self._listener({"kind": "init", **report})
@@ -187,13 +195,16 @@ class Trainer:
             test, stopped = None, None
             try:
                 self._fit()
-                if "test" in self.session.splits:
-                    test = self._evaluate("test")
             except Stopped:
                 stopped = position.step
             unsaved = keep_last(self.session, position, self.saver)
             self.saver.close()
             best = best_kept(self.session)
+            try:
+                if stopped is None and "test" in self.session.splits:
+                    test = self._test(best)
+            except Stopped:
+                stopped = position.step
         failure = _failure(unsaved, self.recorder.failure)
         qps = self.throughput.total() if stopped is None else None
         return Outcome(test, qps, stopped, best, failure)
@@ -206,11 +217,12 @@ class Trainer:
         """
         position, total_steps = self.position, self.position.total_steps(self.config)
         batches = position.batches(total_steps)
+        self.patience.start(self.ranks.on_first(lambda: read_records(self.config.run.dir)))
         if owes_evaluation(self.session, position, total_steps):
             self._evaluate("valid")
         self.session.recommender.train()
         self.throughput.resume()
-        while position.step < total_steps:
+        while position.step < total_steps and not self.patience.is_over:
             rates = self._set_rates(total_steps)
             self.profile.before(position.step + 1)
             self.interruption.beat()
@@ -267,7 +279,10 @@ class Trainer:
         except SplitRefused as error:  # on all ranks
             refused = error
         self.interruption.rest()
-        ends = stop or last or refused is not None
+        enough = due and self.patience.is_over and not last
+        if enough:
+            self._publish(self.patience.record(self.position.step))
+        ends = stop or last or enough or refused is not None
         if ends or save_due(self.config.checkpoint, self.position.step, last, evaluated):
             self._save(evaluated, ends=ends)
         if refused is not None:
@@ -279,6 +294,21 @@ class Trainer:
     def _evaluate(self, split: str) -> Record:
         position = self.position
         record = evaluate(self.session, split, position.step, position.epoch, self.interruption)
+        self._publish(record)
+        self.patience.judge(record)
+        return record
+
+    def _test(self, best: int | None) -> Record:
+        """Evaluate the test split with the last weights, or the best ones where they are meant.
+
+        The last ones must have been saved: others take their place here.
+        """
+        if not self.config.tests_best or best in (None, self.position.step):
+            return self._evaluate("test")
+        folder = checkpoint.chosen_valid(self.config.run.dir, best, self.ranks)
+        checkpoint.load(folder, {"model": self.session.model}, self.ranks)
+        epoch = self.ranks.on_first(lambda: checkpoint.epoch_of(folder))
+        record = evaluate(self.session, "test", best, epoch, self.interruption)
         self._publish(record)
         return record
 

@@ -14,6 +14,7 @@ from typing_extensions import Doc
 
 from stem_torchrec.nn.calibrator import Calibrator
 from stem_torchrec.nn.exact import in_float32
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.mlp import BatchedMlp
 from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
@@ -72,6 +73,7 @@ class Aitm(Model):
         self.last_transfer = _Transfer(last, widths[-1])
         self.heads = BatchedMlp(self.num_tasks, widths[-1], (), 1, owners=names)
         self.penalty = Calibrator(self.order, options.calibrator_weight)
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.chain.parameters()
