@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stem_torchrec.balancing.cosine import cosines
-from stem_torchrec.balancing.report import balance_metrics
+from stem_torchrec.balancing.report import balance_metrics, rule_metrics
 from stem_torchrec.balancing.rule import Balanced, Rule, balance
 
 
@@ -67,6 +67,11 @@ class AppliedRule(nn.Module):
         return len(self.multipliers)
 
     @property
+    def needs_gram(self) -> bool:
+        """Whether the rule reads the Gram matrix; if not, its diagonal marks who takes part."""
+        return self._rule.needs_gram
+
+    @property
     def is_due(self) -> bool:
         """Whether this step makes a Gram matrix."""
         return self._step % self._gram_every == 0
@@ -80,7 +85,7 @@ class AppliedRule(nn.Module):
     def cosines(self) -> Tensor:
         """(T, T) float32 between the tasks' gradients, of the last Gram matrix; 0 before it.
 
-        Rows and columns of a task without a gradient are 0.
+        Rows and columns of a task without a gradient are 0; all are with a rule that needs none.
         """
         return cosines(self._last_gram.double()).float()
 
@@ -127,7 +132,8 @@ class AppliedRule(nn.Module):
         state = {name: getattr(self, f"state_{name}") for name in self._state_names}
         self._before = [value.clone() for value in self._changing()]
         self._last = balance(self._rule, gram, losses, state, self._step)
-        self._last_gram = gram
+        if self.needs_gram:
+            self._last_gram = gram
         for name, value in self._last.state.items():
             getattr(self, f"state_{name}").copy_(value)
         self.multipliers.copy_(self._last.multipliers)
@@ -171,8 +177,15 @@ class AppliedRule(nn.Module):
         self._before = []
 
     def metrics(self) -> dict[str, Tensor]:
-        """Figures of the last Gram matrix, see ``report.py``; nothing before the first."""
-        return balance_metrics(self._last_gram, self._last) if self._last is not None else {}
+        """Figures of the last step with a Gram matrix, see ``report.py``; nothing before the first.
+
+        Without those of gradients where the rule needs none.
+        """
+        if self._last is None:
+            return {}
+        if not self.needs_gram:
+            return rule_metrics(self._last)
+        return balance_metrics(self._last_gram, self._last)
 
     def _changing(self) -> list[Tensor]:
         return [self.multipliers, *(getattr(self, f"state_{name}") for name in self._state_names)]
