@@ -27,11 +27,11 @@ def fair_weights(gram: Tensor, active: Tensor, power: float) -> Tensor:
     Args:
         gram: (T, T) float64, symmetric, 0 in inactive rows and columns.
         active: (T,) bool.
-        power: p in (0, 2].
+        power: p in [0.1, 2].
 
     Returns:
-        (T,) float64. The condition holds to 1e-4 of w_t^(-p) where the cosine matrix has a condition
-        number of at most some 1e3, to 1e-3 where norms differ 1000-fold; the ridge is what is left.
+        (T,) float64. The condition holds to 1e-4 of w_t^(-p) where C has a condition number of at
+        most some 1e3, to 1e-3 where norms differ 1000-fold; the ridge is what is left.
     """
     norms = torch.where(active, gradient_norms(gram), 1.0)
     pulls = (power - 1.0) * norms.log()
