@@ -27,7 +27,7 @@ _MORE = (
 
 
 def add_analyze(commands: Commands) -> None:
-    """``analyze negative-transfer``, ``preference``, ``gates`` and ``collapse``."""
+    """``analyze negative-transfer``, ``preference``, ``gates``, ``collapse``, ``features``."""
     command = commands.add_parser("analyze", help="what finished runs tell of their tasks")
     analyses = command.add_subparsers(required=True, metavar="ANALYSIS")
 
@@ -77,6 +77,36 @@ def add_analyze(commands: Commands) -> None:
         help="the last of each run, or all that it has",
     )
     command.set_defaults(run=collapse)
+
+    text = "what AUC and NE of each task lose when a feature is permuted over the rows"
+    command = _add_parser(analyses, "features", text)
+    _add_runs(command, "runs to look at; seeds of one model are put together")
+    _add_split(command)
+    command.add_argument(
+        "--features", metavar="A,B", help="features to permute, one at a time (default: all)"
+    )
+    command.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="permutations of each feature"
+    )
+    command.set_defaults(run=features)
+
+
+def features(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.analysis.features import analyse, chosen_features, importance_table, report
+    from stem_torchrec.analysis.runs import by_model, check_same_samples, read_runs
+    from stem_torchrec.cli.workers import features_worker
+
+    if options.repeats < 1:
+        raise UserError(f"--repeats: {options.repeats}; allowed: at least 1")
+    _check_place(options)
+    split, repeats = options.split, options.repeats
+    runs = read_runs("--runs", options.runs, rest)
+    check_same_samples(runs, split)
+    wanted = None if options.features is None else options.features.split(",")
+    names = chosen_features(runs, wanted)
+    found = analyse(by_model(runs), lambda run: features_worker(run.config, split, names, repeats))
+    written = report(found, split, repeats, _origin())
+    _finish(written, options.out, "features", importance_table(found))
 
 
 def collapse(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from stem_torchrec.training.finished_run import (
     predict_run,
     tables_of_run,
 )
+from stem_torchrec.training.permutation import Permuted, permuted_metrics
 from stem_torchrec.training.trainer import Outcome, train
 
 T = TypeVar("T")
@@ -74,6 +75,11 @@ def tables_worker(
 def gates_worker(config: Config, split: str) -> dict[str, MeanGates]:
     """A run's mean gate weights on a split; in this process, alone."""
     return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split))
+
+
+def features_worker(config: Config, split: str, features: Sequence[str], repeats: int) -> Permuted:
+    """A run's metrics with each feature permuted; in this process, alone."""
+    return _alone(config, lambda ranks: permuted_metrics(config, ranks, split, features, repeats))
 
 
 @lenient_streams()
