@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stem_torchrec.balancing.cosine import cosines
-from stem_torchrec.balancing.report import balance_metrics
+from stem_torchrec.balancing.report import balance_metrics, rule_metrics
 from stem_torchrec.balancing.rule import Balanced, Rule, balance
 
 
@@ -80,6 +80,11 @@ class AppliedRule(nn.Module):
         return len(self.multipliers)
 
     @property
+    def needs_gram(self) -> bool:
+        """Whether the rule reads the Gram matrix; if not, its diagonal marks who takes part."""
+        return self._rule.needs_gram
+
+    @property
     def is_due(self) -> bool:
         """Whether this step makes a Gram matrix."""
         return self._step % self._gram_every == 0
@@ -93,7 +98,7 @@ class AppliedRule(nn.Module):
     def cosines(self) -> Tensor:
         """(T, T) float32 between the tasks' gradients, of the last Gram matrix; 0 before it.
 
-        Rows and columns of a task without a gradient are 0.
+        Rows and columns of a task without a gradient are 0; all are with a rule that needs none.
         """
         return cosines(self.found.gram.double()).float()
 
@@ -140,7 +145,7 @@ class AppliedRule(nn.Module):
         state = {name: getattr(self, f"state_{name}") for name in self._state_names}
         before = [value.clone() for value in self._changing()]
         balanced = balance(self._rule, gram, losses, state, self._step)
-        self.found = Found(gram, balanced, before)
+        self.found = Found(gram if self.needs_gram else self.found.gram, balanced, before)
         for name, value in balanced.state.items():
             getattr(self, f"state_{name}").copy_(value)
         self.multipliers.copy_(balanced.multipliers)
@@ -189,9 +194,14 @@ class AppliedRule(nn.Module):
         self.found = self.found._replace(before=())
 
     def metrics(self) -> dict[str, Tensor]:
-        """Figures of the last Gram matrix, see ``report.py``; nothing before the first."""
+        """Figures of the last step with a Gram matrix, see ``report.py``; nothing before the first.
+
+        Without those of gradients where the rule needs none.
+        """
         gram, balanced, _ = self.found
-        return balance_metrics(gram, balanced) if balanced is not None else {}
+        if balanced is None:
+            return {}
+        return balance_metrics(gram, balanced) if self.needs_gram else rule_metrics(balanced)
 
     def _changing(self) -> list[Tensor]:
         return [self.multipliers, *(getattr(self, f"state_{name}") for name in self._state_names)]

@@ -28,8 +28,8 @@ class TaskGradients(Protocol):
         """sum_t a_t g_t; a task with a_t = 0 leaves no trace, be its gradient NaN."""
         ...
 
-    def marks(self) -> Tensor:
-        """(T,) zeros; NaN for a task with a value anywhere that is not finite."""
+    def sizes(self) -> Tensor:
+        """(T,) sums of absolute values, or more; not finite where a value is not, 0 without any."""
         ...
 
 
@@ -63,8 +63,8 @@ class Whole:
             combined = multipliers.to(flat.dtype) @ flat
         return combined.view(self._gradients.shape[1:]).to(self._gradients.dtype)
 
-    def marks(self) -> Tensor:
-        return 0.0 * self._gradients.flatten(start_dim=1).sum(dim=1)
+    def sizes(self) -> Tensor:
+        return _sizes(self._gradients)
 
 
 class Factored:
@@ -89,9 +89,8 @@ class Factored:
         mixture = taking_part(self._mixture, multipliers)
         return weighted_sums(weights.permute(2, 1, 0), list(mixture))
 
-    def marks(self) -> Tensor:
-        parts = (self._weights, self._mixture)
-        return sum((0.0 * part.flatten(start_dim=1).sum(dim=1) for part in parts), torch.zeros(()))
+    def sizes(self) -> Tensor:
+        return _sizes(self._weights) * _sizes(self._mixture)
 
 
 def inner_products(gradients: Tensor) -> Tensor:
@@ -108,6 +107,12 @@ def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:
     if left_out.device.type == "cpu" and not left_out.any():
         return gradients
     return gradients.masked_fill(left_out.view(-1, *[1] * (gradients.dim() - 1)), 0.0)
+
+
+def _sizes(values: Tensor) -> Tensor:
+    """(T, ...) -> (T,) sums of absolute values, in float32 at least."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values.flatten(start_dim=1), 1, dim=1, dtype=dtype)
 
 
 def _row_products(values: Tensor) -> Tensor:
