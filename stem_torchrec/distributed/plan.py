@@ -17,6 +17,7 @@ from stem_torchrec.distributed.constraints import (
     check_patterns,
     choices,
     table_rows,
+    with_whole_owners,
 )
 from stem_torchrec.distributed.optimizers import is_fused
 from stem_torchrec.errors import UserError
@@ -64,7 +65,7 @@ def _search(
                 GreedyProposer(use_depth=False, threshold=PATIENCE),
                 UniformProposer(),
             ],
-            constraints=limits,
+            constraints=with_whole_owners(limits, module),
             stats=recorder,
             debug=False,
         )

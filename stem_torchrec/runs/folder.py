@@ -209,12 +209,17 @@ def check_resumed(config: Config) -> None:
         if section in MODEL_SECTIONS or section == "data":
             for key, value in keys.items():
                 old = before[section][key]
-                if value != old and (section != "data" or key == "features"):
+                if value != old and _is_of_model(section, key):
                     raise UserError(
                         f"--resume: {section}.{key} is {value!r}, but the run has {old!r}; train, "
-                        "eval, checkpoint and distributed may change. To train a changed model on "
-                        "from this one, start another run with --init-from"
+                        "eval, checkpoint, distributed and embedding.layout may change. To train a "
+                        "changed model on from this one, start another run with --init-from"
                     )
+
+
+def _is_of_model(section: str, key: str) -> bool:
+    """Whether what has been trained depends on it; how the tables lie is no part of them."""
+    return (section != "data" or key == "features") and (section, key) != ("embedding", "layout")
 
 
 def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str]) -> dict[str, Any]:
@@ -225,6 +230,7 @@ def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str])
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         "tasks": list(schema.task_names),
         "schema": schema.content(),
+        "layout": config.embedding.layout,
         "plan": dict(table_sharding),
     }
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,11 +191,13 @@ def test_the_script_writes_its_rows(tmp_path: Path) -> None:
     where = ["--json", str(out), "--workdir", str(tmp_path)]
     subprocess.run([sys.executable, str(script), *where, *options], check=True)
     result = json.loads(out.read_text())
-    wanted = contestants(TINY, TINY)
+    wanted = contestants(TINY, replace(TINY, num_tasks=8), TINY)
     assert [row["name"] for row in result["rows"]] == [contestant.name for contestant in wanted]
     for row in result["rows"]:
         assert row["failure"] is None
         assert row["samples_per_s"] > 0
         assert row["peak_rss_bytes"] > 0
-        assert row["share_of_floor"] > 0
+        two_tasks_in_full = row["tasks"] == 2 and not row["name"].startswith("tables")
+        assert (row["share_of_floor"] is not None) == two_tasks_in_full
+        assert (row["ratio_to_separate"] is not None) == ("fused" in row["name"])
     assert result["provenance"]["torch"]

@@ -43,6 +43,18 @@ def test_format_1_goes_on_and_is_saved_in_the_present_one(run_dir: Path, alone: 
     assert (run_dir / "schema.json").is_file()
 
 
+def test_an_old_checkpoint_goes_on_in_another_layout(
+    run_dir: Path, alone: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is told so once, where that changes an optimizer's state."""
+    for layout, said in (("fused", 1), ("fused", 1), ("separate", 2)):
+        go_on(alone, run_dir, "--embedding.layout", layout)
+        told = [r.message for r in caplog.records if "row-wise Adagrad's" in r.message]
+        assert len(told) == said
+    assert "with fused: row-wise Adagrad's accumulator of a row is the mean" in told[0]
+    assert "with separate: row-wise Adagrad's accumulator of a row goes to each" in told[1]
+
+
 def test_format_1_gives_first_weights(run_dir: Path, alone: Any) -> None:
     config = config_of_run(run_dir, "--run.dir", str(run_dir.parent / "new"))
     found: list[Any] = []
