@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from stem_torchrec.distributed.layout import Table
 from stem_torchrec.distributed.shards import block, copied, local_tensors, write
@@ -45,6 +46,7 @@ def _split_tables(module: Tables, state: dict[str, Any], prefix: str, *_: Any) -
 
 
 def _join_tables(module: Tables, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    _forget_cached_rows(module.tables)
     tables = module.tables.state_dict(prefix=f"{prefix}tables.")
     for table, key in _wide_tables(module, prefix):
         keys = {_renamed(key, table, name): place for name, place in table.by_owner.items()}
@@ -52,6 +54,15 @@ def _join_tables(module: Tables, state: dict[str, Any], prefix: str, *_: Any) ->
             for name, place in keys.items():
                 write(_columns(tables[key], table, place), local_tensors(state.pop(name)))
             state[key] = tables[key]
+
+
+def _forget_cached_rows(tables: nn.Module) -> None:
+    # Those in a cache (UVM caching) are of the old values. Asking for the state would write them
+    # over what has been read into its views.
+    for lookup in getattr(tables, "_lookups", ()):
+        while isinstance(lookup, DistributedDataParallel):
+            lookup = lookup.module
+        lookup.purge()
 
 
 def _wide_tables(module: Tables, prefix: str) -> Iterator[tuple[Table, str]]:

@@ -287,3 +287,15 @@ def test_a_row_wise_accumulator_is_the_mean_square_over_all_owners(tmp_path, alo
     for values in by_owner(fused, "user").values():
         torch.testing.assert_close(values, own.mean(0))
     assert not np.allclose(own, own.mean(0))
+
+
+def test_cached_rows_are_not_written_over_loaded_ones(tmp_path, alone, monkeypatch):
+    """They go with the values that are replaced, before anything could write them back."""
+    session = start(config_with(tmp_path, "fused", "sgd", "table_wise"), alone)
+    state, calls = session.model.state_dict(), []
+    for lookup in session.recommender.embeddings.tables._lookups:
+        for name in ("purge", "flush"):
+            monkeypatch.setattr(lookup, name, lambda name=name: calls.append(name))
+    session.model.load_state_dict(state)
+    assert "flush" in calls
+    assert calls[0] == "purge"
