@@ -15,7 +15,9 @@ from torch.distributed.checkpoint.planner import ReadItem
 from stem_torchrec.checkpoint.failures import message_of
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.index import Index, read_index
+from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain, reason
+from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError, shown
 from stem_torchrec.storage.place import Place
@@ -64,6 +66,22 @@ def load(folder: Place, parts: Parts, ranks: Ranks) -> None:
             part.load_state_dict(state[name])
         except ValueError as error:
             raise UserError(f"{folder}: {name}.{error}") from None
+
+
+def tell_of_layout(folder: Place, config: EmbeddingConfig, ranks: Ranks) -> None:
+    """Warn on rank 0 if the tables lay otherwise and that changes an optimizer's state."""
+    if not ranks.is_first or config.optimizer != "rowwise_adagrad":
+        return
+    saved = read_manifest(folder).about.get("layout", "separate")
+    if saved != config.layout:
+        _log.warning(
+            "saved with embedding.layout %s, going on with %s: %s; all else is as it was",
+            saved,
+            config.layout,
+            "row-wise Adagrad's accumulator of a row is the mean of its owners'"
+            if config.layout == "fused"
+            else "row-wise Adagrad's accumulator of a row goes to each of its owners",
+        )
 
 
 def _held(name: str, state: dict[str, Any], index: Index) -> dict[str, Any]:

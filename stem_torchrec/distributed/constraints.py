@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import NamedTuple
 
@@ -11,10 +12,14 @@ from torchrec.distributed.planner import ParameterConstraints
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import DistributedConfig, TableConstraint
+from stem_torchrec.distributed.embeddings import OwnerEmbeddings
+from stem_torchrec.distributed.layout import Table
 from stem_torchrec.errors import UserError
 
 # Column shards: the planner's own lower bound is 128 columns, too wide for small tables.
 MIN_COLUMNS = 4
+# That bound, where the planner is to choose; it cannot keep owners whole.
+PLANNERS_MIN_COLUMNS = 128
 
 
 class World(NamedTuple):
@@ -57,6 +62,34 @@ def table_rows(module: nn.Module) -> dict[str, int]:
         if isinstance(part, EmbeddingBagCollection)
         for table in part.embedding_bag_configs()
     }
+
+
+def with_whole_owners(limits: Constraints, module: nn.Module) -> Constraints:
+    """The same where a column shard of a wide table holds all columns of its owners.
+
+    What an optimizer keeps of a row's columns then belongs to whole owners, and the state of a wide
+    table can be told apart by owner.
+    """
+    wide = {
+        table.name: table
+        for part in module.modules()
+        if isinstance(part, OwnerEmbeddings)
+        for table in part.layout
+        if table.is_wide
+    }
+    return {
+        name: replace(limit, min_partition=_columns_of_owners(wide[name], limit.min_partition))
+        if name in wide
+        else limit
+        for name, limit in limits.items()
+    }
+
+
+def _columns_of_owners(table: Table, least: int | None) -> int:
+    """The fewest columns of equal shards that are not fewer than ``least``."""
+    num_owners = len(table.owners)
+    enough = (n for n in range(1, num_owners) if n * table.dim >= (least or PLANNERS_MIN_COLUMNS))
+    return next((n for n in enough if num_owners % n == 0), num_owners) * table.dim
 
 
 def check_patterns(config: DistributedConfig, tables: Iterable[str]) -> None:

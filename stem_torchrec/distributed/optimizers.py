@@ -17,7 +17,9 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stem_torchrec.config import Config, EmbeddingConfig, OptimConfig
+from stem_torchrec.distributed.embeddings import OwnerEmbeddings
 from stem_torchrec.distributed.guarded_optimizer import GuardedOptimizer
+from stem_torchrec.distributed.state_by_owner import OptimizerByOwner
 
 FUSED = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -66,7 +68,14 @@ class Optimizers:
 
     def __init__(self, config: Config, model: DistributedModelParallel) -> None:
         self._config = config
-        self._model = model
+        self._embeddings = {
+            name: part
+            for name, part in model.module.named_modules()
+            if isinstance(part, OwnerEmbeddings)
+        }
+        self._by_owner = OptimizerByOwner(
+            [table for part in self._embeddings.values() for table in part.layout]
+        )
         self._kernels = list(fused_kernels(model))
         self.fused: KeyedOptimizer = model.fused_optimizer
         fused_names = set(self.fused.params)
@@ -97,10 +106,11 @@ class Optimizers:
         self.stepped = CombinedOptimizer(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """State by parameter name, shards as ShardedTensor; learning rates are not in it."""
-        stepped = self.stepped.state_dict()
-        shards = self._as_shards(stepped["state"])
-        return {"fused": self.fused.state_dict(), "stepped": stepped | {"state": shards}}
+        """State by parameter name, that of tables by owner; learning rates are not in it."""
+        return {
+            part: state | {"state": self._by_owner.split(state["state"])}
+            for part, state in self._wide_state().items()
+        }
 
     def forget_gradients(self) -> None:
         """Before a backward: gradients are not to add up over steps."""
@@ -123,16 +133,30 @@ class Optimizers:
         self.stepped.init_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.fused.load_state_dict(state["fused"])
-        stepped = state["stepped"]
-        self.stepped.load_state_dict(stepped | {"state": _as_tensors(stepped["state"])})
+        joined = {
+            part: self._by_owner.join(state[part]["state"], wide["state"])
+            for part, wide in self._wide_state().items()
+        }
+        self.fused.load_state_dict({**state["fused"], "state": joined["fused"]})
+        stepped = _as_tensors(joined["stepped"])
+        self.stepped.load_state_dict({**state["stepped"], "state": stepped})
+
+    def _wide_state(self) -> dict[str, dict[str, Any]]:
+        """The optimizers' own tensors by parameter name, shards as ShardedTensor."""
+        stepped = self.stepped.state_dict()
+        shards = self._as_shards(stepped["state"])
+        return {"fused": self.fused.state_dict(), "stepped": stepped | {"state": shards}}
 
     def _as_shards(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """State of sharded tables as shards of one tensor.
 
         The dense kernel's parameters are local tensors whose names do not tell ranks apart.
         """
-        whole = {f"{_TABLES}.{name}": value for name, value in self._model.state_dict().items()}
+        whole = {
+            key: value
+            for name, part in self._embeddings.items()
+            for key, value in part.tables.state_dict(prefix=f"{_TABLES}.{name}.tables.").items()
+        }
 
         def wrapped(parameter: str, value: Any) -> Any:
             table = whole.get(parameter)

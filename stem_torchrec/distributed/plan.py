@@ -24,6 +24,7 @@ from stem_torchrec.distributed.constraints import (
     check_patterns,
     choices,
     table_rows,
+    with_whole_owners,
 )
 from stem_torchrec.distributed.optimizers import is_fused
 from stem_torchrec.distributed.placement import Loads
@@ -65,7 +66,8 @@ def make_plan(config: Config, module: nn.Module, world: World, sharder: Sharder)
     topology = _topology(config.distributed, world)
     problem = None
     lowered = config.embedding.precision != "fp32"
-    for limits in choices(config.distributed, tables, world, fused_only=lowered):
+    for allowed in choices(config.distributed, tables, world, fused_only=lowered):
+        limits = with_whole_owners(allowed, module)
         try:
             options, loads = _plan(config, module, world, sharder, topology, limits)
         except NoRoom as missing:

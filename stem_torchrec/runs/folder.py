@@ -22,7 +22,7 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
-CONVERTED = ("embedding.precision",)
+CONVERTED = ("embedding.precision", "embedding.layout")
 """Keys of these sections that may change: a checkpoint is converted as it is read."""
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
@@ -211,14 +211,18 @@ def check_resumed(config: Config) -> None:
         if section in MODEL_SECTIONS or section == "data":
             for key, value in keys.items():
                 old = before[section][key]
-                if f"{section}.{key}" in CONVERTED:
-                    continue
-                if value != old and (section != "data" or key == "features"):
+                if value != old and _is_of_model(section, key):
                     raise UserError(
                         f"--resume: {section}.{key} is {value!r}, but the run has {old!r}; train, "
-                        "eval, checkpoint and distributed may change. To train a changed model on "
-                        "from this one, start another run with --init-from"
+                        f"eval, checkpoint, distributed, {' and '.join(CONVERTED)} may change. To "
+                        "train a changed model on from this one, start another run with "
+                        "--init-from"
                     )
+
+
+def _is_of_model(section: str, key: str) -> bool:
+    """Whether what has been trained depends on it."""
+    return (section != "data" or key == "features") and f"{section}.{key}" not in CONVERTED
 
 
 def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str]) -> dict[str, Any]:
@@ -229,6 +233,7 @@ def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str])
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         "tasks": list(schema.task_names),
         "schema": schema.content(),
+        "layout": config.embedding.layout,
         "plan": dict(table_sharding),
     }
 

@@ -181,6 +181,7 @@ class Trainer:
         session.optimizers.make_state()
         checkpoint.load(folder, self.parts, self.ranks)
         checkpoint.load_own(folder, self.own_parts, self.ranks)
+        checkpoint.tell_of_layout(folder, config.embedding, self.ranks)
         step = self.position.step
         self.ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, step))
 

@@ -122,12 +122,13 @@ def test_the_shards_of_all_ranks_agree(
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
 @pytest.mark.parametrize("kernel", ["fused", "fused_uvm_caching"])
+@pytest.mark.parametrize("layout", ["separate", "fused"])
 def test_a_checkpoint_from_a_gpu_resumes_bit_equal(
-    tmp_path: Path, gpu: Any, kernel: str, tables: str, asynchronous: bool
+    tmp_path: Path, gpu: Any, layout: str, kernel: str, tables: str, asynchronous: bool
 ) -> None:
     config = config_of(
         tmp_path,
-        embedding={"optimizer": tables, "lr": 0.02},
+        embedding={"optimizer": tables, "lr": 0.02, "layout": layout},
         distributed={
             "device": "cuda",
             "sharding": "table_wise",

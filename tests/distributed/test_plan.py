@@ -145,6 +145,21 @@ def test_constraints_of_a_table_win_over_the_global_ones(tmp_path):
     assert [s.shard_sizes[1] for s in shards_of(found, "like__user")] == [8, 8]
 
 
+@pytest.mark.parametrize(
+    ("least", "columns"), [(None, [16, 16, 16]), (8, [16, 16, 16]), (20, [48]), (64, [48])]
+)
+def test_column_shards_of_a_wide_table_hold_whole_owners(tmp_path, least, columns):
+    constraint = {"sharding": ["column_wise"], "min_partition": least}
+    found = planned(
+        tmp_path,
+        ONE_NODE,
+        embedding={"dim": 16, "layout": "fused"},
+        distributed={"sharding": "table_wise", "tables": {"*__user": constraint}},
+    )
+    assert sorted(by_table(found)) == sorted(f"shared+2__{f.name}" for f in SCHEMA.sparse)
+    assert [s.shard_sizes[1] for s in shards_of(found, "shared+2__user")] == columns
+
+
 def test_a_kernel_for_all_tables(tmp_path):
     found = planned(tmp_path, ONE_NODE, distributed={"kernel": "fused_uvm_caching"})
     assert {p.compute_kernel for p in by_table(found).values()} == {"fused_uvm_caching"}

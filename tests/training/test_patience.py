@@ -114,7 +114,7 @@ def test_the_best_weights_are_tested(config: Path, tmp_path: Path, tested: str) 
         ({"eval.patience": 0}, "eval.patience"),
         ({"eval.patience": 2, "eval.metric": "test/auc_mean"}, "eval.metric.*valid/auc_mean"),
         ({"eval.patience": 2, "eval.metric": "valid/auc/share"}, "eval.metric: .*tasks: click"),
-        ({"eval.patience": 2, "eval.metric": "valid/gauc/click"}, "eval.metric: .*group"),
+        ({"eval.patience": 2, "eval.metric": "valid/calibration/click"}, "eval.metric.*gauc"),
         ({"eval.test_checkpoint": "best"}, "eval.test_checkpoint: .*checkpoint.keep_best"),
         ({"eval.test_checkpoint": "first"}, "eval.test_checkpoint"),
         ({"eval.min_delta": -1.0}, "eval.min_delta"),
