@@ -12,7 +12,7 @@ from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.captured_step import CapturedStep
+from stem_torchrec.distributed.captured_step import CapturedStep, CudaGraphs
 from stem_torchrec.distributed.dense_step import Dense, DenseStep
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
@@ -83,7 +83,9 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     undo = fork.undo if fork is not None else None
     if config.train.compile == "on":
         compile_parts(recommender.model)
-    dense: Dense = CapturedStep(dense_step, fork) if config.train.capture == "on" else dense_step
+    dense: Dense = dense_step
+    if config.train.capture == "on":
+        dense = CapturedStep(dense_step, fork, CudaGraphs(ranks.device))
     step = TrainStep(recommender, dense, optimizers, ranks, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
