@@ -23,26 +23,42 @@ WARM_UP_STEPS = 3
 """Steps that run as they are: libraries choose kernels and allocate what a graph must not."""
 
 
-class Record(Protocol):
-    """Records what a function launches; the result, and what launches it all again.
+class Graphs(Protocol):
+    """Runs and records functions that launch work."""
 
-    The function's tensors stay where they are: another launch reads and writes the same memory.
+    def run(self, function: Callable[[], DenseOutput]) -> DenseOutput:
+        """As it is; before a recording, and beside it."""
+        ...
+
+    def record(self, function: Callable[[], DenseOutput]) -> tuple[DenseOutput, Callable[[], None]]:
+        """Its result, and what launches it all again, on the memory of the first time."""
+        ...
+
+
+class CudaGraphs:
+    """CUDA graphs, recorded on the stream on which the same work has run before.
+
+    Autograd remembers the stream of a weight's first use, and a graph may not wait for another.
     """
 
-    def __call__(
-        self, function: Callable[[], DenseOutput]
-    ) -> tuple[DenseOutput, Callable[[], None]]: ...
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
 
+    def run(self, function: Callable[[], DenseOutput]) -> DenseOutput:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            output = function()
+        current.wait_stream(self._stream)
+        return output
 
-def record_cuda_graph(
-    function: Callable[[], DenseOutput],
-) -> tuple[DenseOutput, Callable[[], None]]:
-    """A CUDA graph of ``function``, which does not run before it is replayed."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, of the reader and of NCCL, allocate and ask while this one records.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = function()
-    return output, graph.replay
+    def record(self, function: Callable[[], DenseOutput]) -> tuple[DenseOutput, Callable[[], None]]:
+        """Nothing of ``function`` happens before it is replayed."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, of the reader and of NCCL, allocate and ask while this one records.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            output = function()
+        return output, graph.replay
 
 
 class _Recorded(NamedTuple):
@@ -60,12 +76,12 @@ class _Recorded(NamedTuple):
 
 
 class CapturedStep:
-    """A dense step that is recorded once for each shape and replayed from then on.
+    """A dense step that is recorded after a few batches of one size, and replayed from then on.
 
-    Numbers are those of the step that is not recorded, bit for bit. Collectives inside are
-    recorded too. Steps of another number of rows, such as an epoch's last, run as they are, and so
-    do those in which the fork makes no Gram matrix where others do, until they have a graph of
-    their own. What is returned is overwritten by the next step, but for the losses.
+    Numbers are those of the step that is not recorded, bit for bit; collectives inside it are
+    recorded, too. Steps that make a Gram matrix and those that do not have a graph each. A batch
+    of another number of rows, such as an epoch's last, runs as it is. What is returned is
+    overwritten by the next step, but for the losses.
 
     Args:
         dense_step: reads nothing from the device, and nothing of the step's number but whether
@@ -73,27 +89,18 @@ class CapturedStep:
         fork: the model's, if it balances.
     """
 
-    def __init__(
-        self, dense_step: Dense, fork: BalancedFork | None, record: Record = record_cuda_graph
-    ) -> None:
+    def __init__(self, dense_step: Dense, fork: BalancedFork | None, graphs: Graphs) -> None:
         self._dense_step = dense_step
         self._fork = fork
-        self._record = record
+        self._graphs = graphs
         self._seen: dict[tuple[int, bool], int] = {}
         self._recorded: dict[bool, _Recorded] = {}
 
     def __call__(self, pooled: Mapping[str, Tensor], batch: Batch) -> DenseOutput:
         """Collective."""
-        due = self._fork is not None and self._fork.is_due
-        recorded = self._recorded.get(due)
+        recorded = self._recorded_for(pooled, batch)
         if recorded is None:
-            kind = len(batch.labels), due
-            self._seen[kind] = self._seen.get(kind, 0) + 1
-            if self._seen[kind] <= WARM_UP_STEPS:
-                return self._dense_step(pooled, batch)
-            recorded = self._recorded[due] = self._first(pooled, batch)
-        elif len(recorded.output.logits) != len(batch.labels):
-            return self._dense_step(pooled, batch)
+            return self._graphs.run(lambda: self._dense_step(pooled, batch))
         for kept, value in zip(recorded.inputs, _inputs(pooled, batch), strict=True):
             kept.copy_(value)
         recorded.replay()
@@ -101,8 +108,19 @@ class CapturedStep:
             self._fork.found = recorded.found
         return recorded.output._replace(losses=recorded.output.losses.clone())
 
-    @torch.no_grad()
-    def _first(self, pooled: Mapping[str, Tensor], batch: Batch) -> _Recorded:
+    def _recorded_for(self, pooled: Mapping[str, Tensor], batch: Batch) -> _Recorded | None:
+        """The graph of such a batch; None where there is none, yet or at all."""
+        num_rows, due = len(batch.labels), self._fork is not None and self._fork.is_due
+        if due in self._recorded:
+            recorded = self._recorded[due]
+            return recorded if len(recorded.output.logits) == num_rows else None
+        self._seen[num_rows, due] = self._seen.get((num_rows, due), 0) + 1
+        if self._seen[num_rows, due] <= WARM_UP_STEPS:
+            return None
+        self._recorded[due] = self._record(pooled, batch)
+        return self._recorded[due]
+
+    def _record(self, pooled: Mapping[str, Tensor], batch: Batch) -> _Recorded:
         kept = {owner: features.detach().clone() for owner, features in pooled.items()}
         weights = batch.weights
         kept_batch = replace(
@@ -111,8 +129,7 @@ class CapturedStep:
             labels=batch.labels.clone(),
             weights=None if weights is None else weights.clone(),
         )
-        with torch.enable_grad():
-            output, replay = self._record(lambda: self._dense_step(kept, kept_batch))
+        output, replay = self._graphs.record(lambda: self._dense_step(kept, kept_batch))
         found = self._fork.found if self._fork is not None and self._fork.is_due else None
         return _Recorded(_inputs(kept, kept_batch), output, replay, found)
 

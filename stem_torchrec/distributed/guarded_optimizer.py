@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
+from stem_torchrec.distributed.verdict import known_unset
+
 
 class GuardedOptimizer(KeyedOptimizerWrapper):
     """TorchRec's keyed optimizer; a step that is left out changes no weight and no state.
@@ -22,7 +24,7 @@ class GuardedOptimizer(KeyedOptimizerWrapper):
     left_out: Tensor | None = None
 
     def step(self, closure: Any = None) -> None:
-        if self.left_out is None:
+        if self.left_out is None or known_unset(self.left_out):
             super().step(closure)
         elif getattr(self._optimizer, "_step_supports_amp_scaling", False):
             self._step_if_found(self.left_out)

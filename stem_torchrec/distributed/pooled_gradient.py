@@ -7,6 +7,8 @@ one definition for every optimizer, kernel and sharding type.
 import torch
 from torch import Tensor
 
+from stem_torchrec.distributed.verdict import known_unset
+
 
 class PooledGradient:
     """From the gradient g of pooled features e to the one that goes on into their tables.
@@ -36,4 +38,4 @@ class PooledGradient:
         if self._weight_decay:
             decay = self._weight_decay / len(features)
             gradient = gradient.add(features.detach(), alpha=decay)
-        return torch.where(left_out, 0.0, gradient)
+        return gradient if known_unset(left_out) else torch.where(left_out, 0.0, gradient)

@@ -10,6 +10,7 @@ from stem_torchrec.data.batch import Batch
 from stem_torchrec.distributed.dense_step import Dense, DenseOutput
 from stem_torchrec.distributed.inputs import Inputs
 from stem_torchrec.distributed.optimizers import Optimizers
+from stem_torchrec.distributed.precision import FLOAT32, DensePrecision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
 
@@ -43,6 +44,7 @@ class TrainStep:
 
     Args:
         recommender: sharded.
+        precision: of the model's products; those of its forward are the dense step's own affair.
         undo: called after each step with the () bool of a step that is left out, for what its
             forward changed.
     """
@@ -54,6 +56,7 @@ class TrainStep:
         optimizers: Optimizers,
         ranks: Ranks,
         inputs: Inputs,
+        precision: DensePrecision = FLOAT32,
         undo: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._recommender = recommender
@@ -62,6 +65,7 @@ class TrainStep:
         self._ranks = ranks
         self._undo = undo
         self._inputs = inputs
+        self._precision = precision
 
     def __call__(self, batches: Iterator[Batch]) -> StepOutput:
         """Train on the next batch. Collective.
@@ -71,7 +75,7 @@ class TrainStep:
         """
         batch = self._inputs.begin(batches)
         pooled = self._recommender.embeddings(batch.sparse)
-        with self._dense_step.precision.products():
+        with self._precision.products():
             dense = self._dense_step(pooled, batch)
         self._inputs.exchange_next()
         skipped = self._ranks.any(~dense.is_finite())
@@ -101,12 +105,11 @@ class TrainStep:
         """Each batch on the device with its logits (B, T). Collective; batches in flight wait."""
         self._inputs.detach()
         self._recommender.eval()
-        precision = self._dense_step.precision
         try:
             for batch in batches:
                 on_device = batch.to(self._ranks.device, non_blocking=True)
-                with precision.products():
-                    logits = precision.forward(self._recommender, on_device)
+                with self._precision.products():
+                    logits = self._precision.forward(self._recommender, on_device)
                 yield on_device, logits
         finally:
             self._recommender.train()

@@ -12,7 +12,7 @@ from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.captured_step import CapturedStep
+from stem_torchrec.distributed.captured_step import CapturedStep, CudaGraphs
 from stem_torchrec.distributed.dense_step import Dense, DenseStep
 from stem_torchrec.distributed.inputs import input_pipeline
 from stem_torchrec.distributed.optimizers import Optimizers
@@ -86,9 +86,11 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     undo = fork.undo if fork is not None else None
     if config.train.compile == "on":
         compile_parts(recommender.model)
-    dense: Dense = CapturedStep(dense_step, fork) if config.train.capture == "on" else dense_step
+    dense: Dense = dense_step
+    if config.train.capture == "on":
+        dense = CapturedStep(dense_step, fork, CudaGraphs(ranks.device))
     inputs = input_pipeline(config.distributed.pipeline, recommender, ranks.device)
-    step = TrainStep(recommender, dense, optimizers, ranks, inputs, undo)
+    step = TrainStep(recommender, dense, optimizers, ranks, inputs, precision, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits

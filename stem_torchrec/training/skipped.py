@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stem_torchrec.config import Config
 from stem_torchrec.data.batch import Batch
-from stem_torchrec.distributed.on_the_way import OnTheWay
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.step import StepOutput
+from stem_torchrec.distributed.verdict import OnTheWay
 from stem_torchrec.errors import UserError
 from stem_torchrec.storage.place import Place
 from stem_torchrec.training.metrics import TrainMetrics, step_sums

@@ -60,7 +60,10 @@ class Rerun:
         self._fork = session.fork
         self.recorded = self.replayed = 0
 
-    def __call__(self, function: Any) -> Any:
+    def run(self, function: Any) -> Any:
+        return function()
+
+    def record(self, function: Any) -> Any:
         buffers = [] if self._fork is None else list(self._fork.buffers())
         before = [value.clone() for value in buffers]
         output = function()  # as it is recorded, nothing happens

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stem_torchrec.distributed import guarded_optimizer, pooled_gradient
 from stem_torchrec.nn.losses import labelled, task_losses
 from tests.support.steps import batch_of, config_of, random_rows, run_steps, start, take_steps
 
@@ -143,6 +144,28 @@ def test_data_parallel_tables_too(tmp_path, pair, tables):
 def test_which_fused_optimizers_a_gradient_of_zero_moves(tmp_path, alone, embedding, expected):
     session = start(config_of(tmp_path, embedding=embedding), alone)
     assert session.optimizers.need_gradients is expected
+
+
+@pytest.mark.parametrize("optimizers", OPTIMIZERS)
+def test_a_verdict_that_the_host_does_not_know_changes_no_number(
+    tmp_path, alone, optimizers, monkeypatch
+):
+    """As on a GPU: steps that are not left out go through all that could leave them out."""
+    tables, dense = optimizers
+    config = config_of(
+        tmp_path,
+        embedding={"optimizer": tables, "weight_decay": 0.1},
+        optim={"optimizer": dense, "weight_decay": 0.1, "clip_norm": 1.0},
+    )
+    found = []
+    for module in (None, pooled_gradient, guarded_optimizer):
+        if module is not None:
+            monkeypatch.setattr(module, "known_unset", lambda flag: False)
+        session = start(config, alone)
+        run_steps(session, [batch_of(good_rows(0, step)) for step in range(3)])
+        found.append(everything(session))
+    for name, value in found[0].items():
+        assert all(torch.equal(value, other[name]) for other in found[1:]), name
 
 
 def test_the_dense_step_reaches_no_table(tmp_path, alone):

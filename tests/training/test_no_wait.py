@@ -22,11 +22,11 @@ from stem_torchrec.training.trainer import Trainer
 from tests.support.prepared import small_config, small_data
 
 PACKAGES = ("stem_torchrec", "torchrec", "fbgemm_gpu", "torch")
-# Looks at multipliers only where that costs nothing.
-ON_A_CPU = {"taking_part"}
+# They look at what is on the host: a CPU's tensors, and a copy that has arrived.
+ON_THE_HOST = {"taking_part", "known_unset", "OnTheWay.is_set"}
 METHODS = {
     *(Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
-    *(Tensor.__index__, Tensor.nonzero, Tensor.unique, torch.nonzero, torch.unique),
+    *(Tensor.__index__, Tensor.nonzero, Tensor.unique, Tensor.numpy, torch.nonzero, torch.unique),
 }
 OPERATIONS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2", "equal"}
 
@@ -45,7 +45,7 @@ class Reads:
             package, _, _ = frame.f_globals.get("__name__", "").partition(".")
             if package in PACKAGES and package != "torch":
                 name = frame.f_code.co_qualname
-                if self.on and package == stem_torchrec.__name__ and name not in ON_A_CPU:
+                if self.on and package == stem_torchrec.__name__ and name not in ON_THE_HOST:
                     self.found[name] += 1
                 return
             frame = frame.f_back

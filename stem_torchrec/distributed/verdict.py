@@ -1,4 +1,4 @@
-"""A number of the device that the host looks at later."""
+"""What the device has found, and when the host may look at it."""
 
 import torch
 from torch import Tensor
@@ -23,3 +23,11 @@ class OnTheWay:
         if self._copied is not None:
             self._copied.synchronize()
         return bool(self._host.numpy())
+
+
+def known_unset(flag: Tensor) -> bool:
+    """Whether the () bool is known not to be set without a wait; never of one on a GPU.
+
+    On a CPU looking costs nothing, and passes over gradients and weights that it saves do.
+    """
+    return flag.device.type == "cpu" and not flag.numpy()
