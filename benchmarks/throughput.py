@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--names", nargs="+", default=["*"], help="patterns of contestants' names (* matches)"
     )
+    parser.add_argument("--max-rows", type=int, help="leave out tables with more, per owner")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     wanted = [
@@ -182,6 +183,7 @@ def main() -> None:
         for contestant in contestants(*workloads(options.workdir, smoke=options.smoke))
         if options.kinds is None or contestant.kind in options.kinds
         if any(fnmatch(contestant.name, pattern) for pattern in options.names)
+        if options.max_rows is None or contestant.workload.table_rows <= options.max_rows
     ]
     for workload in dict.fromkeys(contestant.workload for contestant in wanted):
         workload.prepare(8 * 64 if options.smoke else TRAIN_ROWS)
