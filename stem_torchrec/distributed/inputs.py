@@ -6,9 +6,16 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.pipeline_context import (
+    PrefetchTrainPipelineContext,
+    TrainPipelineContext,
+)
+from torchrec.distributed.train_pipeline.runtime_forwards import PrefetchPipelinedForward
+from torchrec.distributed.train_pipeline.utils import _prefetch_embeddings
 
 from stem_torchrec.config import PipelineName
 from stem_torchrec.data.batch import Batch
+from stem_torchrec.distributed.optimizers import fused_kernels
 
 
 class Inputs(Protocol):
@@ -38,8 +45,6 @@ def input_pipeline(pipeline: PipelineName, model: nn.Module, device: torch.devic
     if pipeline == "base":
         return OneByOne(device)
     if pipeline == "prefetch":
-        from stem_torchrec.distributed.prefetch_inputs import PrefetchPipeline  # of a GPU
-
         return PrefetchPipeline(model, device)
     return InputPipeline(model, device)
 
@@ -74,8 +79,14 @@ class InputPipeline(TrainPipelineSparseDist[Batch, Any]):
             and its tables then take what has been exchanged.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        super().__init__(model, cast(Any, None), device)  # optimizers are the step's affair
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        context_type: type[TrainPipelineContext] = TrainPipelineContext,
+    ) -> None:
+        # Optimizers are the step's affair.
+        super().__init__(model, cast(Any, None), device, context_type=context_type)
 
     def begin(self, batches: Iterator[Batch]) -> Batch:
         if not self._model_attached:
@@ -96,3 +107,77 @@ class InputPipeline(TrainPipelineSparseDist[Batch, Any]):
 
     def end(self) -> None:
         self.dequeue_batch()
+
+
+class PrefetchPipeline(InputPipeline):
+    """Also brings the rows of ``fused_uvm_caching`` tables into their caches one batch ahead.
+
+    The rows of batch i + 1 come, on a stream of their own, before the tables' backward of batch i:
+    the kernels have FBGEMM's ``prefetch_pipeline``, which holds a batch's rows in the cache until
+    its backward and corrects what both batches have. Tables without a cache are left alone, so on
+    a CPU the steps are those of ``InputPipeline``. TorchRec's ``PrefetchTrainPipelineSparseDist``
+    has other inner calls in each version; those used here are the same in all.
+    """
+
+    _pipelined_forward_type = PrefetchPipelinedForward
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__(model, device, PrefetchTrainPipelineContext)
+        cuda = device.type == "cuda"
+        self._prefetch_stream = torch.cuda.Stream(device) if cuda else None
+        self._forward_stream = torch.cuda.current_stream(device) if cuda else None
+
+    def begin(self, batches: Iterator[Batch]) -> Batch:
+        resumed = not self._model_attached and len(self.batches) > 0
+        batch = super().begin(batches)
+        if resumed:  # attaching has sent its ids again
+            self.wait_sparse_data_dist(self.contexts[0])
+        if not self.contexts[0].module_input_post_prefetch:
+            self._prefetch(0)
+        self._wait_for_prefetch()
+        return batch
+
+    def exchange_next(self) -> None:
+        super().exchange_next()
+        if len(self.batches) > 1:
+            self._prefetch(1)
+
+    def detach(self) -> nn.Module:
+        """Empty the caches: FBGEMM hands what has been prefetched to whoever looks up next."""
+        if self._model_attached:
+            for context in self.contexts:
+                context.module_input_post_prefetch.clear()
+                context.module_contexts_post_prefetch.clear()
+            self._wait_for_prefetch()
+            if self._device.type == "cuda":
+                self._empty_caches()
+        return cast(nn.Module, super().detach())
+
+    def _wait_for_prefetch(self) -> None:
+        if self._forward_stream is not None and self._prefetch_stream is not None:
+            self._forward_stream.wait_stream(self._prefetch_stream)
+
+    def _empty_caches(self) -> None:
+        for kernel in fused_kernels(self._model):
+            kernel.flush()
+            kernel.reset_cache_states()
+            kernel.lxu_cache_locking_counter.zero_()
+            kernel.timesteps_prefetched.clear()
+            kernel.lxu_cache_locations_list.clear()
+
+    def _prefetch(self, place: int) -> None:
+        """Bring the rows of a batch in flight, whose ids have been exchanged."""
+        context = self.contexts[place]
+        with self._stream_context(self._prefetch_stream):
+            exchanged = _prefetch_embeddings(
+                self.batches[place],
+                context,
+                self._pipelined_modules,
+                self._device,
+                self._stream_context,
+                self._data_dist_stream,
+                self._forward_stream,
+            )
+        for name, ids in exchanged.items():
+            context.module_input_post_prefetch[name] = ids
+            context.module_contexts_post_prefetch[name] = context.module_contexts.pop(name)

@@ -29,7 +29,7 @@ def plan_on_first_rank(config: Config, module: nn.Module, ranks: Ranks) -> Plann
 
 def sharder_for(config: Config, device: str) -> Sharder:
     params = fused_params(config.embedding, device)
-    if config.distributed.pipeline == "prefetch":
+    if config.distributed.pipeline == "prefetch" and device == "cuda":
         params["prefetch_pipeline"] = True
     return Sharder(fused_params=params, qcomm_codecs_registry=comm_codecs(config, device))
 
