@@ -68,12 +68,12 @@ class BatchedLinear(Owned):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] < NARROW:
-            return _Narrow.apply(x, self.weight, self.bias)
+        if x.is_cuda and self.weight.shape[2] < NARROW:
+            return NarrowProduct.apply(x, self.weight, self.bias)
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
 
 
-class _Narrow(torch.autograd.Function):
+class NarrowProduct(torch.autograd.Function):
     """An affine map to few outputs, whose weights' gradient is summed in parts.
 
     Of a gate's 3 outputs or a tower's one, a GPU makes that gradient in one tile per map, which
@@ -88,9 +88,9 @@ class _Narrow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         x, weight = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)
-        parts = num_parts(x.shape[1]) if x.is_cuda else 1
         to_x = torch.bmm(gradient, weight.transpose(1, 2))
-        return to_x, rows_by_rows(x, gradient, parts), gradient.sum(dim=1)
+        to_weight = rows_by_rows(x, gradient, num_parts(x.shape[1]))
+        return to_x, to_weight, gradient.sum(dim=1)
 
 
 def rows_by_rows(x: Tensor, y: Tensor, parts: int = 1) -> Tensor:

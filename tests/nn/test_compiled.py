@@ -8,6 +8,7 @@ from torch import nn
 
 from stem_torchrec.nn import Inputs
 from stem_torchrec.nn.compiled import PARTS, compile_parts
+from stem_torchrec.nn.mlp import BatchedLinear, NarrowProduct
 from stem_torchrec.nn.models import MODELS
 
 # torch.compile looks at what torch warns of, and uses what it deprecates.
@@ -107,6 +108,22 @@ def test_a_break_in_a_part_is_an_error():
     compile_parts(model, backend="eager")
     with pytest.raises(torch._dynamo.exc.UserError):
         part(torch.randn(5, 14))
+
+
+def test_a_gpus_product_to_few_outputs_compiles_for_any_number_of_rows():
+    layer = BatchedLinear(2, 5, 3)
+
+    def product(x):
+        return NarrowProduct.apply(x, layer.weight, layer.bias)
+
+    compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
+    for num_rows in (2048, 1500, 1024):
+        x = torch.randn(2, num_rows, 5, requires_grad=True)
+        found, expected = (
+            torch.autograd.grad(call(x).sum(), [x, layer.weight, layer.bias])
+            for call in (compiled, product)
+        )
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.slow

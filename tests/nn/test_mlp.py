@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stem_torchrec.nn.mlp import NARROW, BatchedLinear, BatchedMlp, num_parts, rows_by_rows
+from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp, NarrowProduct, num_parts, rows_by_rows
 
 
 def plain_twins(batched, num):
@@ -103,27 +103,41 @@ def test_dropout_follows_hidden_layers_alone():
     assert (last(x) != 0).all()
 
 
-@pytest.mark.parametrize("width_out", [1, 3, NARROW])
-def test_a_narrow_layer_has_the_gradients_of_a_wide_one(width_out):
+@pytest.mark.parametrize("width_out", [1, 3])
+@pytest.mark.parametrize("num_rows", [16, 2048])
+def test_a_product_to_few_outputs_has_the_gradients_of_any(width_out, num_rows):
+    """A GPU's; the larger one sums in parts."""
     torch.manual_seed(0)
     layer = BatchedLinear(2, 5, width_out)
-    x, outgoing = torch.randn(2, 16, 5, requires_grad=True), torch.randn(2, 16, width_out)
-    inputs = [x, layer.weight, layer.bias]
-    found = torch.autograd.grad(layer(x), inputs, outgoing)
-    plain = torch.baddbmm(layer.bias.unsqueeze(1), x, layer.weight)
-    for ours, expected in zip(found, torch.autograd.grad(plain, inputs, outgoing), strict=True):
-        assert torch.equal(ours, expected)
+    x = torch.randn(2, num_rows, 5, requires_grad=True)
+    inputs, outgoing = [x, layer.weight, layer.bias], torch.randn(2, num_rows, width_out)
+    out, expected = NarrowProduct.apply(*inputs), layer(x)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, outgoing),
+        torch.autograd.grad(expected, inputs, outgoing),
+        rtol=1e-5,
+        atol=1e-4,
+    )
 
 
-def test_a_narrow_layer_under_autocast_has_gradients_of_its_weights_type():
+def test_a_product_to_few_outputs_under_autocast_has_gradients_of_its_weights_type():
     layer = BatchedLinear(2, 5, 3)
     x = torch.randn(2, 16, 5, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = layer(x)
+        out = NarrowProduct.apply(x, layer.weight, layer.bias)
     out.sum().backward()
     assert out.dtype == torch.bfloat16
     assert layer.weight.grad.dtype == layer.bias.grad.dtype == x.grad.dtype == torch.float32
     torch.testing.assert_close(layer.bias.grad, torch.full((2, 3), 16.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_narrow_layers_are_those_products():
+    assert BatchedLinear(2, 5, 3).cuda()(torch.randn(2, 16, 5).cuda()).grad_fn.name() == (
+        "NarrowProductBackward"
+    )
 
 
 def test_sums_over_rows_in_parts():
