@@ -7,6 +7,7 @@ from stem_torchrec.errors import without_passwords
 
 _MEANT = {
     "learning_rate": ("optim.lr", "embedding.lr"),
+    "lr": ("optim.lr", "embedding.lr"),
     "step": ("train.max_steps",),
     "steps": ("train.max_steps",),
     "num_steps": ("train.max_steps",),
@@ -59,10 +60,10 @@ def nearest_keys(name: str, known: Sequence[str]) -> Sequence[str]:
     last = _last(name)
     if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
         return near
-    if same := [key for key in known if "." in key and _last(key) == last]:
-        return sorted(same, key=lambda key: (not key.startswith(("optim.", "train.")), key))[:3]
     if meant := [key for key in _MEANT.get(last, ()) if key in known]:
         return meant
+    if same := [key for key in known if "." in key and _last(key) == last]:
+        return sorted(same, key=lambda key: (not key.startswith(("optim.", "train.")), key))[:3]
     by_last = {_last(key): key for key in reversed(known)}
     if near := difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.75):
         return [by_last[near[0]]]

@@ -27,7 +27,7 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     ...     in_float32(nn.Linear(2, 1), torch.ones(3, 2)).dtype
     torch.float32
     """
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return layer(x)
     with torch.autocast(x.device.type, enabled=False):
         return layer(exact(x))

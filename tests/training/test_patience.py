@@ -130,7 +130,7 @@ def test_few_steps_are_said_with_what_to_set(
 ) -> None:
     st.train(config, **{"run.dir": tmp_path / "few", "train.epochs": 2})
     (said,) = (r.getMessage() for r in caplog.records if "train.epochs" in r.getMessage())
-    assert "train.epochs 2 with train.batch_size 128 rows per rank make 16 steps" in said
+    assert "train.epochs 2 with train.batch_size 128 rows per rank make 32 steps" in said
     caplog.clear()
     st.train(config, **{"run.dir": tmp_path / "asked", "train.max_steps": 2})
     assert not [r for r in caplog.records if "train.epochs" in r.getMessage()]
