@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stem_torchrec.nn.exact import exact, float32_products
 from stem_torchrec.nn.fork import GateGradient
 from stem_torchrec.nn.gates import weighted_sums
 
@@ -58,7 +59,8 @@ class Whole:
 
     def combined(self, multipliers: Tensor) -> Tensor:
         flat = exact(taking_part(self._gradients, multipliers).flatten(start_dim=1))
-        combined = multipliers.to(flat.dtype) @ flat
+        with float32_products():
+            combined = multipliers.to(flat.dtype) @ flat
         return combined.view(self._gradients.shape[1:]).to(self._gradients.dtype)
 
     def sizes(self) -> Tensor:
@@ -80,7 +82,7 @@ class Factored:
 
     def rows(self, number: int) -> Tensor:
         weights = self._weights[:, :number].transpose(1, 2).unsqueeze(-1)
-        return weights * self._mixture[:, None, :number]
+        return (weights * self._mixture[:, None, :number]).to(self._mixture.dtype)
 
     def combined(self, multipliers: Tensor) -> Tensor:
         weights = taking_part(self._weights, multipliers) * multipliers.view(-1, 1, 1)
@@ -94,12 +96,8 @@ class Factored:
 def inner_products(gradients: Tensor) -> Tensor:
     """(T, ...) -> (T, T), in float32 at least."""
     flat = exact(gradients.flatten(start_dim=1))
-    return flat @ flat.t()
-
-
-def exact(values: Tensor) -> Tensor:
-    """In float32 where they are of a lower precision."""
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+    with float32_products():
+        return flat @ flat.t()
 
 
 def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:
@@ -119,4 +117,5 @@ def _sizes(values: Tensor) -> Tensor:
 
 def _row_products(values: Tensor) -> Tensor:
     """(T, B, N) -> (B, T, T)."""
-    return torch.bmm(values.transpose(0, 1), values.permute(1, 2, 0))
+    with float32_products():
+        return torch.bmm(values.transpose(0, 1), values.permute(1, 2, 0))

@@ -69,7 +69,9 @@ def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
     """
     training = trunk.training
     trunk.eval()
-    with torch.enable_grad():
+    lowered = at_outputs.dtype == torch.bfloat16  # as the outputs were that they are gradients of
+    autocast = torch.autocast(features.device.type, torch.bfloat16, enabled=lowered)
+    with torch.enable_grad(), autocast:
         features = features.detach().requires_grad_()
         outputs = trunk(features)
         pulled = [

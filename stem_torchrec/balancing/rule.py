@@ -76,6 +76,8 @@ class Rule(abc.ABC, Generic[OptionsType]):
         options_type: class of its options.
         needs_losses: whether it reads the situation's losses.
         needs_gram: whether it reads the Gram matrix; if not, none is made.
+        recordable: a step with it can be recorded and replayed as a CUDA graph: it computes on the
+            device alone, and the step's number makes no difference.
 
     >>> import torch
     >>> from stem_torchrec.balancing import Balancer, Options, Rule
@@ -93,6 +95,7 @@ class Rule(abc.ABC, Generic[OptionsType]):
     options_type: ClassVar[type[Options]] = Options
     needs_losses: bool = False
     needs_gram: bool = True
+    recordable: bool = True
 
     def __init__(self, options: OptionsType | None = None, *, seed: int = 0) -> None:
         self.options: OptionsType = self.options_type() if options is None else options  # type: ignore[assignment]

@@ -16,6 +16,7 @@ class PcGradRule(Rule[Options]):
     """
 
     name = "pcgrad"
+    recordable = False
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) α; with no conflict all 1."""

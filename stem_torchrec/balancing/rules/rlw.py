@@ -18,6 +18,7 @@ class RlwRule(Rule[Options]):
 
     name = "rlw"
     needs_gram = False
+    recordable = False
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) α."""
