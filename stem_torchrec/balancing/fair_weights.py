@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stem_torchrec.balancing.cosine import cosines, gradient_norms
 
-ITERATIONS = 40
+ITERATIONS = 24
 # Lengths of a step that are tried at once; the best is taken.
 HALVINGS = 12
 # The share of the way to the boundary w = 0 that a step may go.
@@ -27,7 +27,7 @@ def fair_weights(gram: Tensor, active: Tensor, power: float) -> Tensor:
     Args:
         gram: (T, T) float64, symmetric, 0 in inactive rows and columns.
         active: (T,) bool.
-        power: p in [0.1, 2].
+        power: p in [0.2, 2].
 
     Returns:
         (T,) float64. The condition holds to 1e-4 of w_t^(-p) where C has a condition number of at

@@ -7,8 +7,8 @@ same number of iterations whatever the data.
 import torch
 from torch import Tensor
 
-ITERATIONS = 45
-SHRINK = 0.3
+ITERATIONS = 30
+SHRINK = 0.2
 # The share of the way to the boundary that a step may go.
 BOUNDARY_SHARE = 0.95
 

@@ -73,7 +73,7 @@ def test_fairgrad_equals_torchjd(num_tasks, alpha):
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e3])
-@pytest.mark.parametrize("power", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("power", [0.2, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("num_tasks", [1, 2, 8, 33])
 def test_fair_weights_fulfil_their_condition(num_tasks, power, spread):
     for kind in INDEPENDENT if num_tasks > 1 else INDEPENDENT[:1]:

@@ -21,7 +21,7 @@ class FairGradOptions(Options):
     """
 
     fairgrad_alpha: Annotated[
-        float, Ge(0.5), Le(10), Doc("fairness: 1 proportional, large nearer to max-min")
+        float, Ge(0.5), Le(5), Doc("fairness: 1 proportional, large nearer to max-min")
     ] = 2.0
 
 
