@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from stem_torchrec.data.schema import SPLITS, Feature, Schema, Task
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.row_hash import hashed_id_sql
+from stem_torchrec.prepare.engine.sql import fetch_one, quoted
 from stem_torchrec.prepare.engine.vocabulary import create_vocabulary, vocabulary_table
-from stem_torchrec.prepare.engine.working_database import fetch_one, quoted
 from stem_torchrec.prepare.tables.describe import (
     GROUP_COLUMN,
     WEIGHT_COLUMN,

@@ -20,7 +20,7 @@ from stem_torchrec.prepare.engine.canonical_values import (
     without_zero_fraction_sql,
 )
 from stem_torchrec.prepare.engine.row_hash import hash_sql
-from stem_torchrec.prepare.engine.working_database import literal
+from stem_torchrec.prepare.engine.sql import literal
 from stem_torchrec.prepare.tables.describe import (
     GROUP_COLUMN,
     WEIGHT_COLUMN,

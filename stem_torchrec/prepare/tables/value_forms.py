@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 
 from stem_torchrec.prepare.engine.canonical_values import Form, forms_of, no_id_sql
-from stem_torchrec.prepare.engine.working_database import fetch_one
+from stem_torchrec.prepare.engine.sql import fetch_one
 from stem_torchrec.prepare.tables.expressions import Expression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles

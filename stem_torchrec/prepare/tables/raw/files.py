@@ -10,7 +10,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.engine.working_database import fetch_one, literal, quoted
+from stem_torchrec.prepare.engine.sql import fetch_one, literal, quoted
 from stem_torchrec.prepare.tables.describe import RawFormat
 from stem_torchrec.prepare.tables.raw.checks import refuse_other_compression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors

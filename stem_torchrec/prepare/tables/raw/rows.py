@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import duckdb
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.engine.working_database import fetch_one, literal, quoted
+from stem_torchrec.prepare.engine.sql import fetch_one, literal, quoted
 from stem_torchrec.prepare.tables.raw.checks import refuse_changed_types
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import RawFiles
