@@ -55,6 +55,8 @@ class Column:
         misfit: SQL that is true where the column does not hold what the raw row says, so that it
             has to be read in a wider form; None if it always does.
         typed: raw columns whose values must be of their column's type.
+        reads: the raw columns in it.
+        later: SQL for rows that come later and may need a wider form; ``sql`` if None.
         is_text: its size differs from row to row: a text, or a list of values.
         type: DuckDB's type of the raw value.
     """
@@ -65,6 +67,8 @@ class Column:
     fault: str = ""
     misfit: str | None = None
     typed: frozenset[str]
+    reads: frozenset[str] = frozenset()
+    later: str | None = None
     is_text: bool = False
     type: str = ""
 
@@ -155,11 +159,24 @@ def _features(
             yield _index(feature, bound, owner.num_embeddings)
         else:
             type_name = common_form(shared[owner.name])
-            yield _told_apart(feature, bound, values[feature.name], forms[feature.name], type_name)
+            yield _told_apart(
+                feature,
+                bound,
+                values[feature.name],
+                forms[feature.name],
+                type_name,
+                is_hashed=owner.encoding == "hash",
+            )
 
 
 def _told_apart(
-    feature: DescribedFeature, bound: Expression, values: Values, form: Form, type_name: str
+    feature: DescribedFeature,
+    bound: Expression,
+    values: Values,
+    form: Form,
+    type_name: str,
+    *,
+    is_hashed: bool,
 ) -> Column:
     """A feature whose values are numbered or hashed."""
     return Column(
@@ -169,6 +186,8 @@ def _told_apart(
         fault=_fault(f"id of {feature.name!r}", bound.sql, "a value that a float holds exactly"),
         misfit=values.misfit(form),
         typed=bound.typed,
+        reads=bound.reads,
+        later=values.of_later_rows(form, "VARCHAR" if is_hashed else type_name),
         is_text=values.is_list or type_name == "VARCHAR",
     )
 
@@ -186,6 +205,7 @@ def _index(feature: DescribedFeature, bound: Expression, num_embeddings: int) ->
         wrong=f"len([v for v in {values} if {wrong}]) > 0" if is_bag else wrong,
         fault=_fault(f"id of {feature.name!r}", bound.sql, f"0 to {num_embeddings - 1}"),
         typed=bound.typed,
+        reads=bound.reads,
         is_text=is_bag,
     )
 
@@ -215,7 +235,9 @@ def _dense(name: str, value: Expression) -> Column:
     good = f"isnan({number}) OR {number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
     wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({good}, false)"
     fault = _fault(f"feature {name!r}", value.sql, "a finite number")
-    return Column(name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed)
+    return Column(
+        name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed, reads=value.reads
+    )
 
 
 def _label(task: str, value: Expression) -> Column:

@@ -42,6 +42,20 @@ class Values:
         value = value if form.type == type_name else f"({value})::{type_name}"
         return f"[{value} for v in {self.sql}]" if self.is_list else value
 
+    def of_later_rows(self, form: Form, type_name: str) -> str:
+        """``taken`` for values that nobody has looked at, which may need a wider form.
+
+        Where the table holds texts, such a one is the text of the form that it fits; where it holds
+        integers alone, it is none of them, so null.
+        """
+        value, wider = "v" if self.is_list else self.sql, self.forms[self.forms.index(form) :]
+        cases = [
+            (f"NOT ({f.misfit(value)})" if f.misfit else "true", f.value(value))
+            for f in (wider if type_name == "VARCHAR" else wider[:1])
+        ]
+        sql = " ".join(f"WHEN {fits} THEN ({taken})::{type_name}" for fits, taken in cases)
+        return f"[CASE {sql} END for v in {self.sql}]" if self.is_list else f"CASE {sql} END"
+
     def misfit(self, form: Form) -> str | None:
         """SQL that is true where a value needs a wider form."""
         return self._any(form.misfit("v" if self.is_list else self.sql)) if form.misfit else None
