@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
-from stem_torchrec.checkpoint import Initial
+from stem_torchrec.checkpoint import Choice, Initial
 from stem_torchrec.config import Config
 from stem_torchrec.console import TrainConsole
 from stem_torchrec.console.streams import lenient_streams
@@ -50,11 +50,11 @@ def train_worker(
 
 @lenient_streams()
 @environment_failures()
-def evaluate_worker(config: Config, split: str) -> Record | None:
+def evaluate_worker(config: Config, split: str, choice: Choice = "last") -> Record | None:
     """Evaluate a split; the eval record on rank 0, None elsewhere."""
     hide_dependency_notices()
     ranks = start_ranks(config.distributed)
-    record = evaluate_run(config, ranks, split)
+    record = evaluate_run(config, ranks, split, choice)
     stop_ranks()
     return record if ranks.is_first else None
 
