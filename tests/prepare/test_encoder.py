@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.encoder import encode
 from stem_torchrec.prepare.encoder.definition import ENCODER_FILE
 from stem_torchrec.prepare.encoder.encode import RawEncoder, load_raw_encoder
 from stem_torchrec.prepare.kuairand.prepare import KuaiRandConfig, prepare_kuairand
@@ -99,6 +100,36 @@ def test_numbers_mean_what_their_texts_mean(folder: Path) -> None:
     assert found["user"].to_pylist() == expected["user"].to_pylist()
     assert found["item"].to_pylist()[:2] == expected["item"].to_pylist()[:2]
     assert found["tags"].to_pylist() == [[]] * 4
+
+
+@pytest.mark.parametrize("name", ["uid", "shop"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["7", "", None, "8"],
+        ["7", "007", "5.0", "s1"],
+        ["s1", "nan", "7.0", "", "s2"],
+        [7, 8, None, -1, 2**62],
+        pa.array([2**63, 7], pa.uint64()),
+        [7.0, 8.5, float("nan")],
+    ],
+)
+def test_what_needs_no_sql_is_what_sql_gives(
+    name: str, values: list | pa.Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [["uid", "shop", "seen", "part"], ["7", "s1", "1", "a"], ["8", "7", "0", "a"]]
+    source = write_text(tmp_path / "raw.csv", [*lines, ["5", "s2", "0", "a"]])
+    features = f"features: [{{name: {name}}}]\nlabels: {{seen: seen}}\nmin_count: 1\n"
+    split = "split: {by: column, column: part, train: [a], test: [b]}"
+    prepare_files([source], describe(features + split), tmp_path / "out")
+    encoder, table = load_raw_encoder(tmp_path / "out"), pa.table({name: values})
+    found = encoder.encode(table)
+    monkeypatch.setattr(encode, "plain_values", lambda *_, **__: None)
+    assert found.equals(encoder.encode(table))
+    if "007" in values:  # a code is another value than the number
+        known = load_raw_encoder(tmp_path / "out").encode(pa.table({name: ["7", "5"]}))
+        seven, five = known[name].to_pylist()
+        assert found[name].to_pylist()[:3] == [seven, 0, five]
 
 
 def test_what_was_never_seen_is_id_0(folder: Path) -> None:

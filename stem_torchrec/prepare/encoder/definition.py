@@ -52,6 +52,8 @@ class EncodedFeature:
         wrong: SQL that is true where a row is refused for this feature; None if it cannot be.
         fault: SQL of a text that says what is wrong.
         table: feature whose vocabulary numbers the values.
+        plain: raw column that is the value without any SQL, where it holds integers; and where
+            it holds texts, if those are taken as they are (``plain_text``).
         num_embeddings: rows of the table of a feature with ``direct`` ids.
     """
 
@@ -64,6 +66,8 @@ class EncodedFeature:
     fault: str = "''"
     table: str | None = None
     num_embeddings: int | None = None
+    plain: str | None = None
+    plain_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _made(kind: Any, content: Mapping[str, Any]) -> Any:
     made = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
     for field in fields(kind):
         value = getattr(made, field.name)
-        number = field.name == "num_embeddings"
+        number = field.name in ("num_embeddings", "plain_text")
         allowed = (int, type(None)) if number else (str, tuple, type(None))
         if not isinstance(value, allowed):
             raise ValueError(field.name)

@@ -21,6 +21,7 @@ from stem_torchrec.prepare.encoder.definition import (
     encoder_from,
     text_column,
 )
+from stem_torchrec.prepare.encoder.plain_values import plain_values
 from stem_torchrec.prepare.encoder.vocabularies import VocabularyIds
 from stem_torchrec.prepare.engine.row_hash import HASH_MACROS
 from stem_torchrec.prepare.engine.sql import literal, quoted
@@ -76,71 +77,52 @@ class RawEncoder:
             if table.column_names.count(name) != 1:
                 what = "occurs twice" if name in table.column_names else "is missing"
                 raise UserError(f"column {name!r} {what}; needed are {', '.join(self.inputs)}")
-        values = self._values(table.select(list(self.inputs)))
+        plain = self._plain(table)
+        others = [f.name for f in self.encoder.features if f.name not in plain]
+        if others:
+            plain |= self._by_sql(others, table, first_row)
+        return pa.table({f.name: plain[f.name] for f in self.encoder.features})
+
+    def _plain(self, table: pa.Table) -> dict[str, pa.Array]:
+        """The columns of features that need no SQL here."""
+        found = {}
+        for feature in self.encoder.features:
+            if feature.plain is not None:
+                vocabulary = self._vocabularies[feature.table]
+                column, nulls = _joined(table.column(feature.plain)), self.encoder.null_strings
+                values = plain_values(feature, column, nulls, is_integer=vocabulary.is_integer)
+                if values is not None:
+                    ids = pa.array(vocabulary(values))
+                    found[feature.name] = ids.cast(_id_type(vocabulary.num_values + 1))
+        return found
+
+    def _by_sql(self, names: list[str], table: pa.Table, first_row: int) -> dict[str, pa.Array]:
+        encoder = self.encoder.only(names, "encoder")
+        values = self._values(encoder, table.select([column.name for column in encoder.inputs]))
         bad = values.column(_BAD)
         if bad.null_count < len(bad):
             row = int(np.argmax(bad.is_valid().to_numpy()))
             raise UserError(f"row {first_row + row:,}: {bad[row].as_py()}")
-        columns = {f.name: self._column(f, values.column(f.name)) for f in self.encoder.features}
-        return pa.table(columns)
+        return {f.name: self._column(f, _joined(values.column(f.name))) for f in encoder.features}
 
-    def _values(self, table: pa.Table) -> pa.Table:
+    def _values(self, encoder: Encoder, table: pa.Table) -> pa.Table:
         connection = self._connection()
         connection.register("raw", table)
         try:
             found = connection.execute("DESCRIBE raw").fetchall()
             types = {name: type_name for name, type_name, *_ in found}
-            return connection.sql(self._query(types)).to_arrow_table()
+            return connection.sql(_query(encoder, types)).to_arrow_table()
         except duckdb.Error as error:
             del self._of_thread.connection  # whatever state it is in
             raise UserError(f"rows: {str(error).splitlines()[0]}") from None
         finally:
             connection.unregister("raw")
 
-    def _query(self, types: dict[str, str]) -> str:
-        """SQL of the values by feature, and of what is wrong with a row."""
-        texts, typed = [], []
-        for column in self.encoder.inputs:
-            found, name = types[column.name], quoted(column.name)
-            text = quoted(text_column(column.name))
-            texts += [name, f"{self._text(name, found)} AS {text}"]
-            same = found == column.type != "VARCHAR"
-            source = name if same or column.type.endswith("]") else text
-            value = source if same else f"TRY_CAST({source} AS {column.type})"
-            typed += [f"{value} AS {name}", text]
-        selected = [f"{f.sql} AS {quoted(f.name)}" for f in self.encoder.features]
-        selected.append(f"{self._fault(types)} AS {quoted(_BAD)}")
-        inputs = f"SELECT {', '.join(typed)} FROM (SELECT {', '.join(texts)} FROM raw)"
-        return f"SELECT {', '.join(selected)} FROM ({inputs if texts else 'raw'})"
-
-    def _text(self, name: str, type_name: str) -> str:
-        """A raw value as a delimited file has it; a float that is whole as an integer."""
-        if type_name in _FLOATS:
-            whole = f"{name} = trunc({name}) AND abs({name}) <= {_EXACT}"
-            return (
-                f"CASE WHEN isnan({name}) THEN NULL WHEN {whole} THEN {name}::BIGINT::VARCHAR "
-                f"ELSE {name}::VARCHAR END"
-            )
-        if type_name != "VARCHAR" or not self.encoder.null_strings:
-            return f"{name}::VARCHAR"
-        nulls = ", ".join(map(literal, self.encoder.null_strings))
-        return f"CASE WHEN {name} IN ({nulls}) THEN NULL ELSE {name} END"
-
-    def _fault(self, types: dict[str, str]) -> str:
-        cases = [
-            f"WHEN {column.wrong} THEN {_type_fault(column)}"
-            for column in self.encoder.inputs
-            if column.wrong and column.type != types[column.name]
-        ]
-        cases += [f"WHEN {f.wrong} THEN {f.fault}" for f in self.encoder.features if f.wrong]
-        return f"CASE {' '.join(cases)} END" if cases else "NULL::VARCHAR"
-
-    def _column(self, feature: EncodedFeature, values: pa.ChunkedArray) -> pa.Array:
-        array = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    def _column(self, feature: EncodedFeature, array: pa.Array) -> pa.Array:
         if feature.kind == "dense":
             return array.cast(pa.float32())
         num_rows = feature.num_embeddings or self._vocabularies[feature.table].num_values + 1
-        id_type = pa.int32() if num_rows <= _INT32_ROWS else pa.int64()
+        id_type = _id_type(num_rows)
         if feature.kind == "id":
             return self._ids(feature, array).cast(id_type)
         lengths = pc.list_value_length(array).fill_null(0)
@@ -188,6 +170,56 @@ def load_raw_encoder(folder: Path, features: list[str] | None = None) -> RawEnco
         raise UserError(f"{file}: is missing, which turns raw values into ids") from None
     encoder = encoder_from(text, str(file))
     return RawEncoder(encoder if features is None else encoder.only(features, str(file)), folder)
+
+
+def _query(encoder: Encoder, types: dict[str, str]) -> str:
+    """SQL of the values by feature, and of what is wrong with a row."""
+    texts, typed = [], []
+    for column in encoder.inputs:
+        found, name = types[column.name], quoted(column.name)
+        text = quoted(text_column(column.name))
+        texts += [name, f"{_text(encoder, name, found)} AS {text}"]
+        same = found == column.type != "VARCHAR"
+        source = name if same or column.type.endswith("]") else text
+        value = source if same else f"TRY_CAST({source} AS {column.type})"
+        typed += [f"{value} AS {name}", text]
+    selected = [f"{f.sql} AS {quoted(f.name)}" for f in encoder.features]
+    selected.append(f"{_fault(encoder, types)} AS {quoted(_BAD)}")
+    inputs = f"SELECT {', '.join(typed)} FROM (SELECT {', '.join(texts)} FROM raw)"
+    return f"SELECT {', '.join(selected)} FROM ({inputs if texts else 'raw'})"
+
+
+def _text(encoder: Encoder, name: str, type_name: str) -> str:
+    """A raw value as a delimited file has it; a float that is whole as an integer."""
+    if type_name in _FLOATS:
+        whole = f"{name} = trunc({name}) AND abs({name}) <= {_EXACT}"
+        return (
+            f"CASE WHEN isnan({name}) THEN NULL WHEN {whole} THEN {name}::BIGINT::VARCHAR "
+            f"ELSE {name}::VARCHAR END"
+        )
+    if type_name != "VARCHAR" or not encoder.null_strings:
+        return f"{name}::VARCHAR"
+    nulls = ", ".join(map(literal, encoder.null_strings))
+    return f"CASE WHEN {name} IN ({nulls}) THEN NULL ELSE {name} END"
+
+
+def _fault(encoder: Encoder, types: dict[str, str]) -> str:
+    cases = [
+        f"WHEN {column.wrong} THEN {_type_fault(column)}"
+        for column in encoder.inputs
+        if column.wrong and column.type != types[column.name]
+    ]
+    cases += [f"WHEN {f.wrong} THEN {f.fault}" for f in encoder.features if f.wrong]
+    return f"CASE {' '.join(cases)} END" if cases else "NULL::VARCHAR"
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _id_type(num_rows: int) -> pa.DataType:
+    """As ``arrow_schema`` has it."""
+    return pa.int32() if num_rows <= _INT32_ROWS else pa.int64()
 
 
 def _type_fault(column: Input) -> str:

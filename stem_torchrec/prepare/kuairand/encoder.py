@@ -49,4 +49,6 @@ def _encoded(feature: RawFeature) -> EncodedFeature:
         fault=fault,
         table=None if is_bucket else feature.name,
         num_embeddings=feature.num_buckets,
+        plain=None if is_bucket or feature.kind == "bag" else feature.name,
+        plain_text=not is_bucket and feature.kind == "id" and feature.name not in KEYS,
     )

@@ -50,4 +50,6 @@ def _encoded(description: Description, feature: DescribedFeature, column: Column
         fault=column.fault or "''",
         table=table,
         num_embeddings=owner.num_embeddings if is_direct else None,
+        plain=next(iter(column.reads)) if table is not None and column.is_plain else None,
+        plain_text=table is not None and column.is_plain_text,
     )

@@ -57,6 +57,8 @@ class Column:
         typed: raw columns whose values must be of their column's type.
         reads: the raw columns in it.
         later: SQL for rows that come later and may need a wider form; ``sql`` if None.
+        is_plain: the value is that of one raw column, as an integer or a text.
+        is_plain_text: so it is of texts, without a look at what they say.
         is_text: its size differs from row to row: a text, or a list of values.
         type: DuckDB's type of the raw value.
     """
@@ -69,6 +71,8 @@ class Column:
     typed: frozenset[str]
     reads: frozenset[str] = frozenset()
     later: str | None = None
+    is_plain: bool = False
+    is_plain_text: bool = False
     is_text: bool = False
     type: str = ""
 
@@ -179,6 +183,11 @@ def _told_apart(
     is_hashed: bool,
 ) -> Column:
     """A feature whose values are numbered or hashed."""
+    is_plain = (
+        feature.expression is None
+        and feature.kind == "id"
+        and bound.type in (*INTEGER_TYPES, "VARCHAR")
+    )
     return Column(
         name=feature.name,
         sql=values.taken(form, type_name),
@@ -188,6 +197,8 @@ def _told_apart(
         typed=bound.typed,
         reads=bound.reads,
         later=values.of_later_rows(form, "VARCHAR" if is_hashed else type_name),
+        is_plain=is_plain,
+        is_plain_text=is_plain and bound.type == "VARCHAR" and form is values.forms[-1],
         is_text=values.is_list or type_name == "VARCHAR",
     )
 

@@ -45,13 +45,14 @@ class Values:
     def of_later_rows(self, form: Form, type_name: str) -> str:
         """``taken`` for values that nobody has looked at, which may need a wider form.
 
-        Where the table holds texts, such a one is the text of the form that it fits; where it holds
-        integers alone, it is none of them, so null.
+        Such a one is taken in the form that it fits. Where the table holds integers alone and it is
+        none, it is null.
         """
         value, wider = "v" if self.is_list else self.sql, self.forms[self.forms.index(form) :]
         cases = [
             (f"NOT ({f.misfit(value)})" if f.misfit else "true", f.value(value))
-            for f in (wider if type_name == "VARCHAR" else wider[:1])
+            for f in wider
+            if type_name in (f.type, "VARCHAR")
         ]
         sql = " ".join(f"WHEN {fits} THEN ({taken})::{type_name}" for fits, taken in cases)
         return f"[CASE {sql} END for v in {self.sql}]" if self.is_list else f"CASE {sql} END"

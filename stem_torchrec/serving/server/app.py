@@ -113,7 +113,7 @@ class Server:
             {
                 "model": predictor.about.name,
                 "version": predictor.version,
-                "predictions": found.to_pylist(),
+                "predictions": _rows(found),
             }
         )
 
@@ -191,6 +191,13 @@ def _code(error: Exception) -> int:
 
 def _json(content: dict[str, Any], code: int = 200) -> Response:
     return Response(json.dumps(content), status_code=code, media_type="application/json")
+
+
+def _rows(table: pa.Table) -> list[dict[str, float]]:
+    """As ``to_pylist``, which goes value by value."""
+    names = table.column_names
+    columns = (column.to_numpy().tolist() for column in table.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _about_input(predictor: Predictor, name: str) -> dict[str, Any]:
