@@ -15,11 +15,10 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
 from stem_torchrec.console.streams import lenient_streams
-from stem_torchrec.distributed.parent_watch import ends_its_children
 from stem_torchrec.errors import UserError, WorkerError
+from stem_torchrec.launch.agent import LEFT_TO_TORCH, stopping_with_workers
 from stem_torchrec.launch.failures import error_of
 from stem_torchrec.launch.node_address import local_address, with_host
-from stem_torchrec.launch.passing_on import LEFT_TO_TORCH, passing_on_signals
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     # The failed rank is reported below; the launcher's own log would only repeat it.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:
-        with passing_on_signals() as passed_on, ends_its_children():
+        with stopping_with_workers() as passed_on:
             run(options)
     except ChildFailedError as error:
         if passed_on.before_the_first_step(error):

@@ -21,7 +21,6 @@ from stem_torchrec.cli.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.cli.serve import add_serve
 from stem_torchrec.cli.train import add_train
 from stem_torchrec.console.streams import lenient_streams
-from stem_torchrec.distributed.parent_watch import end_with_parent
 from stem_torchrec.errors import (
     CheckpointError,
     UserError,
@@ -29,6 +28,7 @@ from stem_torchrec.errors import (
     environment_failure,
 )
 from stem_torchrec.launch.versions import version_line
+from stem_torchrec.stopping.parent_watch import end_with_parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

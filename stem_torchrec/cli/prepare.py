@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from stem_torchrec.cli.options import Commands, HelpFormatter, add_command, option_keys, place
 from stem_torchrec.cli.prepare_files import add_prepare_files
-from stem_torchrec.cli.stopping import stoppable
+from stem_torchrec.cli.preparing import add_target, prepare_into, stoppable_preparation
 from stem_torchrec.config.reading import load_options
 from stem_torchrec.errors import UserError
 
@@ -23,7 +25,7 @@ def add_prepare(commands: Commands) -> None:
     text = "seeded data with planted conflicts between tasks"
     command = add_command(sources, "synthetic", text, option_keys(SyntheticConfig))
     command.set_defaults(run=prepare_synthetic)
-    _add_out(command)
+    add_target(command, restartable=False)
 
     text = "a KuaiRand release, or files in its format"
     kuairand = add_command(sources, "kuairand", text, option_keys(KuaiRandConfig))
@@ -32,54 +34,41 @@ def add_prepare(commands: Commands) -> None:
     )
     kuairand.set_defaults(run=prepare_kuairand)
 
-    text = "start anew, without what an interrupted run has left"
-    for command in (kuairand, *add_prepare_files(sources)):
-        _add_out(command)
-        command.add_argument("--fresh", action="store_true", help=text)
+    add_target(kuairand, restartable=True)
+    add_prepare_files(sources)
 
 
-def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--out", type=place, required=True, metavar="DIR", help="prepared folder to write"
-    )
-    command.add_argument("--overwrite", action="store_true", help="replace the folder")
-
-
-@stoppable
+@stoppable_preparation
 def prepare_synthetic(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.console import print_stats
-    from stem_torchrec.prepare.engine.transfer import local_target
     from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
 
     config = load_options(SyntheticConfig, rest)
-    with local_target(options.out, overwrite=options.overwrite) as out:
-        stats = prepare_synthetic(config, out, overwrite=options.overwrite)
-    print_stats(stats, str(options.out))
+    prepare_into(options, lambda out: prepare_synthetic(config, out, overwrite=options.overwrite))
 
 
-@stoppable
+@stoppable_preparation
 def prepare_kuairand(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.console import StageConsole, print_stats
+    from stem_torchrec.console import StageConsole
     from stem_torchrec.prepare.engine.options import KuaiRandConfig
-    from stem_torchrec.prepare.engine.transfer import local_source, local_target
+    from stem_torchrec.prepare.engine.transfer import local_source
     from stem_torchrec.prepare.kuairand.prepare import prepare_kuairand
     from stem_torchrec.prepare.kuairand.source import patterns
 
     config = load_options(KuaiRandConfig, rest)
     wanted = patterns(include_random=config.include_random)
-    with (
-        local_target(options.out, overwrite=options.overwrite) as out,
-        local_source(options.source, wanted) as source,
-    ):
-        stats = prepare_kuairand(
-            source,
-            out,
-            config=config,
-            overwrite=options.overwrite,
-            fresh=options.fresh,
-            watcher=StageConsole(),
-        )
-    print_stats(stats, str(options.out))
+
+    def prepare(out: Path) -> dict[str, Any]:
+        with local_source(options.source, wanted) as source:
+            return prepare_kuairand(
+                source,
+                out,
+                config=config,
+                overwrite=options.overwrite,
+                fresh=options.fresh,
+                watcher=StageConsole(),
+            )
+
+    prepare_into(options, prepare)
 
 
 def check_prepared(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stem_torchrec.cli.options import Commands, add_command, option_keys
-from stem_torchrec.cli.stopping import stoppable
+from stem_torchrec.cli.preparing import add_target, prepare_into, stoppable_preparation
 from stem_torchrec.config.reading import load_file, load_options
 from stem_torchrec.storage.place import place_of
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
     from stem_torchrec.prepare.tables.describe import Description
 
 
-def add_prepare_files(sources: Commands) -> list[argparse.ArgumentParser]:
-    """Add the sources; returns their parsers."""
+def add_prepare_files(sources: Commands) -> None:
+    """Add the sources."""
     from stem_torchrec.prepare.engine.options import PrepareOptions, PublicSetOptions
 
     text = "delimited or Parquet files, described by a YAML file"
     command = add_command(sources, "csv", text, option_keys(PrepareOptions))
-    command.add_argument(
-        "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
-    )
+    _add_files(command)
     command.add_argument(
         "--describe", type=Path, required=True, metavar="FILE", help="YAML file about the raw files"
     )
     command.set_defaults(run=prepare_csv)
-    added = [command]
     for name, text, run in (
         ("tiktok", "final_track1_train.txt of the ICME 2019 challenge", prepare_tiktok),
         ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video),
     ):
         command = add_command(sources, name, text, option_keys(PublicSetOptions))
-        command.add_argument(
-            "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
-        )
+        _add_files(command)
         command.set_defaults(run=run)
-        added.append(command)
-    return added
 
 
-@stoppable
+def _add_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
+    )
+    add_target(command, restartable=True)
+
+
+@stoppable_preparation
 def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.prepare.engine.options import PrepareOptions
     from stem_torchrec.prepare.tables.describe import Description
@@ -52,7 +52,7 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _prepare(options, load_file(Description, options.describe, "--describe"), how)
 
 
-@stoppable
+@stoppable_preparation
 def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.prepare.engine.options import PublicSetOptions
     from stem_torchrec.prepare.tables.public_sets import describe_tiktok
@@ -61,7 +61,7 @@ def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _prepare(options, describe_tiktok(seed=how.seed, min_count=how.min_count), how)
 
 
-@stoppable
+@stoppable_preparation
 def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.prepare.engine.options import PublicSetOptions
     from stem_torchrec.prepare.tables.public_sets import describe_qk_video
@@ -73,22 +73,22 @@ def prepare_qk_video(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def _prepare(
     options: argparse.Namespace, description: "Description", how: "PrepareOptions"
 ) -> None:
-    from stem_torchrec.console import StageConsole, print_stats
-    from stem_torchrec.prepare.engine.transfer import local_target
+    from stem_torchrec.console import StageConsole
     from stem_torchrec.prepare.tables.prepare_files import prepare_files
 
-    with ExitStack() as open_places:
-        out = open_places.enter_context(local_target(options.out, overwrite=options.overwrite))
-        stats = prepare_files(
-            [open_places.enter_context(_local(source)) for source in options.source],
-            description,
-            out,
-            options=how,
-            overwrite=options.overwrite,
-            fresh=options.fresh,
-            watcher=StageConsole(),
-        )
-    print_stats(stats, str(options.out))
+    def prepare(out: Path) -> dict[str, Any]:
+        with ExitStack() as sources:
+            return prepare_files(
+                [sources.enter_context(_local(source)) for source in options.source],
+                description,
+                out,
+                options=how,
+                overwrite=options.overwrite,
+                fresh=options.fresh,
+                watcher=StageConsole(),
+            )
+
+    prepare_into(options, prepare)
 
 
 @contextmanager

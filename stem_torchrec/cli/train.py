@@ -16,7 +16,7 @@ from stem_torchrec.cli.options import (
 )
 from stem_torchrec.config.reading import load_config
 from stem_torchrec.errors import UserError
-from stem_torchrec.launch.early_signals import NOTE, leaving_at_signals
+from stem_torchrec.stopping.signals import NOTE, leaving_at_signals
 
 if TYPE_CHECKING:
     from stem_torchrec.checkpoint import Initial

@@ -11,10 +11,10 @@ from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.data.schema import Feature
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
 from stem_torchrec.errors import environment_failures
-from stem_torchrec.launch.interruption import show_stacks_on_request
 from stem_torchrec.launch.notices import hide_dependency_notices
 from stem_torchrec.runs.folder import Existing
 from stem_torchrec.runs.records import Record
+from stem_torchrec.stopping.interruption import show_stacks_on_request
 from stem_torchrec.training.checks import doubtful_columns, doubtful_settings
 from stem_torchrec.training.evaluation import Joined
 from stem_torchrec.training.finished_run import (

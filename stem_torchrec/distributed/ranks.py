@@ -14,8 +14,8 @@ from torch import Tensor
 
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.host_memory import keep_freed_memory
-from stem_torchrec.distributed.parent_watch import end_with_parent
 from stem_torchrec.errors import EnvironmentFailure, UserError, environment_failures
+from stem_torchrec.stopping.parent_watch import end_with_parent
 
 T = TypeVar("T")
 

@@ -12,9 +12,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stem_torchrec.distributed.parent_watch import ends_its_children
+from stem_torchrec.launch.agent import LEFT_TO_TORCH, stopping_with_workers
 from stem_torchrec.launch.failures import error_of
-from stem_torchrec.launch.passing_on import LEFT_TO_TORCH, passing_on_signals
 
 
 def under_torchrun() -> bool:
@@ -56,7 +55,7 @@ def run_workers(
             signals_to_handle=LEFT_TO_TORCH,
         )
         try:
-            with passing_on_signals() as passed_on, ends_its_children():
+            with stopping_with_workers() as passed_on:
                 results = elastic_launch(launch, worker)(*arguments)
         except ChildFailedError as failure:
             if passed_on.before_the_first_step(failure):

@@ -7,8 +7,8 @@ import socket
 from stem_torchrec import checkpoint
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.runs.folder import JOB, Existing
+from stem_torchrec.stopping.processes import process_name
 from stem_torchrec.storage.lock.holder import JOB_NAME, Holder
-from stem_torchrec.storage.lock.processes import process_name
 from stem_torchrec.storage.place import Place, remove, replace_text
 
 

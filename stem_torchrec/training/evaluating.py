@@ -2,9 +2,9 @@
 
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import SplitRefused, UserError
-from stem_torchrec.launch.interruption import Interruption
 from stem_torchrec.nn.losses import labelled
 from stem_torchrec.runs.records import Record, defined, has_evaluation
+from stem_torchrec.stopping.interruption import Interruption
 from stem_torchrec.training.evaluation import Joined, Predictions, evaluation
 from stem_torchrec.training.position import Position
 from stem_torchrec.training.session import Session, open_split

@@ -10,7 +10,6 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.optimizers import learning_rate_factor
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
-from stem_torchrec.launch.interruption import Interruption, Stopped
 from stem_torchrec.runs.folder import (
     Existing,
     about_run,
@@ -24,6 +23,7 @@ from stem_torchrec.runs.records import Listener, Record, Recorder
 from stem_torchrec.runs.restart import existing_after_restart, holder, mark
 from stem_torchrec.runs.schema import schema_of_new, schema_of_run
 from stem_torchrec.runs.shared_folder import check_shared
+from stem_torchrec.stopping.interruption import Interruption, Stopped
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
 from stem_torchrec.training.position import Position

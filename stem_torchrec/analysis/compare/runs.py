@@ -19,10 +19,10 @@ from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
 from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.reading import dump_config
-from stem_torchrec.distributed.parent_watch import ends_its_children
 from stem_torchrec.errors import UserError
-from stem_torchrec.launch.early_signals import stop_signals
 from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.stopping.parent_watch import ends_its_children
+from stem_torchrec.stopping.signals import stop_signals
 from stem_torchrec.training.finished_run import unfinished
 
 Action = Literal["keep", "resume", "overwrite"]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import duckdb
 
-from stem_torchrec.launch.early_signals import SIGNALS
+from stem_torchrec.stopping.signals import SIGNALS
 
 _AGAIN_S = 0.2
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
-from stem_torchrec.storage.lock.processes import is_there, process_name
+from stem_torchrec.stopping.processes import is_there, process_name
 
 JOB_NAME = "STEM_TORCHREC_JOB"
 """Environment variable with a name that all nodes of a job have, and no other job has."""

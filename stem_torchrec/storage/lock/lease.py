@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.storage.lock.ending import end_process
+from stem_torchrec.stopping.ending import end_process
 from stem_torchrec.storage.lock.holder import Holder
 from stem_torchrec.storage.place import Place, remove
 

@@ -3,18 +3,21 @@
 import argparse
 import signal
 from collections.abc import Callable, Sequence
-from functools import wraps
-from pathlib import Path
+from functools import partial, wraps
 from types import FrameType
 
-from stem_torchrec.launch.early_signals import stop_signals
+from stem_torchrec.stopping.signals import stop_signals
 
 Command = Callable[[argparse.Namespace, Sequence[str]], int | None]
+Farewell = Callable[[signal.Signals, argparse.Namespace], None]
 
 
-def stoppable(command: Command) -> Command:
-    """The command of ``prepare``, ended by a signal with code 128 + its number."""
+def stoppable(farewell: Farewell) -> Callable[[Command], Command]:
+    """A command that a signal ends with code 128 + its number, after its ``farewell``."""
+    return partial(_stopped, farewell)
 
+
+def _stopped(farewell: Farewell, command: Command) -> Command:
     @wraps(command)
     def stopped(options: argparse.Namespace, rest: Sequence[str]) -> int | None:
         received: list[signal.Signals] = []
@@ -29,22 +32,10 @@ def stoppable(command: Command) -> Command:
         except BaseException:  # a library may have made another one of it
             if not received:
                 raise
-            return _say(received[0], options)
+            farewell(received[0], options)
+            return 128 + received[0]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     return stopped
-
-
-def _say(received: signal.Signals, options: argparse.Namespace) -> int:
-    from stem_torchrec.console import print_note
-    from stem_torchrec.prepare.engine.building import building_folder
-
-    left = "nothing is left"
-    if isinstance(options.out, Path) and (folder := building_folder(options.out)).exists():
-        left = (
-            f"finished stages are kept in {folder}: the same command goes on, --fresh starts anew"
-        )
-    print_note(f"stopped by {received.name}; {left}")
-    return 128 + received

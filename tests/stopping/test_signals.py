@@ -11,7 +11,7 @@ import pytest
 
 from stem_torchrec.checkpoint import saved_steps
 from stem_torchrec.cli import main
-from stem_torchrec.launch.early_signals import NOTE
+from stem_torchrec.stopping.signals import NOTE
 from tests.support.prepared import small_config, small_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ SIGNALLED_AS_IT_LOADS = """
 import os, signal, sys
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.cli import main
-from stem_torchrec.launch.early_signals import NOTE
+from stem_torchrec.stopping.signals import NOTE
 
 def signalled(self, *arguments):
     os.kill(os.getpid(), signal.SIGTERM)

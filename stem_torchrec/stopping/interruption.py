@@ -13,21 +13,29 @@ import time
 from contextlib import suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.launch.early_signals import SIGNALS, stop_signals
-from stem_torchrec.storage.lock.ending import end_process
+from stem_torchrec.stopping.ending import end_process
+from stem_torchrec.stopping.signals import SAME_S, SIGNALS, stop_signals
 
 STDERR = 2
 OTHERS_S = 3.0
 """Ranks reach a limit at almost the same time; the first to end is the end of all."""
 
-SAME_S = 2.0
-"""Signals within this time are one: a terminal and a launcher both pass on Ctrl-C."""
+
+class Peers(Protocol):
+    """This rank and those that it stops with."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def host_group(self) -> dist.ProcessGroup | None:
+        """For tensors on the host."""
 
 
 class Stopped(Exception):
@@ -47,7 +55,7 @@ class Interruption:
         limit_s: seconds a step may take; less than of one collective.
     """
 
-    def __init__(self, ranks: Ranks, *, grace_s: float, limit_s: float) -> None:
+    def __init__(self, ranks: Peers, *, grace_s: float, limit_s: float) -> None:
         self._ranks = ranks
         self._grace_s = grace_s
         self._limit_s = limit_s

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.storage.lock.processes import is_there, process_name
+from stem_torchrec.stopping.processes import is_there, process_name
 
 CHILD = """
 import signal, sys, time
-from stem_torchrec.distributed import parent_watch
+from stem_torchrec.stopping import parent_watch
 parent_watch.POLL_S = 0.02
 saves = sys.argv[1] == "saves"
 
@@ -30,7 +30,7 @@ time.sleep(60)
 
 PARENT = """
 import subprocess, sys, time
-from stem_torchrec.distributed.parent_watch import ends_its_children
+from stem_torchrec.stopping.parent_watch import ends_its_children
 with ends_its_children():
     child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
 print(child.pid, flush=True)

@@ -9,6 +9,9 @@ from threading import current_thread, main_thread
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAME_S = 2.0
+"""Signals within this time are one: a terminal and a launcher both pass on Ctrl-C."""
+
 NOTE = "stopped by a signal before the first step: there was nothing to save"
 STDERR = 2
 SHOW_CURSOR = "\r\x1b[?25h"

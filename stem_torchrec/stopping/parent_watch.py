@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 
-from stem_torchrec.storage.lock.processes import is_there, process_name
+from stem_torchrec.stopping.processes import is_there, process_name
 
 PARENT = "STEM_TORCHREC_PARENT"
 """Environment variable with the ``process_name`` of the process that this one works for."""
@@ -75,9 +75,7 @@ def _handles_sigterm() -> bool:
 
 
 def _say(message: str) -> None:
-    """The first rank of a node speaks for all."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return
+    """Each rank for itself: the others may have left before they see it too."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     with suppress(OSError):  # the parent may have been who read it
         os.write(STDERR, f"error: {rank}{message}\n".encode())

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import os, resource, signal, sys, time
 import torch
-from stem_torchrec.launch.interruption import Interruption
+from stem_torchrec.stopping.interruption import Interruption
 from stem_torchrec.distributed.ranks import Ranks
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # however the tests were started
