@@ -10,9 +10,12 @@ from itertools import count, cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workload import L2, NUM_TASKS, Workload
+from workload import L2, Workload
+
+if TYPE_CHECKING:
+    from stem_torchrec.training.session import Session
 
 Step = Callable[[], None]
 IN_MEMORY_BATCHES = 32
@@ -24,7 +27,7 @@ class Contestant:
     """One thing to time.
 
     Attributes:
-        kind: ``trainer``, ``plain``, ``plain_keeping_memory`` or ``floor``.
+        kind: ``trainer``, ``tables``, ``plain``, ``plain_keeping_memory`` or ``floor``.
         overrides: the trainer's config keys by section.
         alone: runs after the others, for the memory it needs; allocations beyond what is free
             fail.
@@ -96,17 +99,12 @@ def _kernel_figure_bytes(path: str, name: str) -> int:
 
 def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
     """The trainer's loop body, data read as it does."""
-    warnings.simplefilter("ignore")
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     from stem_torchrec.distributed.optimizers import learning_rate_factor
-    from stem_torchrec.distributed.ranks import start_ranks
-    from stem_torchrec.training.session import build, open_split
+    from stem_torchrec.training.session import open_split
     from stem_torchrec.training.train_record import train_metrics
 
-    config = contestant.workload.config(contestant.overrides)
-    ranks = start_ranks(config.distributed)
-    session = build(config, ranks)
+    session = _session(contestant)
+    config = session.config
     reader = open_split(session, "train")
     metrics = train_metrics(session)
     batches = (batch for epoch in count() for batch in reader.epoch(epoch))
@@ -118,12 +116,43 @@ def _trainer(contestant: Contestant) -> tuple[Step, dict[str, int]]:
         session.optimizers.set_learning_rates(factor)
         metrics.update(session.step(batches).dense)
 
+    return step, _sharding(session)
+
+
+def _tables(contestant: Contestant) -> tuple[Step, dict[str, int]]:
+    """Lookup, pooled features by owner, and their gradients back into the tables."""
+    import torch
+
+    session = _session(contestant)
+    embeddings = session.recommender.embeddings
+    batches = cycle(islice(contestant.workload.reader(prefetch=0).epoch(0), IN_MEMORY_BATCHES))
+    gradients = [torch.randn_like(p) for p in embeddings(next(batches).sparse).values()]
+
+    def step() -> None:
+        pooled = embeddings(next(batches).sparse)
+        torch.autograd.backward([*pooled.values()], gradients)
+
+    return step, _sharding(session)
+
+
+def _session(contestant: Contestant) -> "Session":
+    warnings.simplefilter("ignore")
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    from stem_torchrec.distributed.ranks import start_ranks
+    from stem_torchrec.training.session import build
+
+    config = contestant.workload.config(contestant.overrides)
+    return build(config, start_ranks(config.distributed))
+
+
+def _sharding(session: "Session") -> dict[str, int]:
     sharding = Counter(
         f"{table.sharding_type}, {table.compute_kernel}"
         for tables in session.model.plan.plan.values()
         for table in tables.values()
     )
-    return step, dict(sharding)
+    return dict(sharding)
 
 
 def _plain(contestant: Contestant) -> tuple[Step, None]:
@@ -134,7 +163,7 @@ def _plain(contestant: Contestant) -> tuple[Step, None]:
     torch.manual_seed(0)
     model = PlainStemNet(
         workload.vocabularies,
-        NUM_TASKS,
+        workload.num_tasks,
         workload.dim,
         workload.expert_widths,
         workload.hidden_widths,
@@ -165,7 +194,7 @@ def _floor(contestant: Contestant) -> tuple[Step, None]:
     floor = MatrixFloor(
         workload.batch_size,
         len(workload.vocabularies) * workload.dim,
-        NUM_TASKS,
+        workload.num_tasks,
         workload.expert_widths,
         workload.hidden_widths,
     )
@@ -174,6 +203,7 @@ def _floor(contestant: Contestant) -> tuple[Step, None]:
 
 _BUILDERS: dict[str, Callable[[Contestant], tuple[Step, dict[str, int] | None]]] = {
     "trainer": _trainer,
+    "tables": _tables,
     "plain": _plain,
     "plain_keeping_memory": _plain_keeping_memory,
     "floor": _floor,

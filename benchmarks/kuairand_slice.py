@@ -9,6 +9,7 @@ Both are trained on the train split alone, on the same prepared features.
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -27,12 +28,12 @@ from stem_torchrec.data.schema import load_schema
 Row = dict[str, Any]
 
 
-def stem_net(config: Path, data: Path, seed: int) -> Row:
-    """One run of the ``train`` command."""
+def stem_net(config: Path, data: Path, seed: int, more: Sequence[str] = ()) -> Row:
+    """One run of the ``train`` command, with ``more`` options."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         options = ["--run.dir", str(run_dir), "--run.seed", str(seed), "--data.path", str(data)]
-        if command(["train", "--config", str(config), *options]) != 0:
+        if command(["train", "--config", str(config), *options, *more]) != 0:
             raise SystemExit(f"seed {seed} failed")
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     test = json.loads(lines[-1])

@@ -1,17 +1,19 @@
 """Rows and ids per second of ``ParquetReader``, beside plain pyarrow loops over the same files.
 
-    python benchmarks/reader.py --json FILE [--rows N] [--rounds N]
+    python benchmarks/reader.py --json FILE [--rows N] [--rounds N] [--workers N,N]
 
 Every round runs all contestants of a case one after the other; a row of the result holds the
 median over rounds, of processor time, too, which other processes disturb less. The plain loops turn
 each batch's columns into numpy arrays and do nothing else: no checks, no order, no batches for a
-model.
+model. ``ids_per_cpu_s`` is what one core does. Rows of ``--workers`` have one Arrow thread; one
+worker reads while the consumer permutes, so it takes more than one core.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -76,7 +78,14 @@ def plain_loop(path: Path, use_threads: bool) -> int:
     return num_rows
 
 
-def read_epoch(path: Path, schema: Schema, shuffle: bool, threads: int, verify: bool = True) -> int:
+def read_epoch(
+    path: Path,
+    schema: Schema,
+    shuffle: bool,
+    threads: int,
+    verify: bool = True,
+    workers: int = 1,
+) -> int:
     """Rows of one epoch of the reader, with ``threads`` Arrow threads."""
     pa.set_cpu_count(threads)
     reader = ParquetReader(
@@ -86,12 +95,18 @@ def read_epoch(path: Path, schema: Schema, shuffle: bool, threads: int, verify: 
         batch_size=BATCH_SIZE,
         shuffle=shuffle,
         verify_checksums=verify,
+        workers=workers,
     )
     return sum(batch.num_samples for batch in reader.epoch(0))
 
 
 def measure(
-    case: str, schema: Schema, num_rows: int, row_group_size: int, rounds: int
+    case: str,
+    schema: Schema,
+    num_rows: int,
+    row_group_size: int,
+    rounds: int,
+    workers: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Interleaved rounds of all contestants over one data set."""
     all_threads = pa.cpu_count()
@@ -111,6 +126,10 @@ def measure(
                 path, schema, True, all_threads
             ),
         }
+        for number in workers:
+            contestants[f"reader, shuffled, {number} workers"] = partial(
+                read_epoch, path, schema, True, 1, workers=number
+            )
         times_s: dict[str, list[float]] = {name: [] for name in contestants}
         cpu_s: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(rounds):
@@ -128,6 +147,7 @@ def measure(
             "rows_per_s": round(num_rows / median(times)),
             "ids_per_s": round(num_ids / median(times)),
             "cpu_s": round(median(cpu_s[name]), 4),
+            "ids_per_cpu_s": round(num_ids / median(cpu_s[name])),
             "num_rows": num_rows,
             "row_group_size": row_group_size,
             "batch_size": BATCH_SIZE,
@@ -147,12 +167,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     parser.add_argument("--rows", type=int, default=2_097_152, help="rows of the id case")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", default="2", help="numbers of workers, N,N")
     options = parser.parse_args()
+    workers = [int(number) for number in options.workers.split(",")]
     bag_rows = options.rows // 16
-    rows = measure("8 ids", features("id", 8), options.rows, 131_072, options.rounds)
-    rows += measure("64 ids", features("id", 64), options.rows // 8, 32_768, options.rounds)
+    rows = measure("8 ids", features("id", 8), options.rows, 131_072, options.rounds, workers)
+    rows += measure(
+        "64 ids", features("id", 64), options.rows // 8, 32_768, options.rounds, workers
+    )
     for case in BAG_LENGTHS:
-        rows += measure(case, features("bag", 64), bag_rows, 8_192, options.rounds)
+        rows += measure(case, features("bag", 64), bag_rows, 8_192, options.rounds, workers)
     here = provenance()
     result = {"rows": [{**row, **here} for row in rows]}
     options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """Samples per second of the trainer's step, beside plain PyTorch and the bare matrix products.
 
-    python benchmarks/throughput.py --json FILE [--threads N] [--rounds N] [--steps N]
+    python benchmarks/throughput.py --json FILE [--names PATTERN] [--threads N] [--rounds N]
 
 The workload is TikTok-shaped: 8 id features, 2 tasks, one shared expert and one per task. Compared
 in one run, in interleaved rounds, each in a process of its own:
@@ -10,12 +10,16 @@ in one run, in interleaved rounds, each in a process of its own:
 - ``plain``: ``plain_stem_net.py``, dense Adam and L2 over whole tables, batches already in memory:
   its data cost is nil. ``plain, memory kept``: the same with the trainer's setting of the C
   allocator, which reuses freed memory.
+- ``tables ...``: the tables alone: lookup, pooled features by owner, and their gradients back.
+- ``... fused``: ``embedding.layout: fused``; the others have separate tables.
+- ``..., 8 tasks``: data of the same features with eight tasks instead of two.
 - ``floor``: the matrix products of a step alone.
 
 Figures of a row: ``samples_per_s`` is the median over rounds, ``samples_per_s_range`` the slowest
 and the fastest round. ``ratio_to_plain`` (speed over that of ``plain`` with the same tables),
-``share_of_floor`` (the floor's time over the own) and ``ratio_to_small_tables`` (speed over the
-same contestant's with the smallest tables) are medians of ratios within a round. ``plain`` with
+``share_of_floor`` (the floor's time over the own), ``ratio_to_separate`` (speed over that of the
+same with separate tables) and ``ratio_to_small_tables`` (speed over the same contestant's with the
+smallest tables) are medians of ratios within a round. ``plain`` with
 large tables runs alone, after the others, for the memory it needs; ``ratio_paired`` is false where
 a ratio compares medians of different rounds. ``busy_cores`` is processor time over time: well below
 ``threads``, the machine had other work to do and the figures are no results. ``table_rows`` are the
@@ -26,6 +30,7 @@ import argparse
 import json
 import os
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,19 +45,27 @@ Row = dict[str, Any]
 LARGE_TABLE_ROWS = 20_000_000
 TRAIN_ROWS = 512 * 4096
 ROUNDS_ALONE = 3
-TRAINERS: dict[str, dict[str, dict[str, Any]]] = {
-    "trainer rowwise_adagrad": {},
-    "trainer adagrad": {"embedding": {"optimizer": "adagrad"}},
-}
+MANY_TASKS = 8
+ADAGRAD = {"embedding": {"optimizer": "adagrad"}}
+FUSED = {"embedding": {"layout": "fused"}}
 
 
-def contestants(small: Workload, large: Workload) -> list[Contestant]:
+def contestants(small: Workload, many_tasks: Workload, large: Workload) -> list[Contestant]:
     """All that is measured; those to run alone last."""
+    tasks = f", {many_tasks.num_tasks} tasks"
     return [
         Contestant("floor", "floor", small),
         Contestant("plain", "plain", small),
         Contestant("plain, memory kept", "plain_keeping_memory", small),
-        *(Contestant(name, "trainer", small, keys) for name, keys in TRAINERS.items()),
+        Contestant("trainer rowwise_adagrad", "trainer", small),
+        Contestant("trainer rowwise_adagrad fused", "trainer", small, FUSED),
+        Contestant("trainer adagrad", "trainer", small, ADAGRAD),
+        Contestant("tables", "tables", small),
+        Contestant("tables fused", "tables", small, FUSED),
+        Contestant(f"trainer rowwise_adagrad{tasks}", "trainer", many_tasks),
+        Contestant(f"trainer rowwise_adagrad fused{tasks}", "trainer", many_tasks, FUSED),
+        Contestant(f"tables{tasks}", "tables", many_tasks),
+        Contestant(f"tables fused{tasks}", "tables", many_tasks, FUSED),
         Contestant("trainer rowwise_adagrad", "trainer", large),
         Contestant("plain", "plain", large, alone=True),
     ]
@@ -76,19 +89,22 @@ def measure(
 def rows_of(results: list[Timing], threads: int) -> list[Row]:
     """One row per timing, with its ratios to the others; of a name's timings the small is first."""
     small: dict[str, Timing] = {}
-    plain: dict[int, Timing] = {}
+    plain: dict[Workload, Timing] = {}
     for result in results:
         small.setdefault(result.contestant.name, result)
         if result.contestant.kind == "plain":
-            plain[result.contestant.workload.table_rows] = result
+            plain[result.contestant.workload] = result
     return [_row(result, small, plain, threads) for result in results]
 
 
-def _row(result: Timing, small: dict[str, Timing], plain: dict[int, Timing], threads: int) -> Row:
+def _row(
+    result: Timing, small: dict[str, Timing], plain: dict[Workload, Timing], threads: int
+) -> Row:
     contestant, workload = result.contestant, result.contestant.workload
     row: Row = {
         "name": contestant.name,
         "table_rows": workload.table_rows,
+        "tasks": workload.num_tasks,
         "threads": threads,
         "batch_size": workload.batch_size,
         "peak_rss_bytes": result.peak_rss_bytes,
@@ -98,7 +114,12 @@ def _row(result: Timing, small: dict[str, Timing], plain: dict[int, Timing], thr
     if not result.seconds:
         return row | {"samples_per_s": None}
     speeds = [workload.batch_size / seconds for seconds in result.seconds]
-    baseline = plain.get(workload.table_rows) if contestant.kind == "trainer" else None
+    baseline = plain.get(workload) if contestant.kind == "trainer" else None
+    floor = small.get("floor") if contestant.kind != "tables" else None
+    if floor is not None and floor.contestant.workload.num_tasks != workload.num_tasks:
+        floor = None
+    is_fused = " fused" in contestant.name
+    separate = small.get(contestant.name.replace(" fused", "")) if is_fused else None
     return row | {
         "rounds": len(speeds),
         "samples_per_s": round(median(speeds)),
@@ -106,7 +127,8 @@ def _row(result: Timing, small: dict[str, Timing], plain: dict[int, Timing], thr
         "busy_cores": round(median(result.busy_cores), 2),
         "ratio_to_plain": _speed_ratio(result, baseline),
         "ratio_paired": baseline is not None and not baseline.contestant.alone,
-        "share_of_floor": _speed_ratio(result, small.get("floor")),
+        "share_of_floor": _speed_ratio(result, floor),
+        "ratio_to_separate": _speed_ratio(result, separate),
         "ratio_to_small_tables": _speed_ratio(result, small[contestant.name]),
     }
 
@@ -120,20 +142,21 @@ def _speed_ratio(own: Timing, base: Timing | None) -> float | None:
     return round(median(b / o for b, o in zip(base.seconds, own.seconds, strict=True)), 3)
 
 
-def workloads(workdir: Path, *, smoke: bool) -> tuple[Workload, Workload]:
-    """With small and with large tables, their data prepared in ``workdir``."""
+def workloads(workdir: Path, *, smoke: bool) -> tuple[Workload, Workload, Workload]:
+    """With small tables, with many tasks, and with large tables; without their data."""
     if smoke:
-        vocabularies, large_rows, train_rows = (60, 80, 9, 9, 40, 20, 8, 5), 4_000, 8 * 64
+        vocabularies, large_rows = (60, 80, 9, 9, 40, 20, 8, 5), 4_000
         small = Workload(workdir / "smoke-small", vocabularies, 64, 4, (16, 8), (8, 4))
     else:
-        large_rows, train_rows = LARGE_TABLE_ROWS, TRAIN_ROWS
+        large_rows = LARGE_TABLE_ROWS
         small = Workload(workdir / "small", VOCABULARIES)
+    many_tasks = replace(
+        small, path=small.path.with_name(f"{small.path.name}-tasks"), num_tasks=MANY_TASKS
+    )
     large_vocabularies = scaled(small.vocabularies, large_rows)
     large_path = small.path.with_name(small.path.name.replace("small", "large"))
     large = replace(small, path=large_path, vocabularies=large_vocabularies)
-    for workload in (small, large):
-        workload.prepare(train_rows)
-    return small, large
+    return small, many_tasks, large
 
 
 def main() -> None:
@@ -149,13 +172,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="of each contestant in a round")
     parser.add_argument("--warmup-steps", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", help="kinds of contestants; all if left out")
+    parser.add_argument(
+        "--names", nargs="+", default=["*"], help="patterns of contestants' names (* matches)"
+    )
+    parser.add_argument("--max-rows", type=int, help="leave out tables with more, per owner")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     wanted = [
         contestant
         for contestant in contestants(*workloads(options.workdir, smoke=options.smoke))
         if options.kinds is None or contestant.kind in options.kinds
+        if any(fnmatch(contestant.name, pattern) for pattern in options.names)
+        if options.max_rows is None or contestant.workload.table_rows <= options.max_rows
     ]
+    for workload in dict.fromkeys(contestant.workload for contestant in wanted):
+        workload.prepare(8 * 64 if options.smoke else TRAIN_ROWS)
     rows: list[Row] = []
     for threads in options.threads or sorted({len(os.sched_getaffinity(0)), 1}, reverse=True):
         results = measure(
@@ -177,7 +208,7 @@ def _show(rows: list[Row]) -> None:
         speed = row["samples_per_s"] or row["failure"]
         ratios = " ".join(
             f"{key} {row.get(key)}"
-            for key in ("ratio_to_plain", "share_of_floor", "ratio_to_small_tables")
+            for key in ("ratio_to_plain", "share_of_floor", "ratio_to_separate")
         )
         print(
             f"{row['name']:<36} {row['table_rows']:>12,} rows {row['threads']} threads "

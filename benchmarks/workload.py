@@ -12,7 +12,6 @@ from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_syn
 # Ids of user, item, two features of the user, three of the item, one of the context.
 VOCABULARIES = (70_000, 400_000, 75_000, 400, 150_000, 90_000, 100, 5)
 SMALLEST_SCALED_SHARE = 1_000  # vocabularies of less than a thousandth of all rows stay
-NUM_TASKS = 2
 L2 = 1e-6
 
 
@@ -22,7 +21,7 @@ class Workload:
 
     Attributes:
         path: prepared folder.
-        vocabularies: ids of each feature; every owner (shared, task 1, task 2) has as many rows.
+        vocabularies: ids of each feature; every owner (shared, each task) has as many rows.
         expert_widths: layers of an expert.
         hidden_widths: hidden layers of gates and towers.
     """
@@ -33,6 +32,7 @@ class Workload:
     dim: int = 16
     expert_widths: tuple[int, ...] = (512, 512, 512)
     hidden_widths: tuple[int, ...] = (128, 64)
+    num_tasks: int = 2
 
     @property
     def table_rows(self) -> int:
@@ -78,7 +78,7 @@ class Workload:
             num_user_features=2,
             num_item_features=3,
             num_noise_features=1,
-            num_tasks=NUM_TASKS,
+            num_tasks=self.num_tasks,
             train_rows=num_rows,
             valid_rows=1,
             test_rows=1,

@@ -30,6 +30,13 @@ def alone():
     stop_ranks()
 
 
+@pytest.fixture(scope="module")
+def gpu():
+    """This process as a job of one rank on a GPU."""
+    yield start_ranks(DistributedConfig(device="cuda"))
+    stop_ranks()
+
+
 @pytest.fixture(scope="session")
 def pair():
     """Two gloo ranks; ``pair.run(function, *arguments)``."""

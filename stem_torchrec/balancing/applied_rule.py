@@ -4,15 +4,29 @@ T tasks, W ranks. Gradients g_t are those of the global batch's mean loss of tas
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from stem_torchrec.balancing.cosine import cosines
-from stem_torchrec.balancing.report import balance_metrics
+from stem_torchrec.balancing.report import balance_metrics, rule_metrics
 from stem_torchrec.balancing.rule import Balanced, Rule, balance
+
+
+class Found(NamedTuple):
+    """What the last Gram matrix has left, on the device.
+
+    Attributes:
+        gram: (T, T); zeros before the first.
+        balanced: what the rule made of it; None before the first.
+        before: multipliers and state as they were before it, in its own step.
+    """
+
+    gram: Tensor
+    balanced: Balanced | None = None
+    before: Sequence[Tensor] = ()
 
 
 class AppliedRule(nn.Module):
@@ -27,6 +41,7 @@ class AppliedRule(nn.Module):
 
     Attributes:
         multipliers: (T,) float32, what each task's gradient was last multiplied with.
+        found: of the last Gram matrix; one who has recorded a step sets it as that step left it.
 
     Raises:
         ValueError: an argument is out of bounds, or the rule does not fit the number of tasks.
@@ -56,15 +71,18 @@ class AppliedRule(nn.Module):
             self.register_buffer(f"state_{name}", value)
             self._state_names.append(name)
         self.register_buffer("multipliers", torch.ones(num_tasks))
-        self._last: Balanced | None = None
-        self._last_gram = torch.zeros(num_tasks, num_tasks)
-        self._before: list[Tensor] = []
+        self.found = Found(torch.zeros(num_tasks, num_tasks))
         self._losses: Tensor | None = None
         self._step = 0
 
     @property
     def num_tasks(self) -> int:
         return len(self.multipliers)
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the rule reads the Gram matrix; if not, its diagonal marks who takes part."""
+        return self._rule.needs_gram
 
     @property
     def is_due(self) -> bool:
@@ -80,14 +98,14 @@ class AppliedRule(nn.Module):
     def cosines(self) -> Tensor:
         """(T, T) float32 between the tasks' gradients, of the last Gram matrix; 0 before it.
 
-        Rows and columns of a task without a gradient are 0.
+        Rows and columns of a task without a gradient are 0; all are with a rule that needs none.
         """
-        return cosines(self._last_gram.double()).float()
+        return cosines(self.found.gram.double()).float()
 
     def begin(self, step: int) -> None:
         """Before each step: its number, which seeds random rules and paces the Gram matrix."""
         self._step = step
-        self._before = []
+        self.found = self.found._replace(before=())
 
     def observe(self, losses: Tensor | Sequence[Tensor]) -> None:
         """Tell a rule that reads them this rank's T losses of the step, before the backward.
@@ -125,12 +143,12 @@ class AppliedRule(nn.Module):
     def set_from(self, gram: Tensor, losses: Tensor) -> None:
         """Let the rule turn the global Gram matrix (T, T) and losses (T,) into multipliers."""
         state = {name: getattr(self, f"state_{name}") for name in self._state_names}
-        self._before = [value.clone() for value in self._changing()]
-        self._last = balance(self._rule, gram, losses, state, self._step)
-        self._last_gram = gram
-        for name, value in self._last.state.items():
+        before = [value.clone() for value in self._changing()]
+        balanced = balance(self._rule, gram, losses, state, self._step)
+        self.found = Found(gram if self.needs_gram else self.found.gram, balanced, before)
+        for name, value in balanced.state.items():
             getattr(self, f"state_{name}").copy_(value)
-        self.multipliers.copy_(self._last.multipliers)
+        self.multipliers.copy_(balanced.multipliers)
 
     @property
     def world_size(self) -> int:
@@ -144,35 +162,46 @@ class AppliedRule(nn.Module):
 
     def last_state(self) -> dict[str, Any] | None:
         """What ``metrics`` reports on, on the host; None before the first Gram matrix."""
-        if self._last is None:
+        gram, balanced, _ = self.found
+        if balanced is None:
             return None
-        last = self._last._asdict() | {"gram": self._last_gram}
+        last = balanced._asdict() | {"gram": gram}
         state = {name: value.cpu() for name, value in last.pop("state").items()}
         return {name: value.cpu() for name, value in last.items()} | {"state": state}
 
     def set_last_state(self, state: Mapping[str, Any] | None) -> None:
         """Take up what ``last_state`` gave."""
         if state is None:
-            self._last = None
+            self.found = self.found._replace(balanced=None)
             return
         device = self.multipliers.device
-        self._last_gram = state["gram"].to(device)
-        self._last = Balanced(
+        balanced = Balanced(
             multipliers=state["multipliers"].to(device),
             state={name: value.to(device) for name, value in state["state"].items()},
             active=state["active"].to(device),
             fallback=state["fallback"].to(device),
         )
+        self.found = Found(state["gram"].to(device), balanced)
 
-    def undo(self) -> None:
-        """Take back what this step did to multipliers and state, where it made a Gram matrix."""
-        for value, before in zip(self._changing(), self._before, strict=False):
-            value.copy_(before)
-        self._before = []
+    def undo(self, left_out: Tensor) -> None:
+        """Take back what this step did to multipliers and state, where it made a Gram matrix.
+
+        Args:
+            left_out: () bool, whether to; looked at on the device.
+        """
+        for value, before in zip(self._changing(), self.found.before, strict=False):
+            value.copy_(torch.where(left_out, before, value))
+        self.found = self.found._replace(before=())
 
     def metrics(self) -> dict[str, Tensor]:
-        """Figures of the last Gram matrix, see ``report.py``; nothing before the first."""
-        return balance_metrics(self._last_gram, self._last) if self._last is not None else {}
+        """Figures of the last step with a Gram matrix, see ``report.py``; nothing before the first.
+
+        Without those of gradients where the rule needs none.
+        """
+        gram, balanced, _ = self.found
+        if balanced is None:
+            return {}
+        return balance_metrics(gram, balanced) if self.needs_gram else rule_metrics(balanced)
 
     def _changing(self) -> list[Tensor]:
         return [self.multipliers, *(getattr(self, f"state_{name}") for name in self._state_names)]

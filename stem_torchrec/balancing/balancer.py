@@ -80,7 +80,10 @@ class Balancer(AppliedRule):
 
     def _weigh(self, by_task: list[TaskGradients]) -> Tensor:
         if self.is_due:
-            self.set_from_ranks(by_task[0].inner_products())
+            gradients = by_task[0]
+            self.set_from_ranks(
+                gradients.inner_products() if self.needs_gram else torch.diag(gradients.sizes())
+            )
         self._losses = None
         self._step += 1
         return self.multipliers

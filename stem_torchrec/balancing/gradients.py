@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stem_torchrec.nn.exact import exact, float32_products
 from stem_torchrec.nn.fork import GateGradient
 from stem_torchrec.nn.gates import weighted_sums
 
@@ -27,8 +28,8 @@ class TaskGradients(Protocol):
         """sum_t a_t g_t; a task with a_t = 0 leaves no trace, be its gradient NaN."""
         ...
 
-    def marks(self) -> Tensor:
-        """(T,) zeros; NaN for a task with a value anywhere that is not finite."""
+    def sizes(self) -> Tensor:
+        """(T,) sums of absolute values, or more; not finite where a value is not, 0 without any."""
         ...
 
 
@@ -58,11 +59,12 @@ class Whole:
 
     def combined(self, multipliers: Tensor) -> Tensor:
         flat = exact(taking_part(self._gradients, multipliers).flatten(start_dim=1))
-        combined = multipliers.to(flat.dtype) @ flat
+        with float32_products():
+            combined = multipliers.to(flat.dtype) @ flat
         return combined.view(self._gradients.shape[1:]).to(self._gradients.dtype)
 
-    def marks(self) -> Tensor:
-        return 0.0 * self._gradients.flatten(start_dim=1).sum(dim=1)
+    def sizes(self) -> Tensor:
+        return _sizes(self._gradients)
 
 
 class Factored:
@@ -80,27 +82,22 @@ class Factored:
 
     def rows(self, number: int) -> Tensor:
         weights = self._weights[:, :number].transpose(1, 2).unsqueeze(-1)
-        return weights * self._mixture[:, None, :number]
+        return (weights * self._mixture[:, None, :number]).to(self._mixture.dtype)
 
     def combined(self, multipliers: Tensor) -> Tensor:
         weights = taking_part(self._weights, multipliers) * multipliers.view(-1, 1, 1)
         mixture = taking_part(self._mixture, multipliers)
         return weighted_sums(weights.permute(2, 1, 0), list(mixture))
 
-    def marks(self) -> Tensor:
-        parts = (self._weights, self._mixture)
-        return sum((0.0 * part.flatten(start_dim=1).sum(dim=1) for part in parts), torch.zeros(()))
+    def sizes(self) -> Tensor:
+        return _sizes(self._weights) * _sizes(self._mixture)
 
 
 def inner_products(gradients: Tensor) -> Tensor:
     """(T, ...) -> (T, T), in float32 at least."""
     flat = exact(gradients.flatten(start_dim=1))
-    return flat @ flat.t()
-
-
-def exact(values: Tensor) -> Tensor:
-    """In float32 where they are of a lower precision."""
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+    with float32_products():
+        return flat @ flat.t()
 
 
 def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:
@@ -112,6 +109,13 @@ def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:
     return gradients.masked_fill(left_out.view(-1, *[1] * (gradients.dim() - 1)), 0.0)
 
 
+def _sizes(values: Tensor) -> Tensor:
+    """(T, ...) -> (T,) sums of absolute values, in float32 at least."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values.flatten(start_dim=1), 1, dim=1, dtype=dtype)
+
+
 def _row_products(values: Tensor) -> Tensor:
     """(T, B, N) -> (B, T, T)."""
-    return torch.bmm(values.transpose(0, 1), values.permute(1, 2, 0))
+    with float32_products():
+        return torch.bmm(values.transpose(0, 1), values.permute(1, 2, 0))

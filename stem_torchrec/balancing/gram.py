@@ -24,6 +24,16 @@ class ExpertsGram:
         return gradients.features.inner_products() + gradients.outputs.inner_products()
 
 
+class NoGram:
+    """For rules that read no products: a diagonal that says which tasks have a finite gradient.
+
+    Costs one read of the gradients at the fork.
+    """
+
+    def __call__(self, trunk: nn.Module, features: Tensor, gradients: Gradients) -> Tensor:
+        return torch.diag(gradients.features.sizes() + gradients.outputs.sizes())
+
+
 class PooledGram:
     """Gradients of the pooled features of the shared tables (MultiBalance, Meta 2024).
 
@@ -48,7 +58,8 @@ class PooledGram:
         gram = inner_products(pooled[..., : self._width]) * (batch / rows)
         if rows == batch:
             return gram
-        return gram + torch.diag(gradients.features.marks() + gradients.outputs.marks())
+        # Nothing but NaN where a value outside these rows is not finite.
+        return gram + 0.0 * NoGram()(trunk, features, gradients)
 
 
 def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
@@ -58,7 +69,9 @@ def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
     """
     training = trunk.training
     trunk.eval()
-    with torch.enable_grad():
+    lowered = at_outputs.dtype == torch.bfloat16  # as the outputs were that they are gradients of
+    autocast = torch.autocast(features.device.type, torch.bfloat16, enabled=lowered)
+    with torch.enable_grad(), autocast:
         features = features.detach().requires_grad_()
         outputs = trunk(features)
         pulled = [

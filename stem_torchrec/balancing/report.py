@@ -27,9 +27,13 @@ def balance_metrics(gram: Tensor, balanced: Balanced) -> dict[str, Tensor]:
     cosine = cosines(gram)
     conflicts = (pairs & (cosine < 0)).sum() / pairs.sum()
     return {
-        "weight": balanced.multipliers,
+        **rule_metrics(balanced),
         "gradient_norm": gradient_norms(gram).float(),
         "cosine": (torch.where(pairs, cosine, 0.0).sum(dim=1) / pairs.sum(dim=1)).float(),
         "conflict_share": conflicts.float(),
-        "fallback": balanced.fallback.float(),
     }
+
+
+def rule_metrics(balanced: Balanced) -> dict[str, Tensor]:
+    """``weight`` and ``fallback`` alone: what is known where no Gram matrix is made."""
+    return {"weight": balanced.multipliers, "fallback": balanced.fallback.float()}

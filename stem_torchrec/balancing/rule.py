@@ -21,6 +21,7 @@ class Situation(NamedTuple):
 
     Attributes:
         gram: (T, T) float64, symmetric, 0 in the rows and columns of tasks that are not active.
+            For a rule that needs no Gram matrix it may be any with a positive diagonal.
         losses: (T,) float64; 0 for tasks that are not active.
         active: (T,) bool: labelled somewhere in the global batch, gradient finite and not zero.
 
@@ -74,6 +75,9 @@ class Rule(abc.ABC, Generic[OptionsType]):
         name: by which a config names it; not needed where it is named by import path.
         options_type: class of its options.
         needs_losses: whether it reads the situation's losses.
+        needs_gram: whether it reads the Gram matrix; if not, none is made.
+        recordable: a step with it can be recorded and replayed as a CUDA graph: it computes on the
+            device alone, and the step's number makes no difference.
 
     >>> import torch
     >>> from stem_torchrec.balancing import Balancer, Options, Rule
@@ -90,6 +94,8 @@ class Rule(abc.ABC, Generic[OptionsType]):
     name: ClassVar[str]
     options_type: ClassVar[type[Options]] = Options
     needs_losses: bool = False
+    needs_gram: bool = True
+    recordable: bool = True
 
     def __init__(self, options: OptionsType | None = None, *, seed: int = 0) -> None:
         self.options: OptionsType = self.options_type() if options is None else options  # type: ignore[assignment]

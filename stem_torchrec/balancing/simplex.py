@@ -1,4 +1,4 @@
-"""Euclidean projection on the probability simplex over the active tasks."""
+"""Points on the probability simplex over the active tasks: projected, and by softmax."""
 
 import torch
 from torch import Tensor
@@ -27,3 +27,9 @@ def project_on_simplex(values: Tensor, active: Tensor) -> Tensor:
     counts = torch.arange(1, size + 1, dtype=values.dtype, device=values.device)
     threshold = torch.where(inside, (sums - 1.0) / counts, -torch.inf).max()
     return torch.where(active, (values - threshold).clamp_min(0.0), 0.0)
+
+
+def softmax_over(values: Tensor, active: Tensor) -> Tensor:
+    """(T,) softmax of the active entries, inactive ones 0; all 0 where none is active."""
+    shares = torch.where(active, values, -torch.inf).softmax(dim=0)
+    return torch.where(active, shares, 0.0)

@@ -17,7 +17,7 @@ from stem_torchrec.checkpoint.folders import (
 )
 from stem_torchrec.checkpoint.initial import load_initial
 from stem_torchrec.checkpoint.keep import best_step, metric_value
-from stem_torchrec.checkpoint.load import Parts, SavedStep, Stateful, load, state_of
+from stem_torchrec.checkpoint.load import Parts, SavedStep, Stateful, load, state_of, tell_of_layout
 from stem_torchrec.checkpoint.matching import Initial
 from stem_torchrec.checkpoint.own import OwnParts, load_own, own_state
 from stem_torchrec.checkpoint.rng import RandomNumbers
@@ -51,4 +51,5 @@ __all__ = [
     "own_state",
     "saved_steps",
     "state_of",
+    "tell_of_layout",
 ]

@@ -5,19 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed._shard.sharding_spec import ShardMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.checkpoint.folders import newest_valid
 from stem_torchrec.checkpoint.index import Index, read_index
-from stem_torchrec.checkpoint.load import read
+from stem_torchrec.checkpoint.load import read, say_conversion
 from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.matching import Here, Initial, Match, Piece, Source, matches
 from stem_torchrec.checkpoint.weight_owners import owners_in, reading_features, weight_owners
 from stem_torchrec.config import Config
 from stem_torchrec.data.schema import Schema, schema_from
 from stem_torchrec.distributed.ranks import Ranks
+from stem_torchrec.distributed.shards import block
 from stem_torchrec.storage.place import Place
 
 _MODEL = "model."
@@ -54,6 +53,9 @@ def load_initial(
     )
     found = matches(here, source, initial)
     loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
+    if ranks.is_first:
+        targets = {_MODEL + match.source: state[name] for name, match in loaded.items()}
+        say_conversion(folder, targets, index)
     for part in _rounds({name: match for name, match in loaded.items() if match.rows is not None}):
         _read_tables(folder, index, state, part, ranks)
     dense = {name: match for name, match in loaded.items() if match.rows is None}
@@ -94,7 +96,7 @@ def _read_tables(
     targets: dict[str, Any] = {}
     for name, match in part.items():
         assert match.rows is not None
-        targets[match.source] = _first_rows(state[name], match.rows)
+        targets[match.source] = block(state[name], (0, match.rows))
     read(folder, index, {"model": targets}, ranks)
 
 
@@ -120,33 +122,6 @@ def _copy_weight(target: Tensor, values: Tensor, piece: Piece) -> None:
     pairs = [torch.tensor(p, dtype=torch.long, device=target.device) for p in piece.indices]
     here, there = ([p.view(-1, 2)[:, side] for p in pairs] for side in (0, 1))
     target[torch.meshgrid(*here, indexing="ij")] = values[torch.meshgrid(*there, indexing="ij")]
-
-
-def _first_rows(table: Any, rows: int) -> Any:
-    """A view of the first rows of a table, whole or sharded."""
-    if not isinstance(table, ShardedTensor):
-        return table.detach()[:rows]
-    if table.size()[0] == rows:
-        return table
-
-    def clipped(place: ShardMetadata) -> ShardMetadata:
-        size = [max(0, min(place.shard_sizes[0], rows - place.shard_offsets[0]))]
-        return ShardMetadata(place.shard_offsets, size + place.shard_sizes[1:], place.placement)
-
-    whole = table.metadata()
-    whole = type(whole)(
-        [place for shard in whole.shards_metadata if (place := clipped(shard)).shard_sizes[0] > 0],
-        torch.Size([rows, *table.size()[1:]]),
-        whole.tensor_properties,
-    )
-    shards = []
-    for shard in table.local_shards():
-        place = clipped(shard.metadata)
-        if place.shard_sizes[0] > 0:
-            shards.append(Shard(shard.tensor.detach()[: place.shard_sizes[0]], place))
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, whole, process_group=table._process_group
-    )
 
 
 def _report(

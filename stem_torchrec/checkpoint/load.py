@@ -1,6 +1,7 @@
 """The parts of a run that a checkpoint holds, and reading them on any number of ranks."""
 
 import io
+import logging
 import pickle
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,10 +15,14 @@ from torch.distributed.checkpoint.planner import ReadItem
 from stem_torchrec.checkpoint.failures import message_of
 from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.checkpoint.index import Index, read_index
+from stem_torchrec.checkpoint.manifest import read_manifest
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain, reason
+from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, UserError, shown
 from stem_torchrec.storage.place import Place
+
+_log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
@@ -52,12 +57,31 @@ def load(folder: Place, parts: Parts, ranks: Ranks) -> None:
     """
     index = ranks.on_first(lambda: read_index(folder))
     state = {name: _held(name, part.state_dict(), index) for name, part in parts.items()}
+    if ranks.is_first:
+        held = {f"model.{name}": value for name, value in state.get("model", {}).items()}
+        say_conversion(folder, held, index)
     read(folder, index, state, ranks)
     for name, part in parts.items():
         try:
             part.load_state_dict(state[name])
         except ValueError as error:
             raise UserError(f"{folder}: {name}.{error}") from None
+
+
+def tell_of_layout(folder: Place, config: EmbeddingConfig, ranks: Ranks) -> None:
+    """Warn on rank 0 if the tables lay otherwise and that changes an optimizer's state."""
+    if not ranks.is_first or config.optimizer != "rowwise_adagrad":
+        return
+    saved = read_manifest(folder).about.get("layout", "separate")
+    if saved != config.layout:
+        _log.warning(
+            "saved with embedding.layout %s, going on with %s: %s; all else is as it was",
+            saved,
+            config.layout,
+            "row-wise Adagrad's accumulator of a row is the mean of its owners'"
+            if config.layout == "fused"
+            else "row-wise Adagrad's accumulator of a row goes to each of its owners",
+        )
 
 
 def _held(name: str, state: dict[str, Any], index: Index) -> dict[str, Any]:
@@ -67,6 +91,23 @@ def _held(name: str, state: dict[str, Any], index: Index) -> dict[str, Any]:
         for key, value in state.items()
         if not isinstance(value, plain) or f"{name}.{key}" in index.values
     }
+
+
+def say_conversion(folder: Place, targets: Mapping[str, Any], index: Index) -> None:
+    """One line where tensors have another precision there: reading copies values, rounded.
+
+    Args:
+        targets: by the names of ``index``; what is no tensor, or is not there, is passed over.
+    """
+    types = {name: str(value.dtype) for name, value in targets.items() if hasattr(value, "dtype")}
+    pairs = {
+        (index.tensors[name].dtype, dtype.removeprefix("torch."))
+        for name, dtype in types.items()
+        if name in index.tensors
+    }
+    for there, here in sorted(pairs):
+        if there != here:
+            _log.warning("%s: tables of %s are converted to %s", folder, there, here)
 
 
 class SavedStep:

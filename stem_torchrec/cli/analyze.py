@@ -27,7 +27,7 @@ _MORE = (
 
 
 def add_analyze(commands: Commands) -> None:
-    """``analyze negative-transfer``, ``analyze preference`` and ``analyze gates``."""
+    """``analyze negative-transfer``, ``preference``, ``gates``, ``collapse``, ``features``."""
     command = commands.add_parser("analyze", help="what finished runs tell of their tasks")
     analyses = command.add_subparsers(required=True, metavar="ANALYSIS")
 
@@ -62,16 +62,69 @@ def add_analyze(commands: Commands) -> None:
     command.set_defaults(run=preference)
 
     text = "what each task's gate reads: mean weight per group of experts"
-    command = analyses.add_parser(
-        "gates",
-        help=text,
-        description=text,
-        epilog=_MORE,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    command = _add_parser(analyses, "gates", text)
     _add_runs(command, "runs of models with gates; seeds of one model are put together")
+    _add_split(command)
     command.set_defaults(run=gates)
+
+    text = "how many dimensions the embedding tables use: information abundance, effective rank"
+    command = _add_parser(analyses, "collapse", text)
+    _add_runs(command, "runs to look at; seeds of one model are put together")
+    command.add_argument(
+        "--checkpoints",
+        choices=("last", "all"),
+        default="last",
+        help="the last of each run, or all that it has",
+    )
+    command.set_defaults(run=collapse)
+
+    text = "what AUC and NE of each task lose when a feature is permuted over the rows"
+    command = _add_parser(analyses, "features", text)
+    _add_runs(command, "runs to look at; seeds of one model are put together")
+    _add_split(command)
+    command.add_argument(
+        "--features", metavar="A,B", help="features to permute, one at a time (default: all)"
+    )
+    command.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="permutations of each feature"
+    )
+    command.set_defaults(run=features)
+
+
+def features(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec.analysis.features import analyse, chosen_features, importance_table, report
+    from stem_torchrec.analysis.runs import by_model, check_same_samples, read_runs
+    from stem_torchrec.cli.workers import features_worker
+
+    if options.repeats < 1:
+        raise UserError(f"--repeats: {options.repeats}; allowed: at least 1")
+    _check_place(options)
+    split, repeats = options.split, options.repeats
+    runs = read_runs("--runs", options.runs, rest)
+    check_same_samples(runs, split)
+    wanted = None if options.features is None else options.features.split(",")
+    names = chosen_features(runs, wanted)
+    found = analyse(by_model(runs), lambda run: features_worker(run.config, split, names, repeats))
+    written = report(found, split, repeats, _origin())
+    _finish(written, options.out, "features", importance_table(found))
+
+
+def collapse(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stem_torchrec import checkpoint
+    from stem_torchrec.analysis.collapse import analyse, collapse_table, report
+    from stem_torchrec.analysis.runs import by_model, read_runs
+    from stem_torchrec.cli.workers import tables_worker
+
+    def steps_of(run: "Run") -> list[int]:
+        steps = checkpoint.saved_steps(run.path / checkpoint.FOLDER)
+        return steps if options.checkpoints == "all" else steps[-1:]
+
+    _check_place(options)
+    models = by_model(read_runs("--runs", options.runs, rest))
+    found = analyse(
+        models, steps_of, lambda run, step: tables_worker(run.config, run.schema.sparse, step)
+    )
+    _finish(report(found, _origin()), options.out, "collapse", collapse_table(found))
 
 
 def gates(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -134,14 +187,7 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _add_analysis(analyses: Commands, name: str, text: str) -> CommandParser:
-    command = analyses.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=_MORE,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    command = _add_parser(analyses, name, text)
     command.add_argument(
         "--single",
         type=place,
@@ -152,17 +198,32 @@ def _add_analysis(analyses: Commands, name: str, text: str) -> CommandParser:
     )
     command.add_argument("--tasks", required=True, metavar="A,B", help="the two tasks")
     _add_runs(command, "runs to compare with them; seeds of one model are put together")
+    _add_split(command)
     return command
+
+
+def _add_parser(analyses: Commands, name: str, text: str) -> CommandParser:
+    return analyses.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=_MORE,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def _add_runs(command: argparse.ArgumentParser, text: str) -> None:
     """The options of every analysis."""
     command.add_argument("--runs", type=place, nargs="+", required=True, metavar="RUN", help=text)
     command.add_argument(
-        "--split", choices=("train", "valid", "test"), default="test", help="rows to look at"
-    )
-    command.add_argument(
         "--out", type=local_place, required=True, metavar="DIR", help="report's folder"
+    )
+
+
+def _add_split(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="rows to look at"
     )
 
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 def add_prepare_files(sources: Commands) -> None:
     """Add the sources."""
-    from stem_torchrec.prepare.engine.options import PrepareOptions, PublicSetOptions
+    from stem_torchrec.prepare.engine.options import (
+        PrepareOptions,
+        PublicSetOptions,
+        TikTokOptions,
+    )
 
     text = "delimited or Parquet files, described by a YAML file"
     command = add_command(sources, "csv", text, option_keys(PrepareOptions))
@@ -27,11 +31,16 @@ def add_prepare_files(sources: Commands) -> None:
         "--describe", type=Path, required=True, metavar="FILE", help="YAML file about the raw files"
     )
     command.set_defaults(run=prepare_csv)
-    for name, text, run in (
-        ("tiktok", "final_track1_train.txt of the ICME 2019 challenge", prepare_tiktok),
-        ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video),
+    for name, text, run, keys in (
+        (
+            "tiktok",
+            "final_track1_train.txt of the ICME 2019 challenge",
+            prepare_tiktok,
+            TikTokOptions,
+        ),
+        ("qk-video", "QK-video.csv of Tenrec", prepare_qk_video, PublicSetOptions),
     ):
-        command = add_command(sources, name, text, option_keys(PublicSetOptions))
+        command = add_command(sources, name, text, option_keys(keys))
         _add_files(command)
         command.set_defaults(run=run)
 
@@ -54,11 +63,12 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 @stoppable_preparation
 def prepare_tiktok(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stem_torchrec.prepare.engine.options import PublicSetOptions
+    from stem_torchrec.prepare.engine.options import TikTokOptions
     from stem_torchrec.prepare.tables.public_sets import describe_tiktok
 
-    how = load_options(PublicSetOptions, rest)
-    _prepare(options, describe_tiktok(seed=how.seed, min_count=how.min_count), how)
+    how = load_options(TikTokOptions, rest)
+    description = describe_tiktok(seed=how.seed, min_count=how.min_count, fields=how.fields)
+    _prepare(options, description, how)
 
 
 @stoppable_preparation

@@ -105,7 +105,9 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         print_note(f"stopped by a signal after step {outcome.stopped}{goes_on}")
     elif outcome.test is not None:
         print_evaluation(outcome.test, outcome.qps)
-        if outcome.best not in (None, outcome.test["step"]):
+        if outcome.best == outcome.test["step"]:
+            print_note(f"tested is the best checkpoint, of step {outcome.best}")
+        elif outcome.best is not None:
             print_note(
                 f"tested are the last weights; checkpoint.keep_best keeps step {outcome.best} too"
             )

@@ -25,6 +25,7 @@ from stem_torchrec.training.finished_run import (
     predict_run,
     tables_of_run,
 )
+from stem_torchrec.training.permutation import Permuted, permuted_metrics
 from stem_torchrec.training.trainer import Outcome, train
 
 T = TypeVar("T")
@@ -64,14 +65,21 @@ def predict_worker(config: Config, split: str) -> Joined:
     return _alone(config, lambda ranks: predict_run(config, ranks, split))
 
 
-def tables_worker(config: Config, features: Sequence[Feature]) -> Tables:
+def tables_worker(
+    config: Config, features: Sequence[Feature], checkpoint: Choice = "last"
+) -> Tables:
     """A run's tables of some features, by owner; in this process, alone."""
-    return _alone(config, lambda ranks: tables_of_run(config, ranks, features))
+    return _alone(config, lambda ranks: tables_of_run(config, ranks, features, checkpoint))
 
 
 def gates_worker(config: Config, split: str) -> dict[str, MeanGates]:
     """A run's mean gate weights on a split; in this process, alone."""
     return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split))
+
+
+def features_worker(config: Config, split: str, features: Sequence[str], repeats: int) -> Permuted:
+    """A run's metrics with each feature permuted; in this process, alone."""
+    return _alone(config, lambda ranks: permuted_metrics(config, ranks, split, features, repeats))
 
 
 @lenient_streams()

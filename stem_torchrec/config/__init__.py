@@ -8,7 +8,7 @@ from stem_torchrec.config.balance import BalanceConfig
 from stem_torchrec.config.checkpoint import CheckpointConfig, metric_direction
 from stem_torchrec.config.config import Config
 from stem_torchrec.config.data import DataConfig, TasksConfig
-from stem_torchrec.config.distributed import DistributedConfig, TableConstraint
+from stem_torchrec.config.distributed import DistributedConfig, PipelineName, TableConstraint
 from stem_torchrec.config.model import ModelConfig, build_model, model_class
 from stem_torchrec.config.optim import EmbeddingConfig, OptimConfig
 from stem_torchrec.config.run import EvalConfig, RunConfig, TrainConfig
@@ -24,6 +24,7 @@ __all__ = [
     "EvalConfig",
     "ModelConfig",
     "OptimConfig",
+    "PipelineName",
     "RunConfig",
     "Section",
     "TableConstraint",

@@ -34,6 +34,16 @@ class Config(Section):
         None, description="package versions of the run that wrote this file; not read back"
     )
 
+    @property
+    def metric(self) -> str:
+        """The figure of the valid split by which one evaluation is better than another."""
+        return self.eval.metric or self.checkpoint.keep_best or "valid/auc_mean"
+
+    @property
+    def tests_best(self) -> bool:
+        """Whether the checkpoint that ``keep_best`` keeps is tested, not the last weights."""
+        return self.checkpoint.keep_best is not None and self.eval.test_checkpoint != "last"
+
     @field_validator("run", "data", mode="before")
     @classmethod
     def _missing_section(cls, value: object) -> object:

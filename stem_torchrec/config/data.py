@@ -38,6 +38,13 @@ class DataConfig(Section):
     prefetch_batches: int = Field(
         2, ge=1, le=100_000, description="batches prepared in the background"
     )
+    workers: int = Field(
+        1,
+        ge=0,
+        le=256,
+        description="threads per rank that read, check and shuffle rows; 0 is 1. The batches are "
+        "the same for any number",
+    )
 
     @field_validator("days", mode="before")
     @classmethod

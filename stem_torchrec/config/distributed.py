@@ -10,6 +10,7 @@ ShardingName = Literal[
     "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "data_parallel"
 ]
 KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching", "dense"]
+PipelineName = Literal["auto", "base", "sparse_dist", "prefetch"]
 
 
 class TableConstraint(Section):
@@ -34,6 +35,10 @@ class DistributedConfig(Section):
     kernel: Literal["auto"] | KernelName = Field(
         "auto", description="one compute kernel for all tables, or the planner's choice"
     )
+    comm_precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="of pooled features and their gradients on the way between ranks",
+    )
     hbm_gib: float | None = Field(
         None,
         gt=0,
@@ -52,6 +57,11 @@ class DistributedConfig(Section):
     tables: dict[str, TableConstraint] = Field(
         default_factory=dict,
         description="constraints per table (owner__feature; * and ? match), over the global ones",
+    )
+    pipeline: PipelineName = Field(
+        "auto",
+        description="what is under way while a step computes: nothing (base), the next batch's ids "
+        "(sparse_dist, auto), the rows of caching tables too (prefetch, on GPUs)",
     )
     timeout_s: int = Field(
         600,

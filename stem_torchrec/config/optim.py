@@ -15,7 +15,15 @@ class EmbeddingConfig(Section):
         multiple_of=4,
         description="embedding dimension D of every table, a multiple of 4",
     )
-    layout: Literal["separate"] = Field("separate", description="one table per owner and feature")
+    layout: Literal["separate", "fused"] = Field(
+        "separate",
+        description="one table per owner and feature, or one per feature with the owners' columns "
+        "side by side, where row-wise Adagrad's accumulator of a row is shared by its owners",
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="of the tables' values; pooled features and optimizer states are fp32",
+    )
     init_std: float = Field(
         0.01,
         ge=0,

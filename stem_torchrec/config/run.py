@@ -1,8 +1,18 @@
 """The run: its folder, its steps and its evaluations."""
 
-from pydantic import Field
+from typing import Literal, NamedTuple
 
-from stem_torchrec.config.section import MAX_ROWS, MAX_SECONDS, MAX_SEED, MAX_STEPS, Section
+from pydantic import Field, field_validator
+
+from stem_torchrec.config.checkpoint import metric_direction
+from stem_torchrec.config.section import (
+    MAX_RATE,
+    MAX_ROWS,
+    MAX_SECONDS,
+    MAX_SEED,
+    MAX_STEPS,
+    Section,
+)
 from stem_torchrec.storage.place import PlaceField
 
 
@@ -19,12 +29,29 @@ class RunConfig(Section):
     )
 
 
+class Window(NamedTuple):
+    """Some steps of a run.
+
+    Attributes:
+        first: the first of them, counted from 1.
+        last: the last, included.
+    """
+
+    first: int
+    last: int
+
+
 class TrainConfig(Section):
     epochs: int = Field(1, ge=1, le=MAX_STEPS, description="passes over the train split")
     max_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="stop after this many steps"
     )
     batch_size: int = Field(4096, ge=1, le=MAX_ROWS, description="rows per rank and step")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto",
+        description="of experts, gates and towers: tf32 (a GPU's matrix products) or bf16 "
+        "(autocast); tf32 on a GPU and fp32 on a CPU if auto",
+    )
     log_every: int = Field(100, ge=1, le=MAX_STEPS, description="steps between train records")
     qps_warmup_steps: int = Field(
         5,
@@ -45,6 +72,44 @@ class TrainConfig(Section):
         le=MAX_STEPS,
         description="samples (all ranks) in the window of the windowed NE",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of experts, gates and towers; auto is off, for now"
+    )
+    capture: Literal["auto", "on", "off"] = Field(
+        "auto", description="the dense step as one CUDA graph; auto is off, for now"
+    )
+    profile: str | None = Field(
+        None,
+        description="START:STEPS writes a profile of rank 0's steps from step START on (the first "
+        "is 1) into the run folder's profile/: a trace and a table of the dearest operations",
+    )
+
+    @field_validator("profile")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            _parse_window(value)
+        return value
+
+    @property
+    def profiled(self) -> Window | None:
+        """The steps to profile; None for none."""
+        return _parse_window(self.profile) if self.profile is not None else None
+
+
+_MAX_PROFILED_STEPS = 1000
+"""A trace has megabytes per step."""
+
+
+def _parse_window(text: str) -> Window:
+    start, colon, steps = text.partition(":")
+    digits = all(part.isascii() and part.isdigit() and len(part) < 16 for part in (start, steps))
+    if not (colon and digits and int(start) >= 1 and 1 <= int(steps) <= _MAX_PROFILED_STEPS):
+        raise ValueError(
+            "expected START:STEPS such as 100:5, START from 1, STEPS from 1 to "
+            f"{_MAX_PROFILED_STEPS}"
+        )
+    return Window(int(start), int(start) + int(steps) - 1)
 
 
 class EvalConfig(Section):
@@ -60,3 +125,31 @@ class EvalConfig(Section):
         le=MAX_ROWS,
         description="rows per rank and evaluation step; train.batch_size if null",
     )
+    metric: str | None = Field(
+        None,
+        description="figure of the valid split by which eval.patience judges: valid/auc_mean, or "
+        "valid/METRIC/TASK with auc, gauc, logloss or ne; checkpoint.keep_best's if null, else "
+        "valid/auc_mean",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="evaluations in a row without a better figure, after which training ends; "
+        "null for never",
+    )
+    min_delta: float = Field(
+        0.0, ge=0, le=MAX_RATE, description="by how much more than the best a figure is better"
+    )
+    test_checkpoint: Literal["best", "last"] | None = Field(
+        None,
+        description="which weights are tested at the end; best where checkpoint.keep_best is set, "
+        "else last, if null",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str | None) -> str | None:
+        if value is not None:
+            metric_direction(value)
+        return value

@@ -68,6 +68,8 @@ class TrainConsole:
         elif record["kind"] == "init":
             for line in init_lines(record):
                 self._console.print(Text(line), soft_wrap=True)
+        elif record["kind"] == "stop":
+            self._console.print(f"step {record['step']}  {stop_line(record)}")
         elif record.get("split") == "valid":
             aucs = by_task(record["auc"])
             self._console.print(f"step {record['step']}  valid  auc {aucs}")
@@ -85,6 +87,15 @@ def init_lines(record: Mapping[str, Any]) -> Sequence[str]:
         *(f"initial values: {name}: {why}" for name, why in record["initial"].items()),
         *(f"not used: {name}" for name in record["not_used"]),
     ]
+
+
+def stop_line(record: Mapping[str, Any]) -> str:
+    """Why a run ends before its epochs are done."""
+    best = "was never defined"
+    if record["best"] is not None:
+        best = f"was best at step {record['best_step']} ({record['best']:.4f})"
+    waited = f"{record['evaluations']} evaluations ago"
+    return f"stops: {record['metric']} {best}, {waited} (eval.patience)"
 
 
 def train_line(record: Mapping[str, Any]) -> str:

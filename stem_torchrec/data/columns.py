@@ -3,6 +3,7 @@
 R rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,8 +52,13 @@ class Bag:
         return self.values[self.offsets[0] : self.offsets[-1]]
 
     def take(self, rows: NDArray[np.int64]) -> "Bag":
+        """The rows named, in that order."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
+        if len(rows) and (width := int(lengths[0])) and (self.lengths == width).all():
+            # Whole rows are copied at once: an order of magnitude faster than id by id.
+            table = self.flat.reshape(-1, width)
+            return Bag(offsets_of(lengths), _taken(table, rows).reshape(-1))
         offsets = offsets_of(lengths)
         values = empty(int(offsets[-1]), self.values.dtype.type)
         for first in range(0, len(rows), _GATHER_ROWS):
@@ -91,15 +97,23 @@ class Columns:
     def select(self, rows: NDArray[np.int64]) -> None:
         """Keep the rows named, each of which must exist, in that order.
 
-        Done in place, so that no more than one column is ever held twice.
+        Done in place, so that no more than one column is ever held twice. That the rows exist is
+        not looked at again: a check for every column costs more than the copy of some.
         """
-        # Checked here once, "clip" spares numpy a check per row and column.
-        assert not len(rows) or (rows.min() >= 0 and rows.max() < self.num_rows)
         self.num_rows = len(rows)
         for index, column in enumerate(self.scalars):
             self.scalars[index] = _taken(column, rows)
         for index, bag in enumerate(self.bags):
             self.bags[index] = bag.take(rows)
+
+
+def side_by_side(parts: Sequence[Columns]) -> Columns:
+    """The columns of all parts, which have the same rows."""
+    return Columns(
+        parts[0].num_rows,
+        [column for part in parts for column in part.scalars],
+        [bag for part in parts for bag in part.bags],
+    )
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
@@ -117,6 +131,8 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 
 def concatenate_bags(parts: Sequence[Bag], dtype: type[np.generic] | None = None) -> Bag:
     """The rows of all parts, in order; values are cast to ``dtype``, which must hold them."""
+    if len(parts) == 1 and parts[0].values.dtype == (dtype or parts[0].values.dtype):
+        return parts[0]
     lengths = np.concatenate([part.lengths for part in parts])
     flat = [part.flat for part in parts]
     return Bag(offsets_of(lengths), joined(flat, dtype or flat[0].dtype.type))
@@ -130,4 +146,7 @@ def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _taken(column: NDArray, rows: NDArray[np.int64]) -> NDArray:
-    return np.take(column, rows, out=empty(len(rows), column.dtype.type), mode="clip")
+    shape = (len(rows), *column.shape[1:])
+    out = empty(math.prod(shape), column.dtype.type).reshape(shape)
+    # All rows exist; "clip" spares numpy a check of each.
+    return np.take(column, rows, axis=0, out=out, mode="clip")

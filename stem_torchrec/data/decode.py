@@ -3,7 +3,7 @@
 R rows of all row groups together.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,22 @@ NO_GROUP = -1
 """Group of a row whose group is null."""
 
 
-def decode(parts: Iterable[tuple[object, pa.Table]], num_rows: int, schema: Schema) -> Columns:
+_ROLES = ("id", "dense", "label", "sample_weight", "group", "bag")
+"""In the order of ``Columns``."""
+
+
+def uses_in_order(schema: Schema) -> list[ColumnUse]:
+    """The columns that a schema reads, scalars first, as ``Columns`` has them."""
+    return sorted(column_uses(schema), key=lambda use: _ROLES.index(use.role))
+
+
+def decode(
+    parts: Iterable[tuple[object, pa.Table]], num_rows: int, uses: Sequence[ColumnUse]
+) -> Columns:
     """Stack the row groups' tables, of ``num_rows`` rows together, and check every value.
 
-    A table may hold a part of its row group's rows. What it comes from, a ``RowGroup`` or another
-    place, is for messages.
+    A table may hold a part of its row group's rows; what it comes from, a ``RowGroup`` or another
+    place, is for messages. ``uses`` are in the order of ``uses_in_order``, some or all of them.
 
     A null id is id 0, a null bag is empty, a null inside a bag is id 0, a null or NaN dense value
     is 0.0, a null or NaN label is NaN, a null group is -1.
@@ -32,41 +43,35 @@ def decode(parts: Iterable[tuple[object, pa.Table]], num_rows: int, schema: Sche
         UserError: an id outside its table, a label other than 0 and 1, an infinite dense value or
             a weight that is missing, negative or infinite; names column, file, row group, value.
     """
-    scalars = [empty(num_rows, dtype) for dtype in _scalar_dtypes(schema)]
-    bag_features = [feature for feature in schema.features if feature.kind == "bag"]
-    bags: list[list[Bag]] = [[] for _ in bag_features]
+    scalars = [(use, empty(num_rows, _dtype(use))) for use in uses if use.role != "bag"]
+    bags: list[tuple[Feature, list[Bag]]] = [
+        (use.feature, []) for use in uses if use.role == "bag" and use.feature is not None
+    ]
     start = 0
     for group, table in parts:
         rows = slice(start, start + table.num_rows)
-        _decode_scalars(table, schema, str(group), iter([column[rows] for column in scalars]))
-        for feature, pieces in zip(bag_features, bags, strict=True):
+        for use, column in scalars:
+            _fill(_array(table, use.column), use, str(group), column[rows])
+        for feature, pieces in bags:
             pieces.append(_bag(_array(table, feature.name), feature, str(group)))
         start = rows.stop
     assert start == num_rows
-    # Each feature's pieces go before the next ones are joined.
-    joined_bags = [concatenate_bags(bags.pop(0), _id_dtype(feature)) for feature in bag_features]
-    return Columns(num_rows, scalars, joined_bags)
+    joined_bags = []
+    while bags:  # each feature's pieces go before the next ones are joined
+        feature, pieces = bags.pop(0)
+        joined_bags.append(concatenate_bags(pieces, _id_dtype(feature)))
+    return Columns(num_rows, [column for _, column in scalars], joined_bags)
 
 
-def _scalar_dtypes(schema: Schema) -> list[type[np.generic]]:
-    dtypes = [_id_dtype(feature) for feature in schema.features if feature.kind == "id"]
-    dtypes += [np.float32] * (len(schema.dense) + len(schema.tasks))
-    dtypes += [np.float32] if schema.sample_weight is not None else []
-    return dtypes + ([np.int64] if schema.group is not None else [])
+def _dtype(use: ColumnUse) -> type[np.generic]:
+    if use.role == "group":
+        return np.int64
+    return np.float32 if use.feature is None or use.role == "dense" else _id_dtype(use.feature)
 
 
 def _id_dtype(feature: Feature) -> type[np.generic]:
     # Half the memory to permute, wherever the table is small enough.
     return np.int32 if (feature.num_embeddings or 0) <= 2**31 else np.int64
-
-
-def _decode_scalars(table: pa.Table, schema: Schema, where: str, out: Iterator[NDArray]) -> None:
-    """Fill the row group's part of each scalar column, in the order of ``Columns.scalars``."""
-    uses = column_uses(schema)
-    for role in ("id", "dense", "label", "sample_weight", "group"):
-        for use in uses:
-            if use.role == role:
-                _fill(_array(table, use.column), use, where, next(out))
 
 
 def check_values(table: pa.Table, use: ColumnUse, where: str) -> NDArray:

@@ -89,6 +89,11 @@ class NegativeSampling:
         return schema.model_copy(update={"sample_weight": self._column})
 
     @property
+    def columns(self) -> list[str]:
+        """The stored columns that ``sampled`` needs."""
+        return [*self.labels, *([] if self.weight is None else [self.weight])]
+
+    @property
     def _column(self) -> str:
         # With a dot, which no feature's name has.
         return f"{self.weight or 'weight'}.kept"

@@ -24,14 +24,19 @@ class OpenFiles:
         self._verify = verify
         self._files: OrderedDict[Place, pq.ParquetFile] = OrderedDict()
 
-    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+    def read(self, group: RowGroup, columns: list[str], *, use_threads: bool = True) -> pa.Table:
         """The row group's columns.
+
+        Args:
+            use_threads: share the columns among Arrow's threads; else the caller's reads them.
 
         Raises:
             UserError: the file is damaged, missing or no longer the one that was checked.
         """
         try:
-            table = self._file(group.file).read_row_group(group.index, columns=columns)
+            table = self._file(group.file).read_row_group(
+                group.index, columns=columns, use_threads=use_threads
+            )
         except (pa.ArrowException, OSError, IndexError) as error:
             raise unreadable(group, error) from None
         if table.num_rows != group.num_rows or not set(columns) <= set(table.column_names):

@@ -7,25 +7,20 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-
 from stem_torchrec.config.days import Days
 from stem_torchrec.data import shares
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.collate import Collator
 from stem_torchrec.data.columns import Columns, concatenate
-from stem_torchrec.data.decode import decode
 from stem_torchrec.data.division import whole
-from stem_torchrec.data.manifest import Manifest, RowGroup, check_split, column_names
+from stem_torchrec.data.manifest import Manifest, check_split
 from stem_torchrec.data.negatives import NegativeSampling
-from stem_torchrec.data.open_files import OpenFiles
 from stem_torchrec.data.position import ReadPosition, position_from
 from stem_torchrec.data.prefetch import prefetched
 from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.windows import WindowReader
 from stem_torchrec.errors import UserError
 from stem_torchrec.storage.place import Place, place_of
-
-_Window = tuple[shares.Piece, Columns]
 
 
 class ParquetReader:
@@ -33,8 +28,9 @@ class ParquetReader:
 
     The epoch's order depends on ``seed`` and the epoch only; every rank takes a contiguous share
     of it and makes the same number of steps. Nothing here communicates. Memory holds two windows:
-    the one that is being cut into batches, and the next. Arrow reads the columns of a row group on
-    its own thread pool, whose size follows ``OMP_NUM_THREADS`` or ``pyarrow.set_cpu_count``.
+    the one that is being cut into batches, and the next. With one worker Arrow reads the columns
+    of a row group on its own thread pool, whose size follows ``OMP_NUM_THREADS`` or
+    ``pyarrow.set_cpu_count``.
 
     Args:
         path: prepared folder, local or in a store; the split's files are ``path/split/*.parquet``.
@@ -42,6 +38,8 @@ class ParquetReader:
         batch_size: rows per step and rank.
         shuffle: permute row groups, then rows within windows of ``shuffle_row_groups`` of them.
         prefetch: batches prepared ahead; 0 reads in the caller's thread.
+        workers: threads that read, check and permute; see ``WindowReader``. The batches are the
+            same for any number.
         pin_memory: put batches in page-locked memory (needs a GPU).
         days: only files of these days; all if None.
         verify_checksums: refuse pages that differ from their checksums, where files have some.
@@ -76,6 +74,7 @@ class ParquetReader:
         seed: int = 0,
         shuffle_row_groups: int = 4,
         prefetch: int = 2,
+        workers: int = 1,
         pin_memory: bool = False,
         verify_checksums: bool = True,
         days: Days | None = None,
@@ -94,13 +93,19 @@ class ParquetReader:
         self.steps_per_epoch = self._whole.steps
         self._rank = rank
         self._schema = schema if negatives is None else negatives.schema(schema)
-        self._columns = column_names(schema)
         self._shuffle = shuffle
         self._seed = seed
         self._shuffle_row_groups = shuffle_row_groups
         self._prefetch = prefetch
         self._pin_memory = pin_memory
-        self._verify_checksums = verify_checksums
+        self._windows = WindowReader(
+            found.row_groups,
+            schema,
+            negatives=negatives,
+            verify=verify_checksums,
+            workers=workers,
+            prefetch=prefetch,
+        )
 
     def samples_in_step(self, step: int) -> int:
         """Real rows of all ranks in step 0 to ``steps_per_epoch - 1``; not collective."""
@@ -178,10 +183,8 @@ class ParquetReader:
         division, step = position.division, position.step
         pieces = sequence.pieces(division.share(self._rank, step))
         collator = Collator(self._schema)
-        # One window is read while the one before is cut into batches, so that the consumer does
-        # not wait at every window's end.
-        with closing(prefetched(self._windows(pieces), min(self._prefetch, 1))) as windows:
-            for columns in _rebatched(_ordered(windows, sequence), division.batch_size):
+        with closing(self._windows.rows(pieces, sequence)) as blocks:
+            for columns in _rebatched(blocks, division.batch_size):
                 # Row-wise sharding exchanges equal parts: no rank may have fewer rows.
                 rows = division.rows_per_rank(step)
                 yield self._placed(collator.padded(collator.batch(columns), rows))
@@ -191,23 +194,6 @@ class ParquetReader:
 
     def _placed(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._pin_memory else batch
-
-    def _windows(self, pieces: Iterator[shares.Piece]) -> Generator[_Window, None, None]:
-        """The windows of the pieces, as they are stored."""
-        with closing(OpenFiles(verify=self._verify_checksums)) as files:
-            for piece in pieces:
-                groups = [self._row_groups[index] for index in piece.window.row_groups]
-                # Lazy: a row group's table can go before the next one is read.
-                tables = ((group, self._table(files, group)) for group in groups)
-                yield piece, decode(tables, piece.window.interval.size, self._schema)
-
-    def _table(self, files: OpenFiles, group: RowGroup) -> pa.Table:
-        table = files.read(group, self._columns)
-        if self._negatives is not None:
-            table = self._negatives.sampled(table, group)
-        if table.num_rows != group.size:
-            raise UserError(f"{group.file}: was changed while it was being read")
-        return table
 
 
 def find_rows(
@@ -225,18 +211,6 @@ def find_rows(
     """
     found = check_split(path, split, schema, days)
     return found if negatives is None else negatives.counted(found)
-
-
-def _ordered(windows: Iterator[_Window], sequence: shares.EpochSequence) -> Iterator[Columns]:
-    """The pieces' rows of each window, in the epoch's order."""
-    for piece, columns in windows:
-        order = sequence.row_order(piece)
-        if order is not None:
-            columns.select(order)
-            yield columns
-            continue
-        for rows in piece.rows:
-            yield columns.cut(*rows)
 
 
 def _rebatched(blocks: Iterator[Columns], batch_size: int) -> Iterator[Columns]:

@@ -72,7 +72,7 @@ class EpochSequence:
         row_groups_per_window: int = 1,
     ) -> None:
         self._entropy = (seed, epoch)
-        self._shuffle = shuffle
+        self.shuffle = shuffle
         order = np.arange(len(group_sizes))
         if shuffle:
             order = self._generator(0).permutation(order)
@@ -108,7 +108,7 @@ class EpochSequence:
 
         None if not shuffled: they are then ``piece.rows`` as they stand.
         """
-        if not self._shuffle:
+        if not self.shuffle:
             return None
         generator = self._generator(1 + piece.window.index)
         order = generator.permutation(piece.window.interval.size)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.balancing.fork import BalancedFork
-from stem_torchrec.balancing.gram import ExpertsGram, Gram, PooledGram
+from stem_torchrec.balancing.gram import ExpertsGram, Gram, NoGram, PooledGram
 from stem_torchrec.balancing.rule import Rule
 from stem_torchrec.config import BalanceConfig, Config
 from stem_torchrec.config.options import naming
@@ -88,19 +88,20 @@ def install(
     if settings.rule == "equal":
         return None
     dim, num_owners = config.embedding.dim, len(model.shared_owners)
+    rule = rule_for(settings, len(schema.tasks), config.run.seed)
     grams: dict[str, Gram] = {
         "experts": ExpertsGram(),
         "pooled": PooledGram(num_owners * len(schema.sparse) * dim, settings.gram_rows),
     }
     fork = BalancedFork(
-        rule_for(settings, len(schema.tasks), config.run.seed),
-        grams.get(settings.boundary),
+        rule,
+        grams.get(settings.boundary) if rule.needs_gram else NoGram(),
         num_tasks=len(schema.tasks),
         process_group=group,
         gram_every=settings.gram_every,
     )
     step.balance = ObserveLosses(fork)
-    if settings.boundary in ("parameters", "dense_parameters"):
+    if rule.needs_gram and settings.boundary in ("parameters", "dense_parameters"):
         rows = RowGradients(
             schema,
             dim,

@@ -1,7 +1,8 @@
-"""What the config lets TorchRec's planner choose for each table."""
+"""What the config lets the planner choose for each table."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import NamedTuple
 
@@ -11,10 +12,14 @@ from torchrec.distributed.planner import ParameterConstraints
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import DistributedConfig, TableConstraint
+from stem_torchrec.distributed.embeddings import OwnerEmbeddings
+from stem_torchrec.distributed.layout import Table
 from stem_torchrec.errors import UserError
 
 # Column shards: the planner's own lower bound is 128 columns, too wide for small tables.
 MIN_COLUMNS = 4
+# That bound, where the planner is to choose; it cannot keep owners whole.
+PLANNERS_MIN_COLUMNS = 128
 
 
 class World(NamedTuple):
@@ -59,6 +64,34 @@ def table_rows(module: nn.Module) -> dict[str, int]:
     }
 
 
+def with_whole_owners(limits: Constraints, module: nn.Module) -> Constraints:
+    """The same where a column shard of a wide table holds all columns of its owners.
+
+    What an optimizer keeps of a row's columns then belongs to whole owners, and the state of a wide
+    table can be told apart by owner.
+    """
+    wide = {
+        table.name: table
+        for part in module.modules()
+        if isinstance(part, OwnerEmbeddings)
+        for table in part.layout
+        if table.is_wide
+    }
+    return {
+        name: replace(limit, min_partition=_columns_of_owners(wide[name], limit.min_partition))
+        if name in wide
+        else limit
+        for name, limit in limits.items()
+    }
+
+
+def _columns_of_owners(table: Table, least: int | None) -> int:
+    """The fewest columns of equal shards that are not fewer than ``least``."""
+    num_owners = len(table.owners)
+    enough = (n for n in range(1, num_owners) if n * table.dim >= (least or PLANNERS_MIN_COLUMNS))
+    return next((n for n in enough if num_owners % n == 0), num_owners) * table.dim
+
+
 def check_patterns(config: DistributedConfig, tables: Iterable[str]) -> None:
     """Raise UserError if a pattern of ``distributed.tables`` matches no table."""
     for pattern in config.tables:
@@ -68,20 +101,34 @@ def check_patterns(config: DistributedConfig, tables: Iterable[str]) -> None:
             )
 
 
+def check_pipeline(config: DistributedConfig, device: str) -> None:
+    """Raise UserError if ``distributed.pipeline`` prefetches rows, but no table caches any."""
+    caching = "fused_uvm_caching"
+    kernels = [config.kernel, *(name for c in config.tables.values() for name in c.kernel or ())]
+    if config.pipeline != "prefetch" or (device == "cuda" and caching in kernels):
+        return
+    raise UserError(
+        f"distributed.pipeline: 'prefetch' is for tables of kernel {caching} on cuda ranks; device "
+        f"is {device}, kernels asked for: {', '.join(dict.fromkeys(kernels))}; allowed here: auto, "
+        "base, sparse_dist"
+    )
+
+
 def choices(
-    config: DistributedConfig, tables: Mapping[str, int], world: World
+    config: DistributedConfig, tables: Mapping[str, int], world: World, *, fused_only: bool = False
 ) -> Sequence[Constraints]:
     """The planner's constraints in order of preference, from all that the config allows.
 
     Args:
         tables: rows by table.
+        fused_only: data-parallel tables, which are outside of the fused optimizers, are no choice.
 
     Raises:
         UserError: a table has a kernel that no sharding type it may have offers on this device.
     """
     found = []
     problem = None
-    for free in _free_choices(world):
+    for free in _free_choices(world, fused_only):
         limits = constraints(config, tables, free, world)
         impossible = _impossible(config, limits, world.device)
         if impossible is None:
@@ -92,14 +139,22 @@ def choices(
     return found
 
 
-def _free_choices(world: World) -> list[Free]:
+def _free_choices(world: World, fused_only: bool) -> list[Free]:
     """In order of preference; the next one is tried where nothing fits.
 
-    The planner's cost model is of GPUs. On CPU ranks whole tables are cheapest (no bucketing of
-    ids, no reduce-scatter). On GPU, tables in device memory come before tables on the host.
+    Whole tables are cheapest on one rank and on CPU ranks (no bucketing of ids, no reduce-scatter).
+    On GPUs large ones are divided by rows, for memory that is even; device memory comes before
+    memory on the host. Column shards change the numbers of row-wise Adagrad, so nobody gets them
+    unasked, nor data-parallel tables, which have no fused optimizer: they are for who asks for the
+    dense kernel.
     """
-    every = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
-    first = every[:1] if world.device == "cpu" else every
+    by_rows: tuple[str, ...] = ("row_wise",)
+    if world.size == 1:
+        by_rows = ()
+    elif world.size > world.per_node and world.size % world.per_node == 0:
+        by_rows = ("table_row_wise", "row_wise")
+    first = ("table_wise",) if world.device == "cpu" else ("table_wise", *by_rows)
+    every = ("table_wise", *by_rows) if fused_only else ("table_wise", *by_rows, "data_parallel")
     return [Free(first, ("fused", "dense")), Free(every, None)]
 
 

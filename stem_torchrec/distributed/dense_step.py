@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.batch import Batch
+from stem_torchrec.distributed.precision import FLOAT32, DensePrecision
 from stem_torchrec.nn import Model
 from stem_torchrec.nn.losses import Labelled, labelled, task_losses
 
@@ -50,6 +51,12 @@ class DenseOutput(NamedTuple):
         return get_total_norm(parts, float("inf")).isfinite()
 
 
+class Dense(Protocol):
+    """Pooled features (B, F_o * D) by owner and their batch -> losses and gradients. Collective."""
+
+    def __call__(self, pooled: Mapping[str, Tensor], batch: Batch) -> DenseOutput: ...
+
+
 class DenseStep:
     """Experts, gates, towers, losses and their gradients.
 
@@ -58,15 +65,19 @@ class DenseStep:
 
     Args:
         rank_mean: the label weights of the global batch travel while the model computes.
+        precision: of the model's forward; ``precision.products`` is the caller's to enter.
 
     Attributes:
         balance: stands between losses and backward; (T,) losses and the batch's ids -> losses.
     """
 
-    def __init__(self, model: Model, rank_mean: RankMean) -> None:
+    def __init__(
+        self, model: Model, rank_mean: RankMean, precision: DensePrecision = FLOAT32
+    ) -> None:
         self._model = model
         self._weights = list(model.parameters())
         self._rank_mean = rank_mean
+        self.precision = precision
         self.balance: Callable[[Tensor, KeyedJaggedTensor], Tensor] = as_they_are
 
     def __call__(self, pooled: Mapping[str, Tensor], batch: Batch) -> DenseOutput:
@@ -74,7 +85,7 @@ class DenseStep:
         inputs = {owner: features.detach().requires_grad_() for owner, features in pooled.items()}
         target = labelled(batch.labels, batch.weights)
         total_weights = self._rank_mean(target.weights.sum(dim=0))
-        logits = self._model(inputs, batch.dense)
+        logits = self.precision.forward(self._model, inputs, batch.dense)
         totals = total_weights()
         losses = global_batch_losses(logits, target, totals, self._model.penalty)
         balanced = self.balance(losses, batch.sparse)

@@ -7,47 +7,64 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stem_torchrec.config import EmbeddingConfig
-from stem_torchrec.data.schema import Feature, Schema
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.distributed.layout import Table, tables_of
 from stem_torchrec.distributed.pooled_gradient import PooledGradient
+from stem_torchrec.distributed.precision import TABLE_TYPES
+from stem_torchrec.distributed.state_by_owner import name_by_owner
 from stem_torchrec.nn.owners import Owners
 
 
 class OwnerEmbeddings(nn.Module):
     """The tables of all owners in one collection; forward gives each owner's pooled features.
 
-    Table ``owner__feature`` belongs to one owner. Tables are made on the meta device and get
-    their values where they are sharded (see ``distributed/tables.py``).
+    Tables are made on the meta device and get their values where they are sharded (see
+    ``distributed/tables.py``). The state has one table ``owner__feature`` per owner and feature,
+    however the owners' columns lie (see ``distributed/state_by_owner.py``).
 
     Args:
         schema: the features in use, in the order in which they are concatenated.
         owners: which owner has tables for which features.
-        config: dimension D, clipping and decay.
+        config: dimension D, layout, precision, clipping and decay.
         world_size: W; a rank's gradient is W times its share of the global batch's.
+
+    Attributes:
+        adjust_gradient: to be applied to the pooled features' gradient before it goes on from here.
+        layout: the tables.
     """
 
     def __init__(
         self, schema: Schema, owners: Owners, config: EmbeddingConfig, world_size: int = 1
     ) -> None:
         super().__init__()
-        configs = table_configs(schema, owners, config.dim)
-        self.tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        self.layout = tables_of(schema, owners, config)
+        self.tables = EmbeddingBagCollection(
+            tables=table_configs(self.layout, TABLE_TYPES[config.precision]),
+            device=torch.device("meta"),
+        )
         self.by_owner = ByOwner(
             {
-                owner: {name: _pooled_key(configs, schema, owner, name) for name in names}
+                owner: {name: _place(self.layout, owner, name) for name in names}
                 for owner, names in owners.items()
             },
+            config.dim,
             [f.name for f in schema.sparse if f.kind == "bag" and f.pooling == "mean"],
         )
         self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
+        name_by_owner(self)
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
-        return self.adjust_gradient(self.by_owner(self.tables(sparse), sparse))
+        return self.by_owner(self.tables(sparse), sparse)
+
+
+Place = tuple[str, int]
+"""A name among the tables' outputs, and which D columns of it."""
 
 
 class ByOwner(nn.Module):
@@ -56,22 +73,27 @@ class ByOwner(nn.Module):
     Tables pool by sum and bags of mean pooling are divided by their lengths here: TorchRec's
     row-wise mean is wrong where several tables serve one feature (it divides sums as well).
 
-    Splitting and joining beats FBGEMM's ``permute_multi_embedding`` (TorchRec's ``regroup``),
-    which on CPU copies element by element.
+    Every owner's features are copied once, whatever the layout, in the order in which its experts
+    read them. Splitting and joining beats FBGEMM's ``permute_multi_embedding`` (TorchRec's
+    ``regroup``), which on CPU copies element by element.
 
     Args:
-        keys: per owner, feature -> its name among the tables' outputs.
+        places: per owner, feature -> where it is among the tables' outputs.
+        dim: D.
         mean_bags: names of the features whose sums are to be divided.
     """
 
-    def __init__(self, keys: Mapping[str, Mapping[str, str]], mean_bags: Sequence[str]) -> None:
+    def __init__(
+        self, places: Mapping[str, Mapping[str, Place]], dim: int, mean_bags: Sequence[str]
+    ) -> None:
         super().__init__()
-        self._keys = keys
+        self._places = places
+        self._dim = dim
         self._mean_bags = mean_bags
 
     def forward(self, sums: KeyedTensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Sums by output name, and the ids they came from -> (B, F_o * D) by owner."""
-        by_key = sums.to_dict()
+        pieces = self._pieces(sums)
         sizes = {}
         if self._mean_bags:
             lengths = sparse.lengths().view(len(sparse.keys()), -1, 1).clamp(min=1)
@@ -79,47 +101,49 @@ class ByOwner(nn.Module):
         return {
             owner: torch.cat(
                 [
-                    by_key[key] / sizes[name] if name in sizes else by_key[key]
-                    for name, key in keys.items()
+                    pieces[place] / sizes[name] if name in sizes else pieces[place]
+                    for name, place in places.items()
                 ],
                 dim=1,
             )
-            for owner, keys in self._keys.items()
+            for owner, places in self._places.items()
         }
 
-
-def table_configs(schema: Schema, owners: Owners, dim: int) -> list[EmbeddingBagConfig]:
-    """One table per owner and feature; features with a common table share it per owner."""
-    configs = []
-    for owner, names in owners.items():
-        by_table: dict[str, list[Feature]] = {}
-        for feature in schema.sparse:
-            if feature.name in names:
-                by_table.setdefault(feature.table_name, []).append(feature)
-        for table, features in by_table.items():
-            rows = features[0].num_embeddings
-            assert rows is not None
-            configs.append(
-                EmbeddingBagConfig(
-                    name=f"{owner}__{table}",
-                    embedding_dim=dim,
-                    num_embeddings=rows,
-                    feature_names=[f.name for f in features],
-                    pooling=PoolingType.SUM,  # means are made in ByOwner
-                    # Values are set after sharding: they must not depend on the plan.
-                    init_fn=_leave_as_is,
-                )
-            )
-    return configs
+    def _pieces(self, sums: KeyedTensor) -> dict[Place, Tensor]:
+        """(B, D) each, all from one split, whose backward is one copy."""
+        places = [
+            (key, index)
+            for key, width in zip(sums.keys(), sums.length_per_key(), strict=True)
+            for index in range(width // self._dim)
+        ]
+        return dict(zip(places, sums.values().split(self._dim, dim=1), strict=True))
 
 
-def _pooled_key(
-    configs: Sequence[EmbeddingBagConfig], schema: Schema, owner: str, feature: str
-) -> str:
-    """The name under which TorchRec returns a feature: with its table where several serve it."""
-    table = next(f.table_name for f in schema.sparse if f.name == feature)
-    serving = [config for config in configs if feature in config.feature_names]
-    return feature if len(serving) == 1 else f"{feature}@{owner}__{table}"
+def table_configs(
+    layout: Sequence[Table], data_type: DataType = DataType.FP32
+) -> list[EmbeddingBagConfig]:
+    """The tables as TorchRec wants them."""
+    return [
+        EmbeddingBagConfig(
+            name=table.name,
+            embedding_dim=table.width,
+            num_embeddings=table.rows,
+            data_type=data_type,
+            feature_names=list(table.features),
+            pooling=PoolingType.SUM,  # means are made in ByOwner
+            # Values are set after sharding: they must not depend on the plan.
+            init_fn=_leave_as_is,
+        )
+        for table in layout
+    ]
+
+
+def _place(layout: Sequence[Table], owner: str, feature: str) -> Place:
+    """TorchRec returns a feature under its name, with that of its table where several serve it."""
+    serving = [table for table in layout if feature in table.features]
+    own = next(table for table in serving if owner in table.owners)
+    key = feature if len(serving) == 1 else f"{feature}@{own.name}"
+    return key, own.owners.index(owner)
 
 
 def _leave_as_is(table: Tensor) -> Tensor:

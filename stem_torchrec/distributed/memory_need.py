@@ -13,9 +13,10 @@ from stem_torchrec.errors import UserError
 GIB = 1024**3
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
-# Numbers per weight: itself, its gradient where there is one, and what its optimizer keeps.
+# Float32 numbers per dense weight: itself, its gradient, and what its optimizer keeps.
 _DENSE = {"sgd": 2, "adagrad": 3, "adam": 4, "adamw": 4}
-_TABLES = {"sgd": 1, "rowwise_adagrad": 1, "adagrad": 2, "adam": 3}
+# Float32 numbers that the optimizer keeps per value of a table; the value has its own precision.
+_TABLE_STATES = {"sgd": 0, "rowwise_adagrad": 0, "adagrad": 1, "adam": 2}
 
 
 def check_memory(config: Config, recommender: Recommender, num_workers: int) -> None:
@@ -30,12 +31,12 @@ def check_memory(config: Config, recommender: Recommender, num_workers: int) -> 
     Raises:
         UserError: weights, gradients and optimizer states alone do not fit.
     """
-    dense, tables = (
-        4 * sum(parameter.numel() for parameter in part.parameters())
-        for part in (recommender.model, recommender.embeddings)
-    )
+    dense = sum(weight.nbytes for weight in recommender.model.parameters())
     dense *= _DENSE[config.optim.optimizer]
-    tables *= _TABLES[config.embedding.optimizer]
+    tables = sum(
+        table.nbytes + 4 * table.numel() * _TABLE_STATES[config.embedding.optimizer]
+        for table in recommender.embeddings.parameters()
+    )
     if device_type(config.distributed) == "cuda":
         num_workers, tables = 1, 0
         room = torch.cuda.get_device_properties(0).total_memory

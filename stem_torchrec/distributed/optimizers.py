@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stem_torchrec.config import Config, EmbeddingConfig, OptimConfig
+from stem_torchrec.distributed.embeddings import OwnerEmbeddings
+from stem_torchrec.distributed.guarded_optimizer import GuardedOptimizer
+from stem_torchrec.distributed.state_by_owner import OptimizerByOwner
 
 FUSED = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -59,11 +62,20 @@ class Optimizers:
         stepped: dense weights, and tables that no fused optimizer serves (data-parallel tables,
             Adam on CPU).
         dense: the dense weights.
+        need_gradients: a fused optimizer changes tables or its state by a gradient of zero: Adam,
+            whose moments go on, and Adagrad with an epsilon of 0, which divides 0 by 0.
     """
 
     def __init__(self, config: Config, model: DistributedModelParallel) -> None:
         self._config = config
-        self._model = model
+        self._embeddings = {
+            name: part
+            for name, part in model.module.named_modules()
+            if isinstance(part, OwnerEmbeddings)
+        }
+        self._by_owner = OptimizerByOwner(
+            [table for part in self._embeddings.values() for table in part.layout]
+        )
         self._kernels = list(fused_kernels(model))
         self.fused: KeyedOptimizer = model.fused_optimizer
         fused_names = set(self.fused.params)
@@ -74,14 +86,17 @@ class Optimizers:
             elif name not in fused_names and parameter.numel() > 0:  # empty: on other ranks only
                 tables[name] = parameter
         self.dense = list(dense.values())
-        self._dense = KeyedOptimizerWrapper(dense, lambda p: dense_optimizer(config.optim, p))
+        embedding = config.embedding
+        by_zero = {"adam": True, "sgd": False}.get(embedding.optimizer, embedding.eps == 0)
+        self.need_gradients = by_zero and bool(self._kernels)
+        self._dense = GuardedOptimizer(dense, lambda p: dense_optimizer(config.optim, p))
         clipped: KeyedOptimizer = self._dense
         if config.optim.clip_norm is not None:
             clipped = GradientClippingOptimizer(
                 self._dense, GradientClipping.NORM, max_gradient=config.optim.clip_norm
             )
         self._tables = (
-            KeyedOptimizerWrapper(tables, lambda p: table_optimizer(config.embedding, p))
+            GuardedOptimizer(tables, lambda p: table_optimizer(config.embedding, p))
             if tables
             else None
         )
@@ -91,14 +106,24 @@ class Optimizers:
         self.stepped = CombinedOptimizer(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """State by parameter name, shards as ShardedTensor; learning rates are not in it."""
-        stepped = self.stepped.state_dict()
-        shards = self._as_shards(stepped["state"])
-        return {"fused": self.fused.state_dict(), "stepped": stepped | {"state": shards}}
+        """State by parameter name, that of tables by owner; learning rates are not in it."""
+        return {
+            part: state | {"state": self._by_owner.split(state["state"])}
+            for part, state in self._wide_state().items()
+        }
 
     def forget_gradients(self) -> None:
         """Before a backward: gradients are not to add up over steps."""
         self.stepped.zero_grad(set_to_none=True)
+
+    def step(self, left_out: Tensor) -> None:
+        """What is not in the tables' backward, unless the () bool on the device is set."""
+        guarded = [part for part in (self._dense, self._tables) if part is not None]
+        for part in guarded:
+            part.left_out = left_out
+        self.stepped.step()
+        for part in guarded:
+            part.left_out = None
 
     def make_state(self) -> None:
         """Create the state that optimizers make in their first step, for loading into it.
@@ -108,16 +133,30 @@ class Optimizers:
         self.stepped.init_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.fused.load_state_dict(state["fused"])
-        stepped = state["stepped"]
-        self.stepped.load_state_dict(stepped | {"state": _as_tensors(stepped["state"])})
+        joined = {
+            part: self._by_owner.join(state[part]["state"], wide["state"])
+            for part, wide in self._wide_state().items()
+        }
+        self.fused.load_state_dict({**state["fused"], "state": joined["fused"]})
+        stepped = _as_tensors(joined["stepped"])
+        self.stepped.load_state_dict({**state["stepped"], "state": stepped})
+
+    def _wide_state(self) -> dict[str, dict[str, Any]]:
+        """The optimizers' own tensors by parameter name, shards as ShardedTensor."""
+        stepped = self.stepped.state_dict()
+        shards = self._as_shards(stepped["state"])
+        return {"fused": self.fused.state_dict(), "stepped": stepped | {"state": shards}}
 
     def _as_shards(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """State of sharded tables as shards of one tensor.
 
         The dense kernel's parameters are local tensors whose names do not tell ranks apart.
         """
-        whole = {f"{_TABLES}.{name}": value for name, value in self._model.state_dict().items()}
+        whole = {
+            key: value
+            for name, part in self._embeddings.items()
+            for key, value in part.tables.state_dict(prefix=f"{_TABLES}.{name}.tables.").items()
+        }
 
         def wrapped(parameter: str, value: Any) -> Any:
             table = whole.get(parameter)

@@ -10,6 +10,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.constraints import Sharder, World
 from stem_torchrec.distributed.optimizers import fused_params
 from stem_torchrec.distributed.plan import Planned, make_plan
+from stem_torchrec.distributed.precision import comm_codecs
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import initialise_tables
 
@@ -27,7 +28,10 @@ def plan_on_first_rank(config: Config, module: nn.Module, ranks: Ranks) -> Plann
 
 
 def sharder_for(config: Config, device: str) -> Sharder:
-    return Sharder(fused_params=fused_params(config.embedding, device))
+    params = fused_params(config.embedding, device)
+    if config.distributed.pipeline == "prefetch" and device == "cuda":
+        params["prefetch_pipeline"] = True
+    return Sharder(fused_params=params, qcomm_codecs_registry=comm_codecs(config, device))
 
 
 def shard(

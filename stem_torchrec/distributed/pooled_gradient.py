@@ -1,17 +1,17 @@
-"""Clipping and L2 decay of the tables, applied to the gradient of the pooled features.
+"""What reaches the tables: the gradient of the pooled features, clipped, with their L2 decay.
 
 FBGEMM's own weight decay is silently ignored on CPU and differs between optimizers; here it is
 one definition for every optimizer, kernel and sharding type.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from stem_torchrec.distributed.verdict import known_unset
 
 
-class PooledGradient(nn.Module):
-    """Identity whose backward clips the gradient g of the pooled features e and adds decay.
+class PooledGradient:
+    """From the gradient g of pooled features e to the one that goes on into their tables.
 
     With B rows in the local batch and W ranks the global batch's gradient per element becomes
     clip(g, +-max_gradient) + weight_decay / B * e: the gradient of the mean over samples of
@@ -24,31 +24,18 @@ class PooledGradient(nn.Module):
     """
 
     def __init__(self, max_gradient: float | None, weight_decay: float, world_size: int) -> None:
-        super().__init__()
         self._bound = max_gradient * world_size if max_gradient is not None else None
         self._weight_decay = weight_decay
 
-    def forward(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._bound is None and self._weight_decay == 0:
-            return pooled
-        return {
-            owner: _Adjust.apply(features, self._bound, self._weight_decay / len(features))
-            for owner, features in pooled.items()
-        }
+    def __call__(self, gradient: Tensor, features: Tensor, left_out: Tensor) -> Tensor:
+        """(B, F_o * D) each; zeros, decay too, in a step that is left out, whatever is in it.
 
-
-class _Adjust(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, bound: float | None, decay: float) -> Tensor:
-        ctx.bound, ctx.decay = bound, decay
-        if decay:
-            ctx.save_for_backward(features)
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        if ctx.bound is not None:
-            gradient = gradient.clamp(-ctx.bound, ctx.bound)
-        if ctx.decay:
-            gradient = gradient.add(ctx.saved_tensors[0], alpha=ctx.decay)
-        return gradient, None, None
+        Args:
+            left_out: () bool, on the device.
+        """
+        if self._bound is not None:
+            gradient = gradient.clamp(-self._bound, self._bound)
+        if self._weight_decay:
+            decay = self._weight_decay / len(features)
+            gradient = gradient.add(features.detach(), alpha=decay)
+        return gradient if known_unset(left_out) else torch.where(left_out, 0.0, gradient)

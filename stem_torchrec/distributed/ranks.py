@@ -76,9 +76,9 @@ class Ranks:
 
         return wait
 
-    def any(self, flag: Tensor) -> bool:
-        """Whether the () bool ``flag`` is set on any rank. Collective; waits for the device."""
-        return bool(self.rank_mean(flag.float())() > 0)
+    def any(self, flag: Tensor) -> Tensor:
+        """() bool on the device: the () bool ``flag`` is set on some rank. Collective."""
+        return self.rank_mean(flag.float())() > 0
 
     def on_first(self, function: Callable[[], T]) -> T:
         """Rank 0's ``function()`` on every rank, its UserError and EnvironmentFailure too.

@@ -107,6 +107,7 @@ def _to_shared(ctx: Any, of_shared: Tensor, gradient: Tensor, num_shared: int) -
 
 def _multiplied_out(weights: Tensor, gradient: Tensor) -> Tensor:
     """Weights (G, B, M) and gradients (G, B, H) of the mixtures -> (G, M, B, H) of the experts."""
+    weights = weights.to(gradient.dtype)  # under autocast they are float32, experts are not
     return weights.transpose(1, 2).unsqueeze(-1) * gradient.unsqueeze(1)
 
 
@@ -116,7 +117,7 @@ def _products(gradient: Tensor, experts: Tensor) -> Tensor:
 
 
 def weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """(N, B, K) weights of K terms (B, H) -> (N, B, H)."""
+    """(N, B, K) weights of K terms (B, H) -> (N, B, H) of the terms' type."""
     sums = terms[0].new_empty(len(weights), *terms[0].shape)
     for out, weight in zip(sums, weights, strict=True):
         torch.mul(terms[0], weight[:, :1], out=out)

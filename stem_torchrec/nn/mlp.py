@@ -6,11 +6,18 @@ K perceptrons, B rows, widths I -> ... -> O.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stem_torchrec.nn.exact import in_float32
 from stem_torchrec.nn.owners import Labels, Owned
+
+NARROW = 8
+"""Outputs below which a GPU's matrix product of rows by rows has too few tiles to fill it."""
+
+_ROWS_PER_PRODUCT = 512
 
 
 class BatchedLinear(Owned):
@@ -61,7 +68,48 @@ class BatchedLinear(Owned):
         }
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and self.weight.shape[2] < NARROW:
+            return NarrowProduct.apply(x, self.weight, self.bias)
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
+
+
+class NarrowProduct(torch.autograd.Function):
+    """An affine map to few outputs, whose weights' gradient is summed in parts.
+
+    Of a gate's 3 outputs or a tower's one, a GPU makes that gradient in one tile per map, which
+    walks through all rows alone: 13 ms of a step of 45 at 65,536 rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, weight = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)
+        to_x = torch.bmm(gradient, weight.transpose(1, 2))
+        to_weight = rows_by_rows(x, gradient, num_parts(x.shape[1]))
+        return to_x, to_weight, gradient.sum(dim=1)
+
+
+def rows_by_rows(x: Tensor, y: Tensor, parts: int = 1) -> Tensor:
+    """Sums over rows of x_i y_j: (K, B, I) and (K, B, O) -> (K, I, O).
+
+    Args:
+        parts: products of B / parts rows each, which are then added up in float32.
+    """
+    if parts == 1:
+        return torch.bmm(x.transpose(1, 2), y)
+    x, y = (values.unflatten(1, (parts, -1)).flatten(0, 1) for values in (x, y))
+    products = torch.bmm(x.transpose(1, 2), y)
+    return products.unflatten(0, (-1, parts)).sum(dim=1, dtype=torch.float32)
+
+
+def num_parts(num_rows: int) -> int:
+    """The largest power of two that divides the rows and leaves enough of them in each part."""
+    wanted = max(1, num_rows // _ROWS_PER_PRODUCT)
+    return max(1, min(num_rows & -num_rows, 1 << wanted.bit_length() - 1))
 
 
 class BatchedMlp(nn.Module):
@@ -74,7 +122,7 @@ class BatchedMlp(nn.Module):
         num: K.
         width_in: I.
         hidden: widths of the hidden layers.
-        width_out: width of a last, linear layer; none if null.
+        width_out: width of a last, linear layer, which autocast leaves in float32; none if null.
         dropout: probability of dropping a hidden activation.
         owners: whose each of the K perceptrons is; None if it does not matter.
         outputs: whose each output of the last layer is; None if it does not matter.
@@ -118,4 +166,4 @@ class BatchedMlp(nn.Module):
             x = x.expand(self.num, -1, -1)
         for layer in self.hidden:
             x = self.dropout(layer(x).relu_())
-        return self.last(x) if self.last is not None else x
+        return in_float32(self.last, x) if self.last is not None else x

@@ -16,6 +16,7 @@ from typing_extensions import Doc
 from stem_torchrec.nn import owners as whose
 from stem_torchrec.nn.experts import ExpertKind
 from stem_torchrec.nn.fork import Fork, PlainFork
+from stem_torchrec.nn.initial import Initial
 from stem_torchrec.nn.options import Options
 from stem_torchrec.nn.owners import SHARED, Owners, Ownership
 
@@ -121,6 +122,10 @@ class DeepOptions(Options):
         64,
     )
     dropout: Annotated[float, Ge(0), Lt(1), Doc("dropout after each hidden layer, share")] = 0.0
+    init: Annotated[
+        Initial,
+        Doc("first dense weights: xavier, normal with zero biases; uniform, as nn.Linear's"),
+    ] = "xavier"
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 PACKAGES = ("stem-torchrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 MODEL_SECTIONS = ("tasks", "model", "embedding", "optim", "balance")
+CONVERTED = ("embedding.precision", "embedding.layout")
+"""Keys of these sections that may change: a checkpoint is converted as it is read."""
 JOB = "job.json"
 """Whose run it is, where a launcher may start its workers again."""
 
-OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*"}
+OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*", "profile": "rank_0.*"}
 """What is a run's in its folders, which may be links to another disk."""
 
 OWN_FILES = (
@@ -119,7 +121,7 @@ def check_links(run_dir: Place) -> None:
     """Refuse links of a run's folder that lead nowhere or to no folder, before anything is removed.
 
     Raises:
-        UserError: ``run.dir``, ``checkpoints`` or ``tb`` is such a link.
+        UserError: ``run.dir`` or one of its folders is such a link.
     """
     for path in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
         if path.is_symlink() and not path.is_dir():
@@ -211,12 +213,18 @@ def check_resumed(config: Config) -> None:
         if section in MODEL_SECTIONS or section == "data":
             for key, value in keys.items():
                 old = before[section][key]
-                if value != old and (section != "data" or key == "features"):
+                if value != old and _is_of_model(section, key):
                     raise UserError(
                         f"--resume: {section}.{key} is {value!r}, but the run has {old!r}; train, "
-                        "eval, checkpoint and distributed may change. To train a changed model on "
-                        "from this one, start another run with --init-from"
+                        f"eval, checkpoint, distributed, {' and '.join(CONVERTED)} may change. To "
+                        "train a changed model on from this one, start another run with "
+                        "--init-from"
                     )
+
+
+def _is_of_model(section: str, key: str) -> bool:
+    """Whether what has been trained depends on it."""
+    return (section != "data" or key == "features") and f"{section}.{key}" not in CONVERTED
 
 
 def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str]) -> dict[str, Any]:
@@ -227,6 +235,7 @@ def about_run(config: Config, schema: Schema, table_sharding: Mapping[str, str])
         "config_sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         "tasks": list(schema.task_names),
         "schema": schema.content(),
+        "layout": config.embedding.layout,
         "plan": dict(table_sharding),
     }
 

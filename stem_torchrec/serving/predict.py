@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.collate import Collator
-from stem_torchrec.data.decode import decode
+from stem_torchrec.data.decode import decode, uses_in_order
 from stem_torchrec.data.prefetch import prefetched
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.serving.inputs import InputFiles, Rows
@@ -113,7 +113,7 @@ def _batches(
     steps: Iterator[Step], names: Sequence[str], schema: Schema, rank: int, batch_size: int
 ) -> Generator[tuple[Step, Batch], None, None]:
     """Each step with this rank's part of it, padded to the largest part of a rank."""
-    collator = Collator(schema)
+    collator, uses = Collator(schema), uses_in_order(schema)
     for step in steps:
         num_rows = sum(part.columns.num_rows for _, part in step)
         if not num_rows:
@@ -122,7 +122,7 @@ def _batches(
         own = list(_share(step, rank * batch_size, batch_size))
         size = sum(part.columns.num_rows for _, part in own)
         tables = [(names[file], _with_labels(part, schema)) for file, part in own]
-        batch = collator.batch(decode(tables, size, schema)) if size else None
+        batch = collator.batch(decode(tables, size, uses)) if size else None
         yield step, collator.filled(batch, min(num_rows, batch_size))
 
 

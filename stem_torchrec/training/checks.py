@@ -1,5 +1,7 @@
 """What config and data can tell before any rank starts."""
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,11 +11,17 @@ from stem_torchrec.data.dense_scale import scale_warnings, train_scales
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import check_balance
-from stem_torchrec.distributed.constraints import World, check_patterns, choices, table_rows
+from stem_torchrec.distributed.captured_step import check_capture
+from stem_torchrec.distributed.constraints import (
+    World,
+    check_patterns,
+    check_pipeline,
+    choices,
+    table_rows,
+)
 from stem_torchrec.distributed.memory_need import check_memory
 from stem_torchrec.distributed.optimizers import is_fused
-from stem_torchrec.distributed.parallel import sharder_for
-from stem_torchrec.distributed.plan import make_plan
+from stem_torchrec.distributed.precision import check_precision
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
@@ -76,9 +84,14 @@ def check_settings(config: Config, num_workers: int, *, of_run: bool = False) ->
         recommender = Recommender(config, schema)
     tables = table_rows(recommender)
     check_patterns(config.distributed, tables)
-    choices(config.distributed, tables, World(1, 1, device_type(config.distributed)))
+    device = device_type(config.distributed)
+    check_precision(config, device)
+    check_pipeline(config.distributed, device)
+    choices(config.distributed, tables, World(1, 1, device))
     check_balance(config, recommender.model, len(schema.tasks))
-    check_best(config, schema)
+    check_capture(config, len(schema.tasks))
+    check_compile(config)
+    check_judgement(config, schema)
     check_memory(config, recommender, num_workers)
     return schema
 
@@ -96,18 +109,40 @@ def check_data(config: Config, schema: Schema, splits: Sequence[str] | None = No
         check_split(config.data.path, split, schema, config.data.days_of(split))
 
 
-def check_best(config: Config, schema: Schema) -> None:
-    """Raise UserError if ``checkpoint.keep_best`` can never have a value."""
-    name = config.checkpoint.keep_best
-    if name is None:
-        return
+def check_judgement(config: Config, schema: Schema) -> None:
+    """Raise UserError if what judges the valid split can never have a value."""
+    keep_best, patience = config.checkpoint.keep_best, config.eval.patience
+    if keep_best is not None:
+        _check_metric("checkpoint.keep_best", keep_best, config, schema)
+    elif config.eval.test_checkpoint == "best":
+        raise UserError(
+            "eval.test_checkpoint: 'best', but no best one is kept; set checkpoint.keep_best"
+        )
+    if patience is not None:
+        key = "eval.patience" if config.eval.metric is None else "eval.metric"
+        _check_metric(key, config.metric, config, schema)
+
+
+def _check_metric(key: str, name: str, config: Config, schema: Schema) -> None:
     if not has_split(config.data.path, "valid"):
-        raise UserError(f"checkpoint.keep_best: {name!r}, but {config.data.path} has no valid/")
+        raise UserError(f"{key}: {name!r}, but {config.data.path} has no valid/")
     tasks = schema.task_names
     if name.count("/") == 2 and name.split("/")[2] not in tasks:
-        raise UserError(f"checkpoint.keep_best: {name!r}; tasks: {', '.join(tasks)}")
+        raise UserError(f"{key}: {name!r}; tasks: {', '.join(tasks)}")
     if "/gauc/" in name and schema.group is None:
-        raise UserError(f"checkpoint.keep_best: {name!r}, but the data has no group column")
+        raise UserError(f"{key}: {name!r}, but the data has no group column")
+
+
+def check_compile(config: Config) -> None:
+    """Raise UserError if ``train.compile: on`` lacks the compiler that it would call."""
+    if config.train.compile != "on":
+        return
+    compilers = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
+    if not any(shutil.which(name) for name in compilers):
+        raise UserError(
+            "train.compile: 'on', but torch.compile finds no compiler on the PATH "
+            f"({', '.join(compilers)}); install one, or allowed: auto, off"
+        )
 
 
 def doubtful_settings(config: Config) -> list[str]:
@@ -123,6 +158,18 @@ def doubtful_settings(config: Config) -> list[str]:
     ]
     if balance.gram_rows is not None and balance.boundary != "pooled":
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
+    if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
+        warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
+    if config.eval.patience is None:
+        warnings += [
+            f"eval.{name} has no effect without eval.patience"
+            for name in sorted(_changed(config.eval) & {"metric", "min_delta"})
+        ]
+    elif not config.tests_best:
+        warnings.append(
+            "eval.patience ends a run some evaluations after its best one, and the last weights "
+            "are tested; checkpoint.keep_best keeps the best ones and has them tested"
+        )
     if not is_fused(config.embedding, device_type(config.distributed)):
         warnings.append(
             "embedding.optimizer adam on CPU is not fused: every step updates every row of every "
@@ -149,9 +196,3 @@ def _changed(section: Section) -> set[str]:
         for name, field in fields
         if getattr(section, name) != field.get_default(call_default_factory=True)
     }
-
-
-def plan_offline(config: Config, world: World) -> str:
-    """The report of the plan for a world that need not be here."""
-    recommender = Recommender(config, selected_schema(config), world.size)
-    return make_plan(config, recommender, world, sharder_for(config, world.device)).report

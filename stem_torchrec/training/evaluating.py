@@ -1,5 +1,8 @@
 """When a run evaluates, and how a split is predicted and measured on all ranks."""
 
+from collections.abc import Iterator
+
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import SplitRefused, UserError
 from stem_torchrec.nn.losses import labelled
@@ -49,9 +52,16 @@ def predict(
     Raises:
         Stopped: the ranks have agreed to stop.
     """
+    return predict_batches(session, reader.epoch(0), interruption)
+
+
+def predict_batches(
+    session: Session, batches: Iterator[Batch], interruption: Interruption | None = None
+) -> Joined | None:
+    """As ``predict``, on these batches of a split."""
     tasks = session.schema.task_names
     predictions = Predictions(len(tasks), has_groups=session.schema.group is not None)
-    for batch, logits in session.step.predict(reader.epoch(0)):
+    for batch, logits in session.step.predict(batches):
         if batch.num_samples > 0:
             predictions.add(logits, labelled(batch.labels, batch.weights), batch.groups)
         if interruption is not None:

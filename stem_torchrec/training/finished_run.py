@@ -39,16 +39,22 @@ class MeanGates(NamedTuple):
 
 
 def unfinished(run_dir: Place) -> str | None:
-    """Why a run's checkpoint is not of the weights that its last test record tells of.
+    """Why no checkpoint of a run is of the weights that its last test record tells of.
 
-    None if it is, and where there is no such record.
+    None if one is, and where there is no such record.
     """
     test = last_test(read_records(run_dir))
     saved = checkpoint.saved_steps(run_dir / checkpoint.FOLDER)
-    if test is None or test["step"] in saved[-1:]:
+    if test is None or test["step"] in saved:
         return None
     kept = f"the newest is of step {saved[-1]}" if saved else "there is none"
     return f"no checkpoint of step {test['step']}, which its test record is of: {kept}"
+
+
+def tested(run_dir: Place) -> checkpoint.Choice:
+    """The checkpoint that a run's last test record is of; the last where it has none."""
+    test = last_test(read_records(run_dir))
+    return "last" if test is None else int(test["step"])
 
 
 def open_run(
@@ -123,13 +129,15 @@ def tables_of_run(
     }
 
 
-def mean_gates_of_run(config: Config, ranks: Ranks, split: str) -> dict[str, MeanGates]:
+def mean_gates_of_run(
+    config: Config, ranks: Ranks, split: str, choice: checkpoint.Choice = "last"
+) -> dict[str, MeanGates]:
     """Mean gate weights over the rows of a split, by the gates' place in the model; on one rank.
 
-    The newest checkpoint is used. Empty for a model without gates.
+    Empty for a model without gates.
     """
     assert ranks.world_size == 1, "on more ranks padding would count"
-    session, _ = open_run(config, ranks)
+    session, _ = open_run(config, ranks, choice)
     model = session.recommender.model
     gates = {name: part for name, part in model.named_modules() if isinstance(part, Gates)}
     sums: dict[str, Tensor] = {}

@@ -1,77 +1,74 @@
 """Metrics of the training stream, per task.
 
-B rows of the local batch, T tasks.
+B rows of the local batch, T tasks. All of them follow from a few sums over samples, S of them: the
+step adds these up on the device and reads nothing from there; a record does.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchrec.metrics.calibration import CalibrationMetric, CalibrationMetricComputation
-from torchrec.metrics.metrics_config import RecComputeMode, RecTaskInfo
-from torchrec.metrics.metrics_namespace import MetricPrefix
-from torchrec.metrics.ne import NEMetric, NEMetricComputation
-from torchrec.metrics.rec_metric import (
-    MetricComputationReport,
-    RecMetric,
-    RecMetricComputation,
-)
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stem_torchrec.distributed.dense_step import DenseOutput
 
-# A window's sums are what was added less what has left it: of nothing, rounding may remain.
+MAX_STEPS_IN_WINDOW = 1000
+"""Steps that a window holds at most, as TorchRec's does."""
+
+# Of sums with weights of any size rounding may remain where nothing is left.
 _ROUNDING = 1e-12
 
 
-class _DefinedNE(NEMetricComputation):
-    """NE that is NaN unless both labels occur; TorchRec's is 0 or a huge number there."""
+class Sums(NamedTuple):
+    """The S sums over samples, (T,) float64 each, of weights and what they weigh.
 
-    def _compute(self) -> list[MetricComputationReport]:
-        return _where_all_occur(self, super()._compute(), ("pos_labels", "neg_labels"))
+    Attributes:
+        loss: losses in nats, with the penalty where the model has one.
+        cross_entropy: cross-entropies in nats.
+        weight: of labelled samples.
+        observed: labels.
+        predicted: probabilities.
+    """
 
+    loss: Tensor
+    cross_entropy: Tensor
+    weight: Tensor
+    observed: Tensor
+    predicted: Tensor
 
-class _DefinedCalibration(CalibrationMetricComputation):
-    """Calibration that is NaN without positives; TorchRec's is 0 there."""
+    def normalized_entropy(self) -> Tensor:
+        """Cross-entropy over that of the mean label (He et al., ADKDD 2014); NaN without both."""
+        missed = self.weight - self.observed
+        mean = self.observed / self.weight
+        entropy = -torch.xlogy(self.observed, mean) - torch.xlogy(missed, 1 - mean)
+        least = _ROUNDING * self.weight
+        defined = (self.observed > least) & (missed > least)
+        return (self.cross_entropy / entropy).where(defined, math.nan)
 
-    def _compute(self) -> list[MetricComputationReport]:
-        return _where_all_occur(self, super()._compute(), ("calibration_denom",))
-
-
-def _where_all_occur(
-    computation: RecMetricComputation,
-    reports: Sequence[MetricComputationReport],
-    sums: Sequence[str],
-) -> list[MetricComputationReport]:
-    """The reports, with NaN for the tasks of which one of the named sums is 0."""
-    result = []
-    for report in reports:
-        value = report.value
-        for name in sums:
-            total = getattr(computation, name)
-            windowed = report.metric_prefix == MetricPrefix.WINDOW
-            part = computation.get_window_state(name) if windowed else total
-            value = value.where(part > _ROUNDING * total, math.nan)
-        result.append(replace(report, value=value))
-    return result
-
-
-class _NE(NEMetric):
-    _computation_class = _DefinedNE
+    def calibration(self) -> Tensor:
+        """Predicted over observed positives; NaN without any of the latter."""
+        observed = self.observed > _ROUNDING * self.weight
+        return (self.predicted / self.observed).where(observed, math.nan)
 
 
-class _Calibration(CalibrationMetric):
-    _computation_class = _DefinedCalibration
+def step_sums(output: DenseOutput) -> Tensor:
+    """(S, T) float64 of this rank's rows of one step, on the device."""
+    logits, (labels, weights) = output.logits, output.target
+    losses = binary_cross_entropy_with_logits(logits, labels, weight=weights, reduction="none")
+    terms = torch.stack([losses, weights, weights * labels, weights * logits.sigmoid()])
+    loss = (output.losses * output.total_weights).double()
+    return torch.cat([loss.unsqueeze(0), terms.sum(dim=1, dtype=torch.double)])
 
 
 class TrainMetrics:
-    """Loss, NE and calibration of the training stream, TorchRec's metrics over all ranks.
+    """Loss, NE and calibration of the training stream over all ranks.
 
     Args:
         batch_size: rows per rank and step.
-        window: samples of all ranks in the windowed NE.
+        window: samples of all ranks in the windowed figures.
     """
 
     def __init__(
@@ -87,35 +84,23 @@ class TrainMetrics:
         self._tasks = tuple(tasks)
         self._rank = rank
         self._world_size = world_size
-        infos = [
-            RecTaskInfo(name=task, label_name=task, prediction_name=task, weight_name=task)
-            for task in tasks
-        ]
-        self._metrics: list[RecMetric] = [
-            kind(
-                world_size=world_size,
-                my_rank=rank,
-                batch_size=batch_size,
-                tasks=infos,
-                compute_mode=RecComputeMode.FUSED_TASKS_COMPUTATION,
-                window_size=max(window, batch_size * world_size),
-            ).to(device)
-            for kind in (_NE, _Calibration)
-        ]
-        # Per task: weighted losses of this rank's labels since the last figures, and the weights.
-        self._sums = torch.zeros(2, len(tasks), dtype=torch.double, device=device)
+        self._since_record = torch.zeros(
+            len(Sums._fields), len(tasks), dtype=torch.double, device=device
+        )
+        self._lifetime = self._since_record.clone()
+        self._window = _Window(max(batch_size, math.ceil(window / world_size)))
 
     def update(self, output: DenseOutput) -> None:
-        predictions = self._by_task(output.logits.sigmoid())
-        labels, weights = (self._by_task(part) for part in output.target)
-        for metric in self._metrics:
-            metric.update(predictions=predictions, labels=labels, weights=weights)
-        self._sums += torch.stack(
-            [output.losses * output.total_weights, output.target.weights.sum(dim=0)]
-        )
+        self.add(step_sums(output), len(output.logits))
+
+    def add(self, sums: Tensor, num_rows: int) -> None:
+        """Count a step: its ``step_sums`` (S, T), and this rank's rows, padding too."""
+        self._since_record += sums
+        self._lifetime += sums
+        self._window.append(sums, num_rows)
 
     def compute(self, *, start_anew: bool = True) -> dict[str, dict[str, float | None]]:
-        """Figures by name and task, on rank 0; elsewhere the loss alone. Collective.
+        """Figures by name and task, the same on every rank. Collective; waits for the device.
 
         ``loss`` in nats, the mean over the labelled samples since the last call with
         ``start_anew``, by their weight; ``ne`` since the start, ``ne_window`` over the last window;
@@ -123,96 +108,121 @@ class TrainMetrics:
         labels do not define is None, by the same rules as in an evaluation: a loss needs a label,
         a NE labels of both kinds, a calibration a positive one.
         """
-        sums = self._sums.clone()
-        if self._world_size > 1:
-            torch.distributed.all_reduce(sums)
-        losses, weights = sums
-        result = {"loss": self._named((losses / weights).tolist())}
+        window = self._window.stacked(like=self._lifetime).sum(dim=0)
+        totals = torch.stack([self._since_record, self._lifetime, window])
         if start_anew:
-            self._sums.zero_()
-        reports: dict[str, float] = {}
-        for metric in self._metrics:
-            reports |= {key: float(value) for key, value in metric.compute().items()}
-        if not reports:
-            return result
-        for name, key in (
-            ("ne", "ne-{}|lifetime_ne"),
-            ("ne_window", "ne-{}|window_ne"),
-            ("calibration", "calibration-{}|window_calibration"),
-        ):
-            result[name] = self._named([reports[key.format(task)] for task in self._tasks])
-        return result
+            self._since_record.zero_()
+        if self._world_size > 1:
+            torch.distributed.all_reduce(totals)
+        recent, lifetime, windowed = (Sums(*part) for part in totals.cpu())
+        return {
+            "loss": self._named(recent.loss / recent.weight),
+            "ne": self._named(lifetime.normalized_entropy()),
+            "ne_window": self._named(windowed.normalized_entropy()),
+            "calibration": self._named(windowed.calibration()),
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's sums and windows, on the host."""
+        """This rank's sums and window, on the host."""
         return {
-            "sums": self._sums.cpu(),
-            "metrics": [_state_of(part) for part in self._computations()],
+            "since_record": self._since_record.cpu(),
+            "lifetime": self._lifetime.cpu(),
+            "window": self._window.stacked(like=self._lifetime).cpu(),
+            "window_rows": list(self._window.rows),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the rank that ``state_dict`` was taken on, with as many ranks."""
-        self._sums.copy_(_loss_sums(state))
-        for part, saved in zip(self._computations(), state["metrics"], strict=True):
-            _load_state(part, saved)
+        state = _of_today(state)
+        self._since_record.copy_(state["since_record"])
+        self._lifetime.copy_(state["lifetime"])
+        for sums, num_rows in zip(state["window"], state["window_rows"], strict=True):
+            self._window.append(sums.to(self._lifetime.device), num_rows)
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on after another number of ranks: sums are kept, windows start anew."""
         if self._rank > 0:
             return  # the first rank has all sums
-        self._sums.copy_(torch.stack([_loss_sums(state) for state in states]).sum(dim=0))
-        for index, part in enumerate(self._computations()):
-            for name in part._batch_window_buffers or {}:
-                total = name.removeprefix("window_")
-                saved = [state["metrics"][index]["states"][total] for state in states]
-                getattr(part, total).copy_(torch.stack(saved).sum(dim=0))
+        states = [_of_today(state) for state in states]
+        self._since_record.copy_(torch.stack([s["since_record"] for s in states]).sum(dim=0))
+        self._lifetime.copy_(torch.stack([s["lifetime"] for s in states]).sum(dim=0))
 
-    def _computations(self) -> Iterator[RecMetricComputation]:
-        for metric in self._metrics:
-            yield from metric._metrics_computations
-
-    def _by_task(self, values: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._tasks, values.t().unbind(0), strict=True))
-
-    def _named(self, values: Sequence[float]) -> dict[str, float | None]:
+    def _named(self, values: Tensor) -> dict[str, float | None]:
         """By task; None where the labels do not define the figure."""
         return {
             task: value if math.isfinite(value) else None
-            for task, value in zip(self._tasks, values, strict=True)
+            for task, value in zip(self._tasks, values.tolist(), strict=True)
         }
 
 
-def _loss_sums(state: Mapping[str, Any]) -> Tensor:
-    """Weighted losses and weights of a saved state, (2, T).
+class _Window:
+    """The sums (S, T) of the last steps, of at most ``num_rows`` rows of this rank."""
 
-    States were once of losses added up over steps, with the number of steps: the steps' weights are
-    then taken for equal.
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._held_rows = 0
+        self.sums: deque[Tensor] = deque()
+        self.rows: deque[int] = deque()
+
+    def append(self, sums: Tensor, num_rows: int) -> None:
+        self.sums.append(sums)
+        self.rows.append(num_rows)
+        self._held_rows += num_rows
+        while self._held_rows > self._num_rows or len(self.rows) > MAX_STEPS_IN_WINDOW:
+            self.sums.popleft()
+            self._held_rows -= self.rows.popleft()
+
+    def stacked(self, like: Tensor) -> Tensor:
+        """(steps, S, T), maybe of no step."""
+        return torch.stack(list(self.sums)) if self.sums else like.new_zeros(0, *like.shape)
+
+
+_TORCHREC = ("cross_entropy_sum", "weighted_num_samples", "pos_labels", "calibration_num")
+"""Names of TorchRec's sums in the order of ``Sums``, after the loss."""
+
+
+def _of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state as ``state_dict`` gives it; once it was that of TorchRec's NE and calibration.
+
+    Those count entropy in bits, and know no loss of the steps in lifetime and window.
+    """
+    if "metrics" not in state:
+        return state
+    totals: dict[str, Tensor] = {}
+    windows: dict[str, tuple[Tensor, list[int]]] = {}
+    for metric in state["metrics"]:
+        totals |= metric["states"]
+        windows |= metric["windows"]
+    since_record = _in_nats([torch.zeros_like(totals[name]) for name in _TORCHREC])
+    losses, weights = _loss_sums(state)
+    since_record[Sums._fields.index("loss")] = losses
+    since_record[Sums._fields.index("weight")] = weights
+    window, rows = since_record.new_zeros(0, *since_record.shape), []
+    if windows:
+        steps, sizes = zip(*(windows[f"window_{name}"] for name in _TORCHREC), strict=True)
+        window, rows = _in_nats(steps).transpose(0, 1), sizes[0]
+    return {
+        "since_record": since_record,
+        "lifetime": _in_nats([totals[name] for name in _TORCHREC]),
+        "window": window,
+        "window_rows": rows,
+    }
+
+
+def _in_nats(sums: Sequence[Tensor]) -> Tensor:
+    """TorchRec's sums (..., T) -> (S, ..., T)."""
+    cross_entropy, *others = (part.double() for part in sums)
+    return torch.stack([torch.zeros_like(cross_entropy), cross_entropy * math.log(2), *others])
+
+
+def _loss_sums(state: Mapping[str, Any]) -> Tensor:
+    """Weighted losses and weights since the last record, of such a state: (2, T).
+
+    Earlier still they were losses added up over steps, with the number of steps: the steps'
+    weights are then taken for equal.
     """
     sums: Tensor = state["sums"][:2].double()
     if "loss_steps" in state:
         losses, weights = sums
         sums = torch.stack([losses * weights / max(state["loss_steps"], 1), weights])
     return sums
-
-
-def _state_of(part: RecMetricComputation) -> dict[str, Any]:
-    windows = part._batch_window_buffers or {}
-    return {
-        "states": {name: getattr(part, name).cpu() for name in part._defaults},
-        "windows": {
-            name: (torch.stack(list(window.buffers)).cpu(), list(window._used_sizes))
-            for name, window in windows.items()
-            if window.buffers
-        },
-    }
-
-
-def _load_state(part: RecMetricComputation, saved: Mapping[str, Any]) -> None:
-    for name, value in saved["states"].items():
-        getattr(part, name).copy_(value)
-    for name, (values, sizes) in saved["windows"].items():
-        window = (part._batch_window_buffers or {})[name]
-        device = getattr(part, name).device
-        window._buffers.extend(values.to(device).unbind(0))
-        window._used_sizes.extend(sizes)
-        window._window_used_size = sum(sizes)

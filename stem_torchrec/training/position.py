@@ -11,6 +11,9 @@ from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.position import ReadPosition
 from stem_torchrec.data.reader import ParquetReader
 
+ENOUGH_STEPS = 300
+"""Adagrad and Adam move a weight by about a learning rate a step."""
+
 
 class Position:
     """How far a run has come; the same on every rank.
@@ -83,6 +86,22 @@ class Position:
             raise ValueError(f"{first['loc'][0]}: {first['msg']}") from None
         self.read = self._reader.resumed(state)
         self.step, self.samples, self.skipped = saved.step, saved.samples, saved.skipped
+
+
+def few_steps(config: Config, position: Position) -> str | None:
+    """A warning if the epochs have so few steps that hardly anything is learnt; None otherwise.
+
+    Not where ``train.max_steps`` asks for few.
+    """
+    steps, asked = position.total_steps(config), config.train.max_steps
+    if steps >= ENOUGH_STEPS or (asked is not None and steps == asked):
+        return None
+    return (
+        f"train.epochs {config.train.epochs} with train.batch_size {config.train.batch_size} rows "
+        f"per rank make {steps} steps, and tables and weights learn little in fewer than "
+        f"{ENOUGH_STEPS}: set a smaller train.batch_size or more train.epochs (eval.patience ends "
+        "them in time, checkpoint.keep_best keeps the best weights)"
+    )
 
 
 class _Saved(BaseModel):

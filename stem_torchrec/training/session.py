@@ -12,12 +12,16 @@ from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.dense_step import DenseStep
+from stem_torchrec.distributed.captured_step import CapturedStep, CudaGraphs
+from stem_torchrec.distributed.dense_step import Dense, DenseStep
+from stem_torchrec.distributed.inputs import input_pipeline
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
+from stem_torchrec.distributed.precision import dense_precision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.distributed.step import TrainStep
+from stem_torchrec.nn.compiled import compile_parts
 from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.storage.place import Place
 
@@ -63,7 +67,8 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     schema = schema or selected_schema(config)
     torch.manual_seed(config.run.seed)
     recommender = Recommender(config, schema, ranks.world_size)
-    dense_step = DenseStep(recommender.model, ranks.rank_mean)
+    precision = dense_precision(config.train.precision, ranks.device.type)
+    dense_step = DenseStep(recommender.model, ranks.rank_mean, precision)
     fork = install(
         config,
         schema,
@@ -79,7 +84,13 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     model = shard(config, named, planned, ranks)
     optimizers = Optimizers(config, model)
     undo = fork.undo if fork is not None else None
-    step = TrainStep(recommender, dense_step, optimizers, ranks, undo)
+    if config.train.compile == "on":
+        compile_parts(recommender.model)
+    dense: Dense = dense_step
+    if config.train.capture == "on":
+        dense = CapturedStep(dense_step, fork, CudaGraphs(ranks.device))
+    inputs = input_pipeline(config.distributed.pipeline, recommender, ranks.device)
+    step = TrainStep(recommender, dense, optimizers, ranks, inputs, precision, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits
@@ -117,6 +128,7 @@ def open_split(
         seed=config.run.seed,
         shuffle_row_groups=config.data.shuffle_row_groups,
         prefetch=config.data.prefetch_batches,
+        workers=config.data.workers,
         pin_memory=ranks.device.type == "cuda",
         verify_checksums=config.data.verify_checksums,
         negatives=negatives,

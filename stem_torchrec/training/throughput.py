@@ -9,7 +9,8 @@ class Throughput:
     """Counts real samples of all ranks against the clock.
 
     The first ``warmup_steps`` steps are left out, and so is what happens between ``pause`` and
-    ``resume`` (evaluation, checkpoints). Reading waits for the device.
+    ``resume`` (evaluation, checkpoints). Reading waits for the device; counting does not, but for
+    the end of the warm-up.
     """
 
     def __init__(self, device: torch.device, warmup_steps: int) -> None:

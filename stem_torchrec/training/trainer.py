@@ -1,5 +1,6 @@
 """One run, read top to bottom: build, loop, evaluate, save."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from stem_torchrec import checkpoint
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.optimizers import learning_rate_factor
+from stem_torchrec.distributed.precision import about_precision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
 from stem_torchrec.runs.folder import (
@@ -19,19 +21,23 @@ from stem_torchrec.runs.folder import (
     create_run,
     write_init,
 )
-from stem_torchrec.runs.records import Listener, Record, Recorder
+from stem_torchrec.runs.records import Listener, Record, Recorder, read_records
 from stem_torchrec.runs.restart import existing_after_restart, holder, mark
 from stem_torchrec.runs.schema import schema_of_new, schema_of_run
 from stem_torchrec.runs.shared_folder import check_shared
 from stem_torchrec.stopping.interruption import Interruption, Stopped
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
-from stem_torchrec.training.position import Position
+from stem_torchrec.training.patience import Patience
+from stem_torchrec.training.position import Position, few_steps
+from stem_torchrec.training.profile import Profile
 from stem_torchrec.training.saving import best_kept, keep_last, save_due
 from stem_torchrec.training.session import Session, build, open_split
 from stem_torchrec.training.skipped import SkippedSteps
 from stem_torchrec.training.throughput import Throughput
 from stem_torchrec.training.train_record import train_metrics, train_record
+
+_log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -106,6 +112,7 @@ class Trainer:
     Attributes:
         position: how far the run has come.
         metrics: of the training stream.
+        patience: how long the valid split has not improved.
         interruption: signals, and the watch over steps.
     """
 
@@ -119,7 +126,11 @@ class Trainer:
         self.position = Position(open_split(session, "train", for_training=True))
         self.metrics = train_metrics(session)
         self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
-        self.skipped = SkippedSteps(config, session.schema.task_names, ranks)
+        self.profile = Profile(config, ranks)
+        self.patience = Patience(config)
+        self.skipped = SkippedSteps(
+            config, session.schema.task_names, ranks, self.position, self.metrics
+        )
         self.interruption = Interruption(
             ranks, grace_s=config.run.grace_s, limit_s=config.distributed.timeout_s
         )
@@ -157,6 +168,8 @@ class Trainer:
                 create_run(config, session.schema, session.plan_report)
 
         self.ranks.on_first(make)
+        if self.ranks.is_first and (few := few_steps(self.config, self.position)) is not None:
+            _log.warning("%s", few)
         if report is not None and self.ranks.is_first:
             write_init(config.run.dir, report)
             self._listener({"kind": "init", **report})
@@ -168,6 +181,7 @@ class Trainer:
         session.optimizers.make_state()
         checkpoint.load(folder, self.parts, self.ranks)
         checkpoint.load_own(folder, self.own_parts, self.ranks)
+        checkpoint.tell_of_layout(folder, config.embedding, self.ranks)
         step = self.position.step
         self.ranks.on_first(lambda: continue_run(config, session.schema, session.plan_report, step))
 
@@ -175,20 +189,23 @@ class Trainer:
         """From the position to the end: steps, test, last checkpoint."""
         config, ranks, position = self.config, self.ranks, self.position
         self.recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
-        with self.interruption, self.recorder:
+        with self.interruption, self.recorder, self.profile:
             # Records first: a run that goes on from a checkpoint has those before it.
             folder, upload = config.run.dir / checkpoint.FOLDER, self.recorder.upload
             self.saver = checkpoint.Saver(config.checkpoint, folder, ranks, self._failed, upload)
             test, stopped = None, None
             try:
                 self._fit()
-                if "test" in self.session.splits:
-                    test = self._evaluate("test")
             except Stopped:
                 stopped = position.step
             unsaved = keep_last(self.session, position, self.saver)
             self.saver.close()
             best = best_kept(self.session)
+            try:
+                if stopped is None and "test" in self.session.splits:
+                    test = self._test(best)
+            except Stopped:
+                stopped = position.step
         failure = _failure(unsaved, self.recorder.failure)
         qps = self.throughput.total() if stopped is None else None
         return Outcome(test, qps, stopped, best, failure)
@@ -201,57 +218,73 @@ class Trainer:
         """
         position, total_steps = self.position, self.position.total_steps(self.config)
         batches = position.batches(total_steps)
+        self.patience.start(self.ranks.on_first(lambda: read_records(self.config.run.dir)))
         if owes_evaluation(self.session, position, total_steps):
             self._evaluate("valid")
         self.session.recommender.train()
         self.throughput.resume()
-        while position.step < total_steps:
+        while position.step < total_steps and not self.patience.is_over:
             rates = self._set_rates(total_steps)
+            self.profile.before(position.step + 1)
             self.interruption.beat()
             done = self.session.step(batches)
-            self.skipped.count(done, position.step + 1)
-            if done.skipped:
-                position.skipped += 1
-            else:
-                self.metrics.update(done.dense)
             self.throughput.count(position.advance())
+            self.skipped.add(done)
 
             if position.step % self.config.train.log_every == 0 or position.step == total_steps:
+                self.skipped.settle()
                 self._publish(train_record(self, total_steps, rates))
-            self.throughput.pause()
-            self._evaluate_and_save(total_steps)
-            self.throughput.resume()
+            self._between_steps(total_steps)
         self.throughput.pause()
 
     def _set_rates(self, total_steps: int) -> dict[str, float]:
         """Tell optimizers and balancing which step comes; the learning rates it has."""
         session, position = self.session, self.position
         factor = learning_rate_factor(self.config.optim, position.step, total_steps)
+        if session.optimizers.need_gradients:  # the step has waited for the device already
+            self.skipped.settle()
         session.optimizers.set_applied_steps(position.step - position.skipped)
         if session.fork is not None:
             session.fork.begin(position.step)
         return session.optimizers.set_learning_rates(factor)
 
-    def _evaluate_and_save(self, total_steps: int) -> None:
-        """What is due between two steps, and the end if a signal asks for it.
+    def _between_steps(self, total_steps: int) -> None:
+        """What is due after a step, off the clock, and the end if a signal asks for it.
+
+        Raises:
+            As ``_evaluate_and_save`` does.
+        """
+        session, position = self.session, self.position
+        stop, last = self.interruption.agreed(), position.step == total_steps
+        due = not stop and evaluation_due(session, position, total_steps)
+        if stop or due or save_due(self.config.checkpoint, position.step, last, None):
+            self.skipped.settle()
+            self.throughput.pause()
+            self._evaluate_and_save(due, last, stop)
+            self.throughput.resume()
+        self.interruption.rest()
+
+    def _evaluate_and_save(self, due: bool, last: bool, stop: bool) -> None:
+        """Evaluate if it is due, and save a checkpoint if it is.
 
         Raises:
             Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
             SplitRefused: the valid split cannot be read any more; the ranks have saved.
         """
-        position, evaluated, refused = self.position, None, None
-        stop = self.interruption.agreed()
+        evaluated, refused = None, None
         try:
-            if not stop and evaluation_due(self.session, position, total_steps):
+            if due:
                 evaluated = self._evaluate("valid")
         except Stopped:
             stop = True
         except SplitRefused as error:  # on all ranks
             refused = error
         self.interruption.rest()
-        last = position.step == total_steps
-        ends = stop or last or refused is not None
-        if ends or save_due(self.config.checkpoint, position.step, last, evaluated):
+        enough = due and self.patience.is_over and not last
+        if enough:
+            self._publish(self.patience.record(self.position.step))
+        ends = stop or last or enough or refused is not None
+        if ends or save_due(self.config.checkpoint, self.position.step, last, evaluated):
             self._save(evaluated, ends=ends)
         if refused is not None:
             self.saver.wait()
@@ -263,6 +296,21 @@ class Trainer:
         position = self.position
         record = evaluate(self.session, split, position.step, position.epoch, self.interruption)
         self._publish(record)
+        self.patience.judge(record)
+        return record
+
+    def _test(self, best: int | None) -> Record:
+        """Evaluate the test split with the last weights, or the best ones where they are meant.
+
+        The last ones must have been saved: others take their place here.
+        """
+        if not self.config.tests_best or best in (None, self.position.step):
+            return self._evaluate("test")
+        folder = checkpoint.chosen_valid(self.config.run.dir, best, self.ranks)
+        checkpoint.load(folder, {"model": self.session.model}, self.ranks)
+        epoch = self.ranks.on_first(lambda: checkpoint.epoch_of(folder))
+        record = evaluate(self.session, "test", best, epoch, self.interruption)
+        self._publish(record)
         return record
 
     def _save(self, evaluated: Record | None, *, ends: bool) -> None:
@@ -271,6 +319,7 @@ class Trainer:
         metric = {"name": name, "value": checkpoint.metric_value(evaluated, name)}
         about = about_run(self.config, session.schema, session.table_sharding)
         about |= checkpoint.about_owners(session.recommender.model)
+        about |= {"precision": about_precision(self.config)}
         about |= {"epoch": self.position.epoch, "metric": metric}
         state, own = checkpoint.state_of(self.parts), checkpoint.own_state(self.own_parts)
         content = checkpoint.Content(self.position.step, state, own, about)

@@ -42,5 +42,7 @@ for name, rule in rules().items():
         EVERY_RULE[name] = static if rule is StaticRule else made(rule)
         for option, value in choices(rule.options_type):
             EVERY_RULE[f"{name}@{value}"] = made(rule, **{option: value})
+# Rules that may give a task a negative multiplier.
+SIGNED = ("imtl_g", "aligned_mtl", "aligned_mtl@median", "aligned_mtl@rmse")
 # Rules whose result depends on nothing but which task is which.
-SYMMETRIC = [name for name in EVERY_RULE if name not in ("static", "pcgrad")]
+SYMMETRIC = [name for name in EVERY_RULE if name not in ("static", "pcgrad", "rlw")]

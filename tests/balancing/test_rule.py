@@ -119,9 +119,10 @@ def test_two_finite_tasks_with_a_bad_product_are_left_out():
 
 @pytest.mark.parametrize("name", EVERY_RULE)
 def test_one_task(name):
-    """Its own gradient; the given weight; or, with c = ½, the gradient and half of it again."""
+    """Its own gradient, but for the given weight, c = ½ more, e^(-0) / 2, and 4 w = w^(-½)."""
     found = apply(EVERY_RULE[name](1), torch.tensor([[4.0]]))
-    expected = {"static": 0.5, "cagrad": 1.5}.get(name, 1.0)
+    others = {"static": 0.5, "cagrad": 1.5, "uncertainty": 0.5, "fairgrad": 4 ** (-2 / 3)}
+    expected = others.get(name, 1.0)
     assert not found.fallback
     assert found.multipliers.item() == pytest.approx(expected)
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -186,15 +188,19 @@ def test_rows_hold_ratios_within_rounds() -> None:
 def test_the_script_writes_its_rows(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "throughput.py"
     out = tmp_path / "result.json"
-    options = ["--smoke", "--threads", "1", "--rounds", "2", "--steps", "2"]
+    names = ("floor", "plain", "trainer rowwise_adagrad", "tables", "tables fused*")
+    options = ["--smoke", "--threads", "1", "--rounds", "2", "--steps", "2", "--names", *names]
     where = ["--json", str(out), "--workdir", str(tmp_path)]
     subprocess.run([sys.executable, str(script), *where, *options], check=True)
     result = json.loads(out.read_text())
-    wanted = contestants(TINY, TINY)
-    assert [row["name"] for row in result["rows"]] == [contestant.name for contestant in wanted]
+    every = [c.name for c in contestants(TINY, replace(TINY, num_tasks=8), TINY)]
+    wanted = [name for name in every if any(fnmatch(name, pattern) for pattern in names)]
+    assert [row["name"] for row in result["rows"]] == wanted
     for row in result["rows"]:
         assert row["failure"] is None
         assert row["samples_per_s"] > 0
         assert row["peak_rss_bytes"] > 0
-        assert row["share_of_floor"] > 0
+        two_tasks_in_full = row["tasks"] == 2 and not row["name"].startswith("tables")
+        assert (row["share_of_floor"] is not None) == two_tasks_in_full
+        assert (row["ratio_to_separate"] is not None) == (row["name"] == "tables fused")
     assert result["provenance"]["torch"]

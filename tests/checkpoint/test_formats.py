@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from stem_torchrec.checkpoint import Initial, newest, newest_valid
+from stem_torchrec.checkpoint import Initial, newest, newest_valid, tell_of_layout
 from stem_torchrec.checkpoint.manifest import FORMAT, Damaged, read_manifest, write_manifest
+from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.errors import UserError
 from stem_torchrec.training.finished_run import evaluate_run
 from stem_torchrec.training.trainer import train
-from tests.checkpoint.saved_runs import config_of_run, go_on, saved, sign, unpack
+from tests.checkpoint.saved_runs import config_of_run, go_on, saved, sign, unpack, whole_state
 
 
 @pytest.fixture
@@ -41,6 +43,34 @@ def test_format_1_goes_on_and_is_saved_in_the_present_one(run_dir: Path, alone: 
     assert manifest.format == FORMAT == 2
     assert manifest.about["schema"]["tasks"] == [{"name": "click"}, {"name": "like"}]
     assert (run_dir / "schema.json").is_file()
+
+
+def test_format_1_goes_on_in_another_layout(tmp_path: Path, alone: Any) -> None:
+    """Its tables' optimizer is SGD: the numbers are the same bit for bit."""
+    runs = {layout: unpack(tmp_path / layout) for layout in ("separate", "fused")}
+    for layout, run_dir in runs.items():
+        go_on(alone, run_dir, "--embedding.layout", layout)
+        assert read_manifest(newest(run_dir)).about["layout"] == layout
+    separate, fused = (whole_state(newest(run_dir))["model"] for run_dir in runs.values())
+    assert separate.keys() == fused.keys()
+    assert all(torch.equal(separate[name], fused[name]) for name in separate)
+
+
+def test_another_layout_is_told_where_it_changes_an_optimizer(
+    run_dir: Path, alone: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(**keys: Any) -> list[str]:
+        caplog.clear()
+        tell_of_layout(newest(run_dir), EmbeddingConfig(**keys), alone)
+        return [record.message for record in caplog.records]
+
+    assert told() == told(optimizer="adagrad", layout="fused") == []
+    (mean,) = told(layout="fused")
+    assert "with fused: row-wise Adagrad's accumulator of a row is the mean" in mean
+    go_on(alone, run_dir, "--embedding.layout", "fused")
+    assert told(layout="fused") == []
+    (copies,) = told()
+    assert "with separate: row-wise Adagrad's accumulator of a row goes to each" in copies
 
 
 def test_format_1_gives_first_weights(run_dir: Path, alone: Any) -> None:
@@ -72,7 +102,7 @@ def test_what_a_rank_kept_in_an_earlier_version_is_refused(run_dir: Path, alone:
     before = (run_dir / "metrics.jsonl").read_bytes()
     (newest(run_dir) / "rank_0.pt").write_bytes(saved({"rng": {}, "windows": {}, "balance": None}))
     sign(run_dir)
-    with pytest.raises(UserError, match=r"not those of format 1 to 2.*KeyError: 'sums'"):
+    with pytest.raises(UserError, match=r"not those of format 1 to 2.*KeyError: 'since_record'"):
         go_on(alone, run_dir)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
     shutil.rmtree(run_dir / "tb", ignore_errors=True)

@@ -27,10 +27,20 @@ def schema(tasks: tuple[str, ...], users: int = 30, user: str = "user") -> Schem
     return Schema(features=features, tasks=tuple(Task(name=t) for t in tasks))
 
 
-def config(folder: Path, of: Schema, sharding: str = "table_wise", **model: Any) -> Config:
-    distributed = {"sharding": sharding}
+def config(
+    folder: Path,
+    of: Schema,
+    sharding: str = "table_wise",
+    layout: str = "separate",
+    **model: Any,
+) -> Config:
     return config_of(
-        folder, of, run={"seed": len(folder.name)}, model=model, distributed=distributed
+        folder,
+        of,
+        run={"seed": len(folder.name)},
+        model=model,
+        embedding={"layout": layout},
+        distributed={"sharding": sharding},
     )
 
 
@@ -66,15 +76,31 @@ def test_the_same_model_starts_as_it_was(tmp_path: Path, alone: Any) -> None:
     assert report["not_used"] == report["in_part"] == []
 
 
-@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "data_parallel"])
+@pytest.mark.parametrize(
+    ("sharding", "layouts"),
+    [
+        ("table_wise", ("separate", "separate")),
+        ("row_wise", ("separate", "separate")),
+        ("column_wise", ("separate", "separate")),
+        ("data_parallel", ("separate", "separate")),
+        ("row_wise", ("separate", "fused")),
+        ("column_wise", ("fused", "fused")),
+        ("table_wise", ("fused", "separate")),
+    ],
+)
 @pytest.mark.parametrize("new_tasks", ["shared", "fresh"])
 def test_an_added_task_and_more_rows(
-    tmp_path: Path, alone: Any, pair: Processes, sharding: str, new_tasks: Any
+    tmp_path: Path,
+    alone: Any,
+    pair: Processes,
+    sharding: str,
+    layouts: tuple[str, str],
+    new_tasks: Any,
 ) -> None:
-    saved = save(alone, config(tmp_path / "old", OLD))
+    saved = save(alone, config(tmp_path / "old", OLD, layout=layouts[0]))
     grown = schema(("share", "click", "like"), users=37)
     initial = Initial(tmp_path / "old" / "run", (), new_tasks)
-    here = config(tmp_path / "new", grown, sharding)
+    here = config(tmp_path / "new", grown, sharding, layouts[1])
     fresh, loaded, report = pair.run(load, here, initial)[0]
     for table, values in loaded.tables.items():
         owner, feature = table.split("__")

@@ -10,19 +10,11 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from stem_torchrec import checkpoint
 from stem_torchrec.checkpoint.staging import HostCopy
-from stem_torchrec.config import CheckpointConfig, DistributedConfig
-from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
+from stem_torchrec.config import CheckpointConfig
 from tests.checkpoint.test_save import content
 from tests.distributed.processes import Processes
 from tests.distributed.test_checkpoint import batches, config_with, rows_of_steps
 from tests.support.steps import assert_close, config_of, load_checkpoint, run_steps, start, state_of
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Any:
-    """This process as a job of one rank on a GPU."""
-    yield start_ranks(DistributedConfig(device="cuda"))
-    stop_ranks()
 
 
 class PageLocked:
@@ -130,12 +122,13 @@ def test_the_shards_of_all_ranks_agree(
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
 @pytest.mark.parametrize("kernel", ["fused", "fused_uvm_caching"])
+@pytest.mark.parametrize("layout", ["separate", "fused"])
 def test_a_checkpoint_from_a_gpu_resumes_bit_equal(
-    tmp_path: Path, gpu: Any, kernel: str, tables: str, asynchronous: bool
+    tmp_path: Path, gpu: Any, layout: str, kernel: str, tables: str, asynchronous: bool
 ) -> None:
     config = config_of(
         tmp_path,
-        embedding={"optimizer": tables, "lr": 0.02},
+        embedding={"optimizer": tables, "lr": 0.02, "layout": layout},
         distributed={
             "device": "cuda",
             "sharding": "table_wise",

@@ -194,9 +194,14 @@ def test_task_and_feature_subsets(folder: Path, sharding: str) -> None:
 def test_plan_needs_no_device(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(folder / "plan.yaml", folder / "data", folder / "plan")
     options = ["--world-size", "3", "--device", "cuda", "--distributed.sharding", "row_wise"]
-    assert main(["plan", "--config", str(config), *options]) == 0
-    report = capsys.readouterr().out
+    assert main(["plan", "--config", str(config), *options, "--gpus", "8,64"]) == 0
+    report, cost = capsys.readouterr().out.split("Estimated ms of a step")
     assert "3 cuda ranks" in report
+    rows = [line.split() for line in cost.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["3", "8", "64"]
+    assert all(float(row[6]) > 0 for row in rows)
+    assert main(["plan", "--config", str(config), "--hardware", "abacus"]) == 2
+    assert "h100, h200" in capsys.readouterr().err
     assert report.count("row_wise") == 3 * 9
     assert not (folder / "plan").exists()
 

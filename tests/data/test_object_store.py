@@ -60,12 +60,17 @@ def listing(url: str) -> list[str]:
 def test_a_reader_gives_what_it_gives_on_files(small: Path) -> None:
     schema = load_schema(at(SET))
     assert schema == load_schema(small)
-    places: tuple[Place, ...] = (small, at(SET))
-    stored, local = (
-        list(ParquetReader(place, "train", schema, batch_size=300, shuffle=True).epoch(1))
-        for place in places
+    places: tuple[tuple[Place, int], ...] = ((small, 1), (at(SET), 1), (at(SET), 3))
+    local, stored, shared = (
+        list(
+            ParquetReader(
+                place, "train", schema, batch_size=300, shuffle=True, workers=workers
+            ).epoch(1)
+        )
+        for place, workers in places
     )
-    for one, other in zip(stored, local, strict=True):
+    pairs = [*zip(local, stored, strict=True), *zip(local, shared, strict=True)]
+    for one, other in pairs:
         assert torch.equal(one.sparse.values(), other.sparse.values())
         assert torch.equal(one.sparse.lengths(), other.sparse.lengths())
         assert torch.equal(one.dense, other.dense)

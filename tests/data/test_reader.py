@@ -399,9 +399,9 @@ def test_only_the_columns_of_the_schema_are_read(path, monkeypatch):
     asked = []
     read = pq.ParquetFile.read_row_group
 
-    def note(file, index, *, columns):
+    def note(file, index, *, columns, **options):
         asked.append(columns)
-        return read(file, index, columns=columns)
+        return read(file, index, columns=columns, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", note)
     schema = SCHEMA.select(features=["row"], tasks=["like"])

@@ -39,7 +39,7 @@ class _Apart(nn.Module):
 def expected_step(config, batch, state: State) -> Expected:
     """From the same weights and the joined batch."""
     recommender = Recommender(config, SCHEMA)
-    tables = table_configs(SCHEMA, recommender.model.owners, config.embedding.dim)
+    tables = table_configs(recommender.embeddings.layout)
     for table in tables:
         table.init_fn = nn.init.zeros_
     recommender.embeddings.tables = EmbeddingBagCollection(tables=tables)

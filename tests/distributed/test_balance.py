@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from stem_torchrec.balancing.gradients import Factored, Whole
+from stem_torchrec.balancing.gram import PooledGram
+from stem_torchrec.distributed.balance_parameters import ParameterBalance
 from stem_torchrec.distributed.tables import local_shards
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.models import MODELS
@@ -129,6 +132,27 @@ def test_two_ranks_equal_the_oracle_and_each_other(tmp_path, pair, boundary, sha
     results = pair.run(balanced_step, chosen, parts)
     for before, after, weights, _ in results:
         assert torch.equal(weights, results[0][2]), "multipliers differ between ranks"
+        assert_is_expected(chosen, parts, before, after, weights)
+
+
+def without_products(ranks, config, parts):
+    """A step in which making a Gram matrix, or gradients of parameters per task, fails."""
+    with pytest.MonkeyPatch.context() as patched:
+        for kind in (Whole, Factored):
+            patched.delattr(kind, "inner_products")
+        patched.delattr(PooledGram, "__call__")
+        patched.delattr(ParameterBalance, "forward")
+        return balanced_step(ranks, config, parts)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("rule", ["famo", "rlw"])
+def test_rule_that_reads_no_gradients_makes_no_gram_matrix(tmp_path, pair, rule, boundary):
+    chosen, parts = config(tmp_path, rule, boundary), two_parts()
+    results = pair.run(without_products, chosen, parts)
+    for before, after, weights, _ in results:
+        assert torch.equal(weights, results[0][2]), "multipliers differ between ranks"
+        assert not torch.allclose(weights, weights.mean().expand(3))
         assert_is_expected(chosen, parts, before, after, weights)
 
 

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from stem_torchrec.distributed import guarded_optimizer, pooled_gradient
 from stem_torchrec.nn.losses import labelled, task_losses
 from tests.support.steps import batch_of, config_of, random_rows, run_steps, start, take_steps
 
-OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam")
+# Of tables and dense weights.
+OPTIMIZERS = (
+    *(("rowwise_adagrad", "adam"), ("adagrad", "adagrad")),
+    *(("sgd", "sgd"), ("adam", "adamw")),
+)
 
 
 def everything(session):
@@ -50,11 +55,17 @@ def bad_step(ranks, config, spoil):
     undo()
     (good,) = take_steps(session, [batch_of(good_rows(ranks.rank, 2))])
     moved = sum(not torch.equal(value, everything(session)[n]) for n, value in before.items())
-    return changed, bad.skipped, not good.skipped, moved / len(before)
+    return changed, bool(bad.skipped), not good.skipped, moved / len(before)
 
 
 def nothing():
     return
+
+
+def nan_input_where_the_host_decides(session, rows, rank):
+    """As with fused Adam, which a CPU does not have."""
+    session.optimizers.need_gradients = True
+    return nan_input_on_the_last_rank(session, rows, rank)
 
 
 def nan_input_on_the_last_rank(session, rows, rank):
@@ -84,20 +95,23 @@ def nan_gradient_of_a_dense_weight(session, rows, rank):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "spoil"),
+    ("optimizers", "spoil"),
     [
-        *((optimizer, nan_input_on_the_last_rank) for optimizer in OPTIMIZERS),
-        ("rowwise_adagrad", infinite_gradient_of_pooled_features),
-        ("adam", infinite_gradient_of_pooled_features),
-        ("rowwise_adagrad", nan_gradient_of_a_dense_weight),
+        *((optimizers, nan_input_on_the_last_rank) for optimizers in OPTIMIZERS),
+        (OPTIMIZERS[0], infinite_gradient_of_pooled_features),
+        (OPTIMIZERS[3], infinite_gradient_of_pooled_features),
+        (OPTIMIZERS[0], nan_gradient_of_a_dense_weight),
+        (OPTIMIZERS[1], nan_gradient_of_a_dense_weight),
+        (OPTIMIZERS[0], nan_input_where_the_host_decides),
     ],
 )
-def test_one_bad_rank_changes_nothing_anywhere(tmp_path, pair, optimizer, spoil):
+def test_one_bad_rank_changes_nothing_anywhere(tmp_path, pair, optimizers, spoil):
+    tables, dense = optimizers
     config = config_of(
         tmp_path,
-        embedding={"optimizer": optimizer, "weight_decay": 0.1, "max_gradient": 1.0},
-        optim={"weight_decay": 0.1},
-        distributed={"sharding": "row_wise" if optimizer == "sgd" else "auto"},
+        embedding={"optimizer": tables, "weight_decay": 0.1, "max_gradient": 1.0},
+        optim={"optimizer": dense, "weight_decay": 0.1, "clip_norm": 1.0},
+        distributed={"sharding": "row_wise" if tables == "sgd" else "auto"},
     )
     for changed, skipped, went_on, moved in pair.run(bad_step, config, spoil):
         assert skipped
@@ -106,11 +120,52 @@ def test_one_bad_rank_changes_nothing_anywhere(tmp_path, pair, optimizer, spoil)
         assert moved > 0.9
 
 
-def test_data_parallel_tables_too(tmp_path, pair):
-    config = config_of(tmp_path, distributed={"sharding": "data_parallel"})
+@pytest.mark.parametrize("tables", ["rowwise_adagrad", "sgd"])
+def test_data_parallel_tables_too(tmp_path, pair, tables):
+    config = config_of(
+        tmp_path,
+        embedding={"optimizer": tables, "weight_decay": 0.1},
+        distributed={"sharding": "data_parallel"},
+    )
     for changed, skipped, went_on, moved in pair.run(bad_step, config, nan_input_on_the_last_rank):
         assert (skipped, changed, went_on) == (True, [], True)
         assert moved > 0.9
+
+
+@pytest.mark.parametrize(
+    ("embedding", "expected"),
+    [
+        ({"optimizer": "rowwise_adagrad"}, False),
+        ({"optimizer": "adagrad", "eps": 0.0}, True),
+        ({"optimizer": "sgd", "eps": 0.0}, False),
+        ({"optimizer": "adam"}, False),  # on a CPU it is not fused
+    ],
+)
+def test_which_fused_optimizers_a_gradient_of_zero_moves(tmp_path, alone, embedding, expected):
+    session = start(config_of(tmp_path, embedding=embedding), alone)
+    assert session.optimizers.need_gradients is expected
+
+
+@pytest.mark.parametrize("optimizers", OPTIMIZERS)
+def test_a_verdict_that_the_host_does_not_know_changes_no_number(
+    tmp_path, alone, optimizers, monkeypatch
+):
+    """As on a GPU: steps that are not left out go through all that could leave them out."""
+    tables, dense = optimizers
+    config = config_of(
+        tmp_path,
+        embedding={"optimizer": tables, "weight_decay": 0.1},
+        optim={"optimizer": dense, "weight_decay": 0.1, "clip_norm": 1.0},
+    )
+    found = []
+    for module in (None, pooled_gradient, guarded_optimizer):
+        if module is not None:
+            monkeypatch.setattr(module, "known_unset", lambda flag: False)
+        session = start(config, alone)
+        run_steps(session, [batch_of(good_rows(0, step)) for step in range(3)])
+        found.append(everything(session))
+    for name, value in found[0].items():
+        assert all(torch.equal(value, other[name]) for other in found[1:]), name
 
 
 def test_the_dense_step_reaches_no_table(tmp_path, alone):

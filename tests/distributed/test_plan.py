@@ -1,5 +1,6 @@
 """Plans for machines that are not here, under the config's constraints."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from stem_torchrec.distributed.constraints import Free, World, choices, constrai
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import make_plan
 from stem_torchrec.distributed.recommender import Recommender
+from stem_torchrec.distributed.table_options import TableOptions
 from stem_torchrec.errors import UserError
 from tests.support.steps import config_of
 
@@ -143,6 +145,21 @@ def test_constraints_of_a_table_win_over_the_global_ones(tmp_path):
     assert [s.shard_sizes[1] for s in shards_of(found, "like__user")] == [8, 8]
 
 
+@pytest.mark.parametrize(
+    ("least", "columns"), [(None, [16, 16, 16]), (8, [16, 16, 16]), (20, [48]), (64, [48])]
+)
+def test_column_shards_of_a_wide_table_hold_whole_owners(tmp_path, least, columns):
+    constraint = {"sharding": ["column_wise"], "min_partition": least}
+    found = planned(
+        tmp_path,
+        ONE_NODE,
+        embedding={"dim": 16, "layout": "fused"},
+        distributed={"sharding": "table_wise", "tables": {"*__user": constraint}},
+    )
+    assert sorted(by_table(found)) == sorted(f"shared+2__{f.name}" for f in SCHEMA.sparse)
+    assert [s.shard_sizes[1] for s in shards_of(found, "shared+2__user")] == columns
+
+
 def test_a_kernel_for_all_tables(tmp_path):
     found = planned(tmp_path, ONE_NODE, distributed={"kernel": "fused_uvm_caching"})
     assert {p.compute_kernel for p in by_table(found).values()} == {"fused_uvm_caching"}
@@ -166,7 +183,7 @@ def test_memory_limits_bound_every_rank(tmp_path):
     found = planned(
         tmp_path, ONE_NODE, features=schema, distributed={"hbm_gib": 2.0, "host_gib": 0.1}
     )
-    rows = [line.split() for line in found.report.split("Memory per rank")[1].splitlines()[3:]]
+    rows = [line.split() for line in found.report.split("Memory per rank")[1].splitlines()[3:-1]]
     assert [row[0] for row in rows] == [str(rank) for rank in range(8)]
     assert all(float(device) <= 2.0 for _, _, device, _ in rows)
     tables_gib = 3 * 40_000_000 * 16 * 4 / 1024**3
@@ -185,6 +202,80 @@ def test_adam_on_cpu_has_the_dense_kernel(tmp_path, optimizer, device, kernel):
         distributed={"sharding": "row_wise"},
     )
     assert {p.compute_kernel for p in by_table(found).values()} == {kernel}
+
+
+def many_tables(seed=0, sizes=(1e3, 1e7), number=20):
+    """Three owners' tables of features of any size."""
+    generator = np.random.default_rng(seed)
+    rows = np.exp(generator.uniform(*np.log(sizes), number)).astype(int)
+    features = (Feature(name=f"f{i}", kind="id", num_embeddings=int(n)) for i, n in enumerate(rows))
+    return SCHEMA.model_copy(update={"features": tuple(features)})
+
+
+def device_loads(found):
+    lines = found.report.split("Memory per rank")[1].splitlines()[3:-1]
+    return np.array([float(line.split()[2]) for line in lines])
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("world", [ONE_NODE, World(16, 4, "cuda")], ids=str)
+def test_every_row_lies_once_and_memory_is_even(tmp_path, world, seed):
+    schema = many_tables(seed)
+    found = planned(tmp_path, world, features=schema)
+    rows = {feature.name: feature.num_embeddings for feature in schema.features}
+    assert len(by_table(found)) == 3 * len(rows)
+    kinds = set()
+    for name, sharding in by_table(found).items():
+        kinds.add(sharding.sharding_type)
+        cover = sorted((*s.shard_offsets, *s.shard_sizes) for s in shards_of(found, name))
+        assert all((first_column, dim) == (0, 16) for _, first_column, _, dim in cover)
+        ends = [first + size for first, _, size, _ in cover]
+        assert [first for first, *_ in cover] == [0, *ends[:-1]]
+        assert ends[-1] == rows[name.split("__")[1]]
+        assert ranks_of(found, name) == sharding.ranks
+    assert "table_wise" in kinds  # nor is all divided
+    loads = device_loads(found)
+    assert len(loads) == world.size
+    assert loads.max() / loads.mean() == pytest.approx(found.balance.memory, abs=0.01)
+    assert found.balance.memory <= 1.2
+    assert planned(tmp_path, world, features=schema).report == found.report
+
+
+def test_what_is_left_over_is_divided_table_by_table(tmp_path):
+    """Nine equal tables on eight ranks: eight whole, one on all."""
+    schema = many_tables(sizes=(1e6, 1e6), number=3)
+    found = planned(tmp_path, ONE_NODE, features=schema)
+    kinds = [sharding.sharding_type for sharding in by_table(found).values()]
+    assert sorted(kinds) == ["row_wise", *["table_wise"] * 8]
+    assert found.balance.memory <= 1.2
+
+
+def test_one_gpu_has_whole_tables(tmp_path):
+    found = planned(tmp_path, World(1, 1, "cuda"), features=many_tables())
+    assert {p.sharding_type for p in by_table(found).values()} == {"table_wise"}
+
+
+def test_tables_that_do_not_fit_the_devices_go_to_the_host(tmp_path):
+    schema = many_tables(sizes=(1e6, 1e7))
+    limits = {"hbm_gib": 1.5, "host_gib": 16.0}
+    found = planned(tmp_path, ONE_NODE, features=schema, distributed=limits)
+    kernels = {p.compute_kernel for p in by_table(found).values()}
+    assert kernels == {"fused", "fused_uvm_caching"}
+    assert device_loads(found).max() <= 1.5 * 0.85
+
+
+def test_equal_tables_are_estimated_once(tmp_path, monkeypatch):
+    seen = []
+    estimate = TableOptions._options
+
+    def counted(self, by_name, sharding):
+        seen.extend((name, sharding) for name in by_name)
+        return estimate(self, by_name, sharding)
+
+    monkeypatch.setattr(TableOptions, "_options", counted)
+    planned(tmp_path, ONE_NODE)
+    assert len([name for name, sharding in seen if sharding == "table_wise"]) == 3
+    assert len(seen) == len(set(seen))
 
 
 def test_whole_tables_on_cpu_ranks(tmp_path):
@@ -206,3 +297,15 @@ def test_the_first_pattern_that_matches_counts(tmp_path):
     assert chosen == {
         name: ["row_wise" if name.startswith("like") else "table_wise"] for name in TABLES
     }
+
+
+def test_lowered_tables_take_half_the_memory_and_stay_fused(tmp_path):
+    world = World(1, 1, "cuda")
+    gib = {}
+    for precision in ("fp32", "bf16"):
+        found = planned(tmp_path, world, embedding={"dim": 128, "precision": precision})
+        assert precision == "fp32" or "data_parallel" not in found.report
+        gib[precision] = float(found.report.splitlines()[-1].split()[1])
+    assert gib["bf16"] == pytest.approx(gib["fp32"] / 2, abs=0.001)
+    with pytest.raises(UserError, match=r"embedding\.precision: 'bf16' on cpu"):
+        planned(tmp_path, World(2, 2, "cpu"), embedding={"precision": "bf16"})

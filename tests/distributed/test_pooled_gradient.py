@@ -13,12 +13,11 @@ def pooled():
     return {name: torch.randn(B, WIDTH, requires_grad=True) for name in ("shared", "like")}
 
 
-def gradients(layer, features, outgoing):
-    out = layer(features)
-    for name, value in out.items():
-        assert torch.equal(value, features[name])
-    sum((value * outgoing[name]).sum() for name, value in out.items()).backward()
-    return {name: value.grad for name, value in features.items()}
+def gradients(layer, features, outgoing, left_out=False):
+    return {
+        name: layer(outgoing[name], value, torch.tensor(left_out))
+        for name, value in features.items()
+    }
 
 
 @pytest.mark.parametrize("bound", [None, 0.3])
@@ -39,13 +38,17 @@ def test_gradient(bound, decay, world_size):
 
 def test_decay_is_the_gradient_of_the_penalty():
     features, decay = pooled(), 0.7
-    found = gradients(PooledGradient(None, decay, 1), features, dict.fromkeys(features, 0.0))
-    twins = pooled()
-    sum(decay / 2 * value.square().sum(1).mean() for value in twins.values()).backward()
-    for name, value in twins.items():
+    zeros = {name: torch.zeros(B, WIDTH) for name in features}
+    found = gradients(PooledGradient(None, decay, 1), features, zeros)
+    sum(decay / 2 * value.square().sum(1).mean() for value in features.values()).backward()
+    for name, value in features.items():
         torch.testing.assert_close(found[name], value.grad)
 
 
-def test_without_clipping_and_decay_nothing_is_in_the_way():
+@pytest.mark.parametrize(("bound", "decay"), [(None, 0.0), (0.3, 0.7)])
+def test_what_is_left_out_is_exactly_zero(bound, decay):
     features = pooled()
-    assert PooledGradient(None, 0.0, 1)(features) is features
+    outgoing = {name: torch.randn(B, WIDTH) for name in features}
+    outgoing["like"][2] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1.0])
+    found = gradients(PooledGradient(bound, decay, 2), features, outgoing, left_out=True)
+    assert all(torch.equal(value, torch.zeros(B, WIDTH)) for value in found.values())

@@ -4,8 +4,9 @@
 train --nproc 2 --max-restarts RESTARTS``, with ``--resume`` if the folder holds a run.
 
 Each rank writes its events (``tests.faults.events``) to the folder ``LOG``. ``FAULT="hang 1 5"`` or
-``"throw 1 5"`` lets rank 1 hang or fail after step 5. With ``FORKED=1`` a life is forked from a
-process that has imported everything, which saves most of a start; all else is the same.
+``"throw 1 5"`` lets rank 1 hang or fail after step 5, ``"slow 1 5"`` wait after each step from then
+on. With ``FORKED=1`` a life is forked from a process that has imported everything, which saves most
+of a start; all else is the same.
 """
 
 import multiprocessing
@@ -81,11 +82,14 @@ def _observe(write: Callable[..., None]) -> None:
 
 def _fault(step: int) -> None:
     what, rank, when = os.environ.get("FAULT", "none -1 0").split()
-    if (rank, when) != (os.environ["RANK"], str(step)):
+    if rank != os.environ["RANK"] or step < int(when):
         return
-    if what == "throw":
+    if what == "slow":
+        time.sleep(0.1)
+    elif step == int(when) and what == "throw":
         raise ValueError("this rank broke")
-    time.sleep(1000)
+    elif step == int(when):
+        time.sleep(1000)
 
 
 def rows_of(batch: Any) -> int:

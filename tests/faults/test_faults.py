@@ -59,7 +59,7 @@ def test_a_killed_launcher_takes_its_ranks_along(
     tmp_path: Path, data: Path, expected: Result
 ) -> None:
     """They save first: nothing is lost."""
-    with Job(tmp_path, data) as job:
+    with Job(tmp_path, data, fault="slow 1 5") as job:  # half a second is a run's length
         job.wait_for("step", after=10)
         ranks = [process_name(events(tmp_path, rank)[-1].process) for rank in range(RANKS)]
         job.process.kill()

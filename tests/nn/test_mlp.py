@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp
+from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp, NarrowProduct, num_parts, rows_by_rows
 
 
 def plain_twins(batched, num):
@@ -101,3 +101,67 @@ def test_dropout_follows_hidden_layers_alone():
     assert dropped == pytest.approx(0.4, abs=0.08)
     last = BatchedMlp(1, 4, [], 1000, dropout=0.4)
     assert (last(x) != 0).all()
+
+
+@pytest.mark.parametrize("width_out", [1, 3])
+@pytest.mark.parametrize("num_rows", [16, 2048])
+def test_a_product_to_few_outputs_has_the_gradients_of_any(width_out, num_rows):
+    """A GPU's; the larger one sums in parts."""
+    torch.manual_seed(0)
+    layer = BatchedLinear(2, 5, width_out)
+    x = torch.randn(2, num_rows, 5, requires_grad=True)
+    inputs, outgoing = [x, layer.weight, layer.bias], torch.randn(2, num_rows, width_out)
+    out, expected = NarrowProduct.apply(*inputs), layer(x)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, outgoing),
+        torch.autograd.grad(expected, inputs, outgoing),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+
+
+def test_a_product_to_few_outputs_under_autocast_has_gradients_of_its_weights_type():
+    layer = BatchedLinear(2, 5, 3)
+    x = torch.randn(2, 16, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = NarrowProduct.apply(x, layer.weight, layer.bias)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert layer.weight.grad.dtype == layer.bias.grad.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.bias.grad, torch.full((2, 3), 16.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_narrow_layers_are_those_products():
+    assert BatchedLinear(2, 5, 3).cuda()(torch.randn(2, 16, 5).cuda()).grad_fn.name() == (
+        "NarrowProductBackward"
+    )
+
+
+def test_sums_over_rows_in_parts():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 24, 5), torch.randn(2, 24, 3)
+    for parts in (1, 2, 8):
+        torch.testing.assert_close(rows_by_rows(x, y, parts), torch.einsum("kbi,kbo->kio", x, y))
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [(0, 1), (1, 1), (511, 1), (1024, 2), (65536, 128), (1792, 2), (5000, 8), (20480, 32)],
+)
+def test_parts_divide_the_rows(rows, parts):
+    assert num_parts(rows) == parts
+    assert rows % parts == 0
+
+
+def test_autocast_leaves_logits_in_float32():
+    mlp = BatchedMlp(2, 8, (16,), 1)
+    x = torch.randn(2, 500, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = mlp(x)
+        hidden = mlp.hidden[0](x)
+    assert (logits.dtype, hidden.dtype) == (torch.float32, torch.bfloat16)
+    assert len(logits.unique()) > 990  # bfloat16 would leave some 300
+    torch.testing.assert_close(logits, mlp(x), rtol=0, atol=0.02)

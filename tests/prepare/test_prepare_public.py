@@ -8,6 +8,8 @@ import pytest
 from stem_torchrec.cli import main
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.engine.options import TikTokFields
+from stem_torchrec.prepare.tables.describe import RandomSplit
 from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from stem_torchrec.prepare.tables.public_sets import (
     QK_VIDEO_COLUMNS,
@@ -24,17 +26,21 @@ TIKTOK = [
     (7, 1, 51, 60, 2, 0, 1, 0, -1, 8, 53085738315, 8),
     (9, 1, 50, 61, 2, 3, 0, 0, 90, 5, 53085738316, 7),
 ]
-COUNTED = {"user_id": 7, "user_city": 1, "device_id": 8, "item_id": 50, "author_id": 60}
+COUNTED = {"user_id": 7, "device_id": 8, "item_id": 50, "author_id": 60}
 COUNTED |= {"item_city": 2, "music_id": 90, "channel": 0}
+EIGHTH = {"paper": ("video_duration", 11), "user_city": ("user_city", 1)}
 
 
-def test_tiktok_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", ["paper", "user_city"])
+def test_tiktok_rows(tmp_path: Path, fields: TikTokFields) -> None:
     source = write_text(tmp_path / "final_track1_train.txt", TIKTOK * 20, "\t")
-    stats = prepare_files([source], describe_tiktok(min_count=1), tmp_path / "out")
+    described = describe_tiktok(min_count=1, fields=fields)
+    stats = prepare_files([source], described, tmp_path / "out")
     found = [row for rows in all_rows(tmp_path / "out").values() for row in rows]
     assert len(found) == stats["raw_rows"] == 60
-    raw_names = {"user_id": 0, "user_city": 1, "device_id": 9, "item_id": 2, "author_id": 3}
+    raw_names = {"user_id": 0, "device_id": 9, "item_id": 2, "author_id": 3}
     raw_names |= {"item_city": 4, "music_id": 8, "channel": 5}
+    raw_names |= dict([EIGHTH[fields]])
     ids = {name: vocabulary(tmp_path / "out", name) for name in raw_names}
     expected = [
         {name: ids[name][row[k]] for name, k in raw_names.items()}
@@ -48,6 +54,12 @@ def test_tiktok_rows(tmp_path: Path) -> None:
     assert (len(schema.features), schema.task_names) == (8, ("finish", "like"))
     assert (stats["users"], stats["items"]) == (2, 2)
     assert stats["positive_ratio"] == {"finish": 1 / 3, "like": 1 / 3}
+
+
+def test_tiktok_has_a_tenth_of_the_rows_for_test_and_a_tenth_of_the_rest_for_valid() -> None:
+    split = describe_tiktok().split
+    assert isinstance(split, RandomSplit)
+    assert split.shares == (0.81, 0.09, 0.1)
 
 
 def test_qk_video_shares_the_table_of_items_and_takes_no_outcome(tmp_path: Path) -> None:

@@ -189,9 +189,13 @@ def test_threads_share_it(folder: Path) -> None:
     assert all(table.equals(expected) for table in found)
 
 
-def test_without_an_encoder_rows_are_ids(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "precision"), [("separate", "fp32"), ("fused", "fp16")])
+def test_without_an_encoder_rows_are_ids(
+    layout: str, precision: str, data: Path, tmp_path: Path
+) -> None:
     config = small_config(tmp_path / "c.yaml", data, tmp_path / "run")
-    st.train(config, train={"max_steps": 2})
+    tables = {"embedding.layout": layout, "embedding.precision": precision}
+    st.train(config, train={"max_steps": 2}, **tables)
     assert export(tmp_path / "run", tmp_path / "out", "--data.path", str(tmp_path / "gone")) == 0
     assert "metrics" not in notes(tmp_path / "out")
     predictor = Predictor(tmp_path / "out")

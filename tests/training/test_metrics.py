@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torchrec.metrics.calibration import CalibrationMetric
+from torchrec.metrics.metrics_config import RecComputeMode, RecTaskInfo
+from torchrec.metrics.ne import NEMetric
 
 from stem_torchrec.distributed.dense_step import DenseOutput
-from stem_torchrec.nn.losses import labelled, task_losses
+from stem_torchrec.nn.losses import Labelled, labelled, task_losses
 from stem_torchrec.training.metrics import TrainMetrics
 
 TASKS = ("click", "like")
@@ -209,18 +212,107 @@ def test_a_record_off_the_schedule_leaves_the_mean_loss():
     assert metrics.compute()["loss"]["click"] == pytest.approx(mean, rel=1e-6)
 
 
-def test_a_state_of_losses_by_step_still_loads():
-    """Checkpoints once held losses added up over steps, weights twice, and the steps' number."""
-    steps = outputs(3, weighted=False, null_share=0.0)
-    rank = metrics_with()
-    for step in steps[:2]:
-        rank.update(step)
-    losses = sum(step.losses for step in steps[:2])
-    weights = sum(step.total_weights for step in steps[:2])
-    old = rank.state_dict() | {"sums": torch.stack([losses, weights, weights]), "loss_steps": 2}
-    for load in ("load_state_dict", "merge"):
-        resumed = metrics_with()
-        getattr(resumed, load)(old if load == "load_state_dict" else [old])
-        resumed.update(steps[2])
-        found = resumed.compute()["loss"]
-        assert [found[task] for task in TASKS] == pytest.approx(expected_loss(steps), rel=1e-6)
+def torchrec_metrics(window):
+    """TorchRec's own NE and calibration, which earlier versions recorded and saved."""
+    tasks = [
+        RecTaskInfo(name=task, label_name=task, prediction_name=task, weight_name=task)
+        for task in TASKS
+    ]
+    return [
+        kind(
+            world_size=1,
+            my_rank=0,
+            batch_size=BATCH,
+            tasks=tasks,
+            compute_mode=RecComputeMode.FUSED_TASKS_COMPUTATION,
+            window_size=window,
+        )
+        for kind in (NEMetric, CalibrationMetric)
+    ]
+
+
+def feed(metrics, steps):
+    for step in steps:
+        parts = (step.logits.sigmoid(), step.target.labels, step.target.weights)
+        by_task = [dict(zip(TASKS, part.t().unbind(0), strict=True)) for part in parts]
+        for metric in metrics:
+            metric.update(**dict(zip(("predictions", "labels", "weights"), by_task, strict=True)))
+
+
+def figures_of(metrics):
+    found = {}
+    for metric in metrics:
+        found |= {key: float(value) for key, value in metric.compute().items()}
+    return found
+
+
+@pytest.mark.parametrize(("num_rows", "short"), [(1000, ()), (3 * BATCH, ()), (50, (2, 4, 5))])
+def test_figures_are_torchrecs(num_rows, short):
+    """Windows that steps of several sizes enter and leave, too."""
+    steps = [cut(step, 5) if i in short else step for i, step in enumerate(outputs(9))]
+    ours, theirs = metrics_with(window=num_rows), torchrec_metrics(num_rows)
+    for number, step in enumerate(steps):
+        ours.update(step)
+        feed(theirs, [step])
+        if number % 4 < 3:
+            continue
+        found, expected = ours.compute(), figures_of(theirs)
+        for task in TASKS:
+            for name, key in (
+                ("ne", "ne-{}|lifetime_ne"),
+                ("ne_window", "ne-{}|window_ne"),
+                ("calibration", "calibration-{}|window_calibration"),
+            ):
+                assert found[name][task] == pytest.approx(expected[key.format(task)], rel=1e-6)
+
+
+def cut(step, num_rows):
+    """The first rows of a step, as at an epoch's end."""
+    target = Labelled(*(part[:num_rows] for part in step.target))
+    logits, total = step.logits[:num_rows], target.weights.sum(0)
+    return DenseOutput(task_losses(logits, target, total), logits, target, total)
+
+
+def torchrec_state(steps, window, loss_sums):
+    """What a checkpoint held of TorchRec's metrics."""
+    metrics = torchrec_metrics(window)
+    feed(metrics, steps)
+    parts = [part for metric in metrics for part in metric._metrics_computations]
+    saved = [
+        {
+            "states": {name: getattr(part, name) for name in part._defaults},
+            "windows": {
+                name: (torch.stack(list(window.buffers)), list(window._used_sizes))
+                for name, window in part._batch_window_buffers.items()
+                if window.buffers
+            },
+        }
+        for part in parts
+    ]
+    return {"metrics": saved} | loss_sums
+
+
+@pytest.mark.parametrize("load", ["load_state_dict", "merge"])
+@pytest.mark.parametrize("by_step", [False, True])
+@pytest.mark.parametrize("num_before", [0, 3])
+def test_a_state_of_torchrecs_metrics_still_loads(load, by_step, num_before):
+    """The loss once was added up over steps, weights twice, with the steps' number."""
+    steps = outputs(6, weighted=False, null_share=0.0)
+    before, after = steps[:num_before], steps[num_before:]
+    weights = torch.full((2,), float(BATCH)) * num_before
+    losses = torch.zeros(2) + sum(step.losses for step in before)
+    sums = {"sums": torch.stack([losses * BATCH, weights])}
+    if by_step:
+        sums = {"sums": torch.stack([losses, weights, weights]), "loss_steps": num_before}
+    old = torchrec_state(before, 4 * BATCH, sums)
+    resumed, whole = metrics_with(window=4 * BATCH), metrics_with(window=4 * BATCH)
+    getattr(resumed, load)(old if load == "load_state_dict" else [old])
+    for step in steps:
+        whole.update(step)
+    for step in after:
+        resumed.update(step)
+    found, expected = resumed.compute(), whole.compute()
+    if load == "merge" and num_before:
+        del found["ne_window"], found["calibration"]
+    for name, figures in found.items():
+        assert figures == pytest.approx(expected[name], rel=1e-6), name

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stem_torchrec.balancing.from_host import from_host
 from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.nn.options import Options
 
@@ -15,14 +16,12 @@ class PcGradRule(Rule[Options]):
     """
 
     name = "pcgrad"
+    recordable = False
 
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) α; with no conflict all 1."""
         orders = random_orders(situation.gram.shape[0], self.seed + step)
-        if situation.gram.is_cuda:
-            orders = orders.pin_memory().to(situation.gram.device, non_blocking=True)
-        else:
-            orders = orders.to(situation.gram.device)
+        orders = from_host(orders, situation.gram.device)
         return project_conflicts(situation.gram, situation.active, orders), state
 
 

@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import Doc
 
+from stem_torchrec.balancing.from_host import from_host
 from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.nn.options import MAX_FACTOR, Options
 
@@ -37,6 +38,7 @@ class StaticRule(Rule[StaticOptions]):
 
     name = "static"
     options_type = StaticOptions
+    needs_gram = False
 
     def __init__(self, options: StaticOptions | None = None, *, seed: int = 0) -> None:
         super().__init__(options, seed=seed)
@@ -55,7 +57,5 @@ class StaticRule(Rule[StaticOptions]):
         gram = situation.gram
         if self._on_device is None or self._on_device.device != gram.device:
             weights = torch.tensor(self._weights, dtype=gram.dtype)
-            # From page-locked memory, since a copy from other memory waits for the device.
-            weights = weights.pin_memory() if gram.is_cuda else weights
-            self._on_device = weights.to(gram.device, non_blocking=True)
+            self._on_device = from_host(weights, gram.device)
         return self._on_device, state

@@ -53,6 +53,7 @@ class TorchJdRule(Rule[TorchJdOptions]):
 
     name = "torchjd"
     options_type = TorchJdOptions
+    recordable = False
 
     def __init__(
         self, options: TorchJdOptions | None = None, *, aggregator: str, seed: int = 0

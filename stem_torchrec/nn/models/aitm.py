@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from stem_torchrec.nn.calibrator import Calibrator
+from stem_torchrec.nn.exact import in_float32
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.mlp import BatchedMlp
 from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
@@ -71,6 +73,7 @@ class Aitm(Model):
         self.last_transfer = _Transfer(last, widths[-1])
         self.heads = BatchedMlp(self.num_tasks, widths[-1], (), 1, owners=names)
         self.penalty = Calibrator(self.order, options.calibrator_weight)
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.chain.parameters()
@@ -83,7 +86,7 @@ class Aitm(Model):
         own = self.last_tower(read.features.expand(self.num_tasks, -1, -1)[last])[0]
         states = [outputs[task][place] for place, task in enumerate(earlier)]
         states.append(self.last_transfer(outputs[last][-1], own))
-        logits = self.heads(torch.stack(states)).squeeze(-1)
+        logits = in_float32(self.heads, torch.stack(states)).squeeze(-1)
         return logits[[self.order.index(task) for task in range(self.num_tasks)]].t()
 
 

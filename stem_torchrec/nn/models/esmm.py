@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from typing_extensions import Doc
 
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.mlp import BatchedMlp
 from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
@@ -69,6 +70,7 @@ class Esmm(Model):
             )
 
         self.first_network, self.networks = networks([self.first]), networks(self.others)
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.first_network.parameters()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.fork import Handle
 from stem_torchrec.nn.gates import Gates, mix
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Columns, Inputs
 from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
 from stem_torchrec.nn.owners import SHARED
@@ -49,6 +50,7 @@ class Omoe(Model):
         self.towers = Towers(
             inputs.tasks, options.expert_widths[-1], options.tower_widths, options.dropout
         )
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.mixture.parameters()

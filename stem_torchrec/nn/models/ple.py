@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.extraction import ExtractionStack
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.model import ExtractionOptions, Model
 from stem_torchrec.nn.owners import SHARED
@@ -60,6 +61,7 @@ class Ple(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()

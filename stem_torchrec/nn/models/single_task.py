@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import experts
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.model import ExpertOptions, Model
 from stem_torchrec.nn.towers import Towers
@@ -50,6 +51,7 @@ class SingleTask(Model):
         self.towers = Towers(
             self.tasks, self.experts.width_out, options.tower_widths, options.dropout
         )
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())

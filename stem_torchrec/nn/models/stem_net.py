@@ -13,6 +13,7 @@ from typing_extensions import Doc
 
 from stem_torchrec.errors import did_you_mean
 from stem_torchrec.nn.extraction import ExtractionStack, GateInput
+from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
 from stem_torchrec.nn.model import ExtractionOptions, Model
 from stem_torchrec.nn.owners import SHARED
@@ -87,6 +88,7 @@ class StemNet(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
+        initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()

@@ -51,6 +51,19 @@ class PublicSetOptions(PrepareOptions):
     min_count: int = Field(10, ge=1, description="rows of train a value needs for an id of its own")
 
 
+TikTokFields = Literal["paper", "user_city"]
+
+
+class TikTokOptions(PublicSetOptions):
+    """How the TikTok set is prepared."""
+
+    fields: TikTokFields = Field(
+        "paper",
+        description="features: the eight of STEM's reference code, or those with user_city in "
+        "place of video_duration",
+    )
+
+
 class KuaiRandConfig(Resources):
     """How the log is split and encoded."""
 
