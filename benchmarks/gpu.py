@@ -69,8 +69,8 @@ COMPILES = {
 }
 BALANCED = {
     "bf16 fused": together(BF16, FUSED),
-    "multi_balance experts": balanced("experts"),
-    "multi_balance pooled 256": balanced("pooled", 256),
+    "bf16 fused, multi_balance experts": balanced("experts"),
+    "bf16 fused, multi_balance pooled 256": balanced("pooled", 256),
 }
 
 
