@@ -13,9 +13,12 @@ from stem_torchrec.cli.analyze import add_analyze
 from stem_torchrec.cli.compare import add_compare
 from stem_torchrec.cli.doctor import add_doctor
 from stem_torchrec.cli.evaluate import add_evaluate
+from stem_torchrec.cli.export import add_export
 from stem_torchrec.cli.options import CommandParser
 from stem_torchrec.cli.plan import add_plan
+from stem_torchrec.cli.predict import add_predict
 from stem_torchrec.cli.prepare import add_prepare, refuse_check_of_source
+from stem_torchrec.cli.serve import add_serve
 from stem_torchrec.cli.train import add_train
 from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.errors import (
@@ -76,6 +79,9 @@ def _parser() -> CommandParser:
     add_prepare(commands)
     add_train(commands)
     add_evaluate(commands)
+    add_predict(commands)
+    add_export(commands)
+    add_serve(commands)
     add_plan(commands)
     add_doctor(commands)
     add_compare(commands)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from stem_torchrec.cli.options import (
     Commands,
     add_command,
+    add_run,
     config_keys,
     own_options,
-    place,
     positive,
 )
 from stem_torchrec.errors import WorkerError
@@ -18,14 +18,7 @@ from stem_torchrec.errors import WorkerError
 def add_evaluate(commands: Commands) -> None:
     text = "metrics of a split from a run's checkpoint"
     command = add_command(commands, "evaluate", text, config_keys)
-    command.add_argument(
-        "--run",
-        type=place,
-        required=True,
-        metavar="DIR",
-        dest="run_dir",
-        help="run folder or its URL",
-    )
+    add_run(command)
     command.add_argument(
         "--split", choices=("train", "valid", "test"), default="test", help="rows to evaluate"
     )
@@ -53,7 +46,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         check_devices(config.distributed, num_workers)
         check_inputs(config, splits=[options.split], of_run=True)
         print_start(f"loading the checkpoint, evaluating {options.split}")
-    record = run_workers(num_workers, evaluate_worker, config, options.split)
+    record = run_workers(num_workers, evaluate_worker, config, options.split, options.checkpoint)
     if record is None and not under_torchrun():
         raise WorkerError("ended by a signal")
     if record is None:

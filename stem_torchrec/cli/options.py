@@ -114,6 +114,33 @@ def _of(text: str, read: Callable[[str], T]) -> T:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_run(command: argparse.ArgumentParser) -> None:
+    """``--run`` and ``--checkpoint``: which weights are read."""
+    command.add_argument(
+        "--run",
+        type=place,
+        required=True,
+        metavar="DIR",
+        dest="run_dir",
+        help="run folder or its URL",
+    )
+    command.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        default="last",
+        metavar="last|best|STEP",
+        help="which of the run's checkpoints",
+    )
+
+
+def _checkpoint(text: str) -> str | int:
+    if text in ("last", "best"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not last, best or a step")
+    return int(text)
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

@@ -51,11 +51,11 @@ def train_worker(
 
 @lenient_streams()
 @environment_failures()
-def evaluate_worker(config: Config, split: str) -> Record | None:
+def evaluate_worker(config: Config, split: str, choice: Choice = "last") -> Record | None:
     """Evaluate a split; the eval record on rank 0, None elsewhere."""
     hide_dependency_notices()
     ranks = start_ranks(config.distributed)
-    record = evaluate_run(config, ranks, split)
+    record = evaluate_run(config, ranks, split, choice)
     stop_ranks()
     return record if ranks.is_first else None
 

@@ -91,6 +91,23 @@ def print_check(checked: "Checked", folder: str) -> None:
     console.print(Text(f"{folder}: no faults"), soft_wrap=True)
 
 
+def print_export(precision: str, notes: Mapping[str, Any], folder: str) -> None:
+    """What an export is worth: its metrics beside the run's, and its size."""
+    console = terminal()
+    if metrics := notes.get("metrics"):
+        run, export = metrics["run"], metrics["export"]
+        table = Table("task", *(f"{name} of {of}" for name in run for of in ("run", "export")))
+        for task in next(iter(run.values())):
+            cells = [figures[name][task] for name in run for figures in (run, export)]
+            table.add_row(task, *("-" if cell is None else f"{cell:.6f}" for cell in cells))
+        console.print(table)
+    else:
+        print_note("the test split is not there: the export was not compared with the run")
+    tables, dense = (notes["bytes"][part] / 1e6 for part in ("tables", "dense"))
+    text = f"tables of {precision} {tables:,.1f} MB, dense part {dense:,.1f} MB"
+    console.print(Text(f"{folder}: step {notes['step']}, {text}"), soft_wrap=True)
+
+
 def _print_warnings(texts: Sequence[str]) -> None:
     for text in texts:
         print_note(f"warning: {text}")

@@ -11,7 +11,7 @@ import pyarrow.types as types
 from numpy.typing import NDArray
 
 from stem_torchrec.data.columns import Bag, Columns, concatenate_bags, empty, joined, offsets_of
-from stem_torchrec.data.manifest import ColumnUse, RowGroup, check_ids, column_uses
+from stem_torchrec.data.manifest import ColumnUse, check_ids, column_uses
 from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.errors import UserError
 
@@ -29,12 +29,12 @@ def uses_in_order(schema: Schema) -> list[ColumnUse]:
 
 
 def decode(
-    parts: Iterable[tuple[RowGroup, pa.Table]], num_rows: int, uses: Sequence[ColumnUse]
+    parts: Iterable[tuple[object, pa.Table]], num_rows: int, uses: Sequence[ColumnUse]
 ) -> Columns:
     """Stack the row groups' tables, of ``num_rows`` rows together, and check every value.
 
-    A table may hold a part of its row group's rows. ``uses`` are in the order of
-    ``uses_in_order``, some or all of them.
+    A table may hold a part of its row group's rows; what it comes from, a ``RowGroup`` or another
+    place, is for messages. ``uses`` are in the order of ``uses_in_order``, some or all of them.
 
     A null id is id 0, a null bag is empty, a null inside a bag is id 0, a null or NaN dense value
     is 0.0, a null or NaN label is NaN, a null group is -1.

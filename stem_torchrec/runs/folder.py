@@ -13,6 +13,7 @@ from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.reading import dump_config, load_config
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema
 from stem_torchrec.errors import UserError
+from stem_torchrec.runs.encoder import ENCODER, carry_encoder
 from stem_torchrec.runs.records import METRICS, parse_record, record_lines
 from stem_torchrec.storage.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.storage.place import Place, remove, replace_text, require_bucket
@@ -31,7 +32,7 @@ OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*", "profile"
 """What is a run's in its folders, which may be links to another disk."""
 
 OWN_FILES = (
-    *("plan.txt", "init.json", METRICS, *OWN_FOLDERS),
+    *("plan.txt", "init.json", METRICS, ENCODER, *OWN_FOLDERS),
     *(SCHEMA_FILE, "config.yaml", JOB),
 )
 """What a run writes there, in the order in which a run that is replaced goes: what says that the
@@ -160,8 +161,9 @@ def _clear(path: Place) -> None:
 
 
 def create_run(config: Config, schema: Schema, plan_report: str) -> None:
-    """Write the resolved config, the schema of what is trained, and the plan."""
+    """Write the resolved config, the schema of what is trained, the plan and the encoder."""
     run_dir = config.run.dir
+    carry_encoder(config.data.path, schema, run_dir / ENCODER)
     replace_text(run_dir / "config.yaml", dump_config(config, installed_versions()))
     schema.save(run_dir)
     (run_dir / "plan.txt").write_text(plan_report)

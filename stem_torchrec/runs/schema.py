@@ -18,6 +18,7 @@ from stem_torchrec.data.identity import (
 from stem_torchrec.data.schema import Schema, load_schema, schema_from
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.errors import UserError
+from stem_torchrec.storage.place import Place
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,34 @@ def fitted_schema(config: Config) -> Fitted:
     asked = _check_asked("data.features", config.data.features, _names(schema), there)
     asked += _check_asked("tasks.names", config.tasks.names, schema.task_names, there)
     return Fitted(schema, found.notes + asked)
+
+
+def own_schema(config: Config, data: Place | None = None) -> Schema:
+    """The schema of the run in ``run.dir`` for rows without labels, weights and groups.
+
+    Not collective.
+
+    Args:
+        data: a prepared folder whose features are to be compared with the run's; its tasks do not
+            matter.
+
+    Raises:
+        UserError: the run has no checkpoint, or one without a schema; a feature is missing in the
+            folder or means something else.
+    """
+    there = str(config.run.dir)
+    about = checkpoint.newest_about(config.run.dir)
+    if "schema" not in about:
+        raise UserError(f"{there}: its checkpoints hold no schema (an earlier version wrote them)")
+    schema = schema_from(about["schema"], there)
+    if data is not None:
+        found = {feature.name: feature for feature in load_schema(data).features}
+        if missing := [name for name in _names(schema) if name not in found]:
+            raise UserError(
+                f"{data}: feature {missing[0]!r} of {there} is missing; it has {', '.join(found)}"
+            )
+        compare_features([(f, found[f.name]) for f in schema.features], there, data)
+    return schema.model_copy(update={"group": None, "sample_weight": None})
 
 
 def initial_schema(config: Config, initial: Initial) -> Fitted:

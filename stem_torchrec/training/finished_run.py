@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
-from stem_torchrec.data.schema import Feature
+from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.nn import Gates
@@ -58,21 +58,26 @@ def tested(run_dir: Place) -> checkpoint.Choice:
 
 
 def open_run(
-    config: Config, ranks: Ranks, choice: checkpoint.Choice = "last"
+    config: Config, ranks: Ranks, choice: checkpoint.Choice = "last", schema: Schema | None = None
 ) -> tuple[Session, int]:
     """A session with one of a run's checkpoints on these ranks, and its step. Collective.
+
+    Args:
+        schema: the run's, where its data is not to be read; else it is compared with ``data.path``.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged; says which there are.
     """
-    session, _, step = _open(config, ranks, choice)
+    session, _, step = _open(config, ranks, choice, schema)
     return session, step
 
 
-def _open(config: Config, ranks: Ranks, choice: checkpoint.Choice) -> tuple[Session, Place, int]:
+def _open(
+    config: Config, ranks: Ranks, choice: checkpoint.Choice, schema: Schema | None = None
+) -> tuple[Session, Place, int]:
     """A session, the checkpoint's folder, its step."""
     folder = checkpoint.chosen_valid(config.run.dir, choice, ranks)
-    session = build(config, ranks, schema_of_run(config, ranks))
+    session = build(config, ranks, schema or schema_of_run(config, ranks))
     saved = checkpoint.SavedStep()
     checkpoint.load(folder, {"model": session.model, "position": saved}, ranks)
     return session, folder, saved.step

@@ -18,6 +18,7 @@ def test_trains_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_all_examples_are_there_and_short() -> None:
     assert {file.stem for file in EXAMPLES.glob("*.py")} == {
         "multi_balance_own_model",
+        "neighbours",
         "own_model",
         "own_rule",
         "stem_net_plain_pytorch",

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "fbgemm_gpu": ("distributed",),
     "pydantic": ("storage", "config", "data", "checkpoint", "prepare", "training", "cli"),
     "duckdb": ("prepare",),
-    "pyarrow": ("storage", "data", "prepare", "runs", "training"),
+    "pyarrow": ("storage", "data", "prepare", "runs", "training", "serving"),
     "rich": ("console",),
     "matplotlib": ("analysis",),
 }

@@ -20,7 +20,7 @@ from stem_torchrec.data.vocabulary_identity import (
 )
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.row_hash import HASH_FUNCTION
-from stem_torchrec.prepare.engine.working_database import quoted
+from stem_torchrec.prepare.engine.sql import quoted
 
 COMPRESSION = "snappy"
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from stem_torchrec.data.prefetch import prefetched
 from stem_torchrec.prepare.engine.prepared import open_parquet
-from stem_torchrec.prepare.engine.working_database import quoted
+from stem_torchrec.prepare.engine.sql import quoted
 
 _BATCH_ROWS = 16_384
 

@@ -15,6 +15,7 @@ from stem_torchrec.prepare.engine.disk_full import disk_full, free_bytes, is_dis
 from stem_torchrec.prepare.engine.options import Resources
 from stem_torchrec.prepare.engine.query_interruption import interrupted_by_signals
 from stem_torchrec.prepare.engine.row_hash import HASH_MACROS
+from stem_torchrec.prepare.engine.sql import literal
 from stem_torchrec.prepare.engine.stages import StageLog, Watcher
 
 _GIB = 2**30
@@ -101,23 +102,6 @@ def _connected(folder: Path, resources: Resources) -> duckdb.DuckDBPyConnection:
         for damaged in folder.iterdir():  # as by a loss of power: work starts anew
             damaged.unlink()
         return duckdb.connect(str(file), config=config)
-
-
-def quoted(name: str) -> str:
-    """A name as a SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """A text as a SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
-    """The first row of a query that has one."""
-    found = connection.execute(query).fetchone()
-    assert found is not None
-    return found
 
 
 def _readable(

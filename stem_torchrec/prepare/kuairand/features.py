@@ -39,6 +39,8 @@ class RawFeature:
         source: table of ``sql``; ``joined`` sees a log row with its video's columns.
         sql: raw value of a vocabulary feature; bucket number, 0 if unknown, of the others.
         columns: raw columns of the source's file that ``sql`` needs.
+        flat_sql: the same over the raw columns of a row with its user's and its video's, where
+            ``sql`` is not.
         num_buckets: rows of the table; None if they come from a vocabulary.
     """
 
@@ -49,6 +51,7 @@ class RawFeature:
     columns: tuple[str, ...]
     num_buckets: int | None = None
     kind: Literal["id", "bag"] = "id"
+    flat_sql: str | None = None
 
     def encoded(self, num_embeddings: int) -> Feature:
         return Feature(
@@ -136,9 +139,22 @@ def _context_features() -> list[RawFeature]:
     hour = "TRY_CAST(hourmin AS INTEGER) // 100"
     hour = f"CASE WHEN {hour} BETWEEN 0 AND 23 THEN 1 + {hour} ELSE 0 END"
     day = "try_strptime(date, '%Y%m%d')"
-    age = "date_diff('day', upload_day, strptime(date::VARCHAR, '%Y%m%d')::DATE)"
+
+    def age(upload_day: str, date: str) -> str:
+        return log_bucket(
+            f"date_diff('day', {upload_day}, try_strptime({date}, '%Y%m%d')::DATE)", 32
+        )
+
     return [
         RawFeature("hour", "context", "log", hour, ("hourmin",), 25),
         RawFeature("weekday", "context", "log", f"coalesce(isodow({day}), 0)", ("date",), 8),
-        RawFeature("upload_age", "context", "joined", log_bucket(age, 32), ("upload_dt",), 32),
+        RawFeature(
+            "upload_age",
+            "context",
+            "joined",
+            age("upload_day", "date::VARCHAR"),
+            ("upload_dt",),
+            32,
+            flat_sql=age("TRY_CAST(upload_dt AS DATE)", "date"),
+        ),
     ]

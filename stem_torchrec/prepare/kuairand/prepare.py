@@ -12,6 +12,7 @@ import duckdb
 from stem_torchrec.data.schema import SPLITS, Schema, Task
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.encoder.definition import write_encoder
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.options import KuaiRandConfig
 from stem_torchrec.prepare.engine.prepared import (
@@ -24,6 +25,7 @@ from stem_torchrec.prepare.engine.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.prepare.engine.working_database import WorkingDatabase, working_database
 from stem_torchrec.prepare.kuairand.days import split_days
 from stem_torchrec.prepare.kuairand.encode import encode, rows_of_day
+from stem_torchrec.prepare.kuairand.encoder import encoder_of
 from stem_torchrec.prepare.kuairand.features import TASKS, RawFeature, features_of
 from stem_torchrec.prepare.kuairand.source import (
     Release,
@@ -158,6 +160,7 @@ class _Work:
         for feature in self.features:
             if feature.num_buckets is None:
                 write_vocabulary(self._connection, feature.name, self.folder / VOCABULARY_FOLDER)
+        write_encoder(encoder_of(self.features), self.folder)
         return rows
 
     def _write(self, split: str) -> None:

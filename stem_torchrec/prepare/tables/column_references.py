@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from stem_torchrec.prepare.engine.working_database import fetch_one, literal
+from stem_torchrec.prepare.engine.sql import fetch_one, literal
 
 # What names columns without their names: ``*``, ``COLUMNS(...)``, ``#1``.
 _UNNAMED = ("STAR", "POSITIONAL_REFERENCE")

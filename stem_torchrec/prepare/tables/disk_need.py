@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.engine.working_database import fetch_one
+from stem_torchrec.prepare.engine.sql import fetch_one
 from stem_torchrec.prepare.tables.raw.checks import CODECS
 from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
 from stem_torchrec.prepare.tables.row_columns import Column

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from stem_torchrec.data.schema import SPLITS, Feature, Schema, Task
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.row_hash import hashed_id_sql
+from stem_torchrec.prepare.engine.sql import fetch_one, quoted
 from stem_torchrec.prepare.engine.vocabulary import create_vocabulary, vocabulary_table
-from stem_torchrec.prepare.engine.working_database import fetch_one, quoted
 from stem_torchrec.prepare.tables.describe import (
     GROUP_COLUMN,
     WEIGHT_COLUMN,
@@ -164,7 +164,7 @@ def encoded_rows(
             joins.append(f"LEFT JOIN {ids} {table} ON {table}.value = {value}")
             value = f"{table}.id"
         else:
-            value = _direct_ids(value, described, owner, feature.name in integers)
+            value = direct_ids(value, described, owner, feature.name in integers)
         selected.append(f"coalesce({value}, {default})::{type_name} AS {name}")
     others = [quoted(task.label_column) for task in schema.tasks]
     others += [quoted(name) for name in (schema.sample_weight, schema.group) if name]
@@ -199,10 +199,10 @@ def _bag_table(feature: str) -> str:
     return quoted(f"bags_{feature}")
 
 
-def _direct_ids(
+def direct_ids(
     value: str, feature: DescribedFeature, owner: DescribedFeature, is_integer: bool
 ) -> str:
-    """Ids that need no vocabulary: one, or a list's."""
+    """SQL of ids that need no vocabulary: one, or a list's."""
     if feature.kind == "bag":
         return f"[coalesce({_direct_id('v', owner, is_integer)}, 0) for v in {value}]"
     return _direct_id(value, owner, is_integer)

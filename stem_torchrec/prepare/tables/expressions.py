@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import duckdb
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.engine.sql import quoted
 from stem_torchrec.prepare.engine.sql_text import SqlText
-from stem_torchrec.prepare.engine.working_database import quoted
 from stem_torchrec.prepare.tables.column_references import columns_decisive, columns_read
 from stem_torchrec.prepare.tables.describe import Description
 from stem_torchrec.prepare.tables.raw.files import RawFiles

@@ -7,7 +7,7 @@ import duckdb
 from stem_torchrec.data.schema import SPLITS
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.row_hash import row_key_sql
-from stem_torchrec.prepare.engine.working_database import fetch_one, literal
+from stem_torchrec.prepare.engine.sql import fetch_one, literal
 from stem_torchrec.prepare.tables.describe import Description, Moment, RandomSplit, TimeSplit
 from stem_torchrec.prepare.tables.expressions import TIME_TYPES
 from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN, Column, time_sql

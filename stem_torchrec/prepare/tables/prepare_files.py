@@ -8,6 +8,7 @@ from typing import Any
 
 from stem_torchrec.data.schema import SPLITS, Schema
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
+from stem_torchrec.prepare.encoder.definition import write_encoder
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.options import PrepareOptions
 from stem_torchrec.prepare.engine.prepared import (
@@ -20,6 +21,7 @@ from stem_torchrec.prepare.engine.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.prepare.engine.working_database import WorkingDatabase, working_database
 from stem_torchrec.prepare.tables.describe import DescribedFeature, Description
 from stem_torchrec.prepare.tables.disk_need import needed_bytes
+from stem_torchrec.prepare.tables.encoder import encoder_of
 from stem_torchrec.prepare.tables.encoding import (
     count_collisions,
     count_unseen,
@@ -193,7 +195,9 @@ class _Work:
     def _read(self) -> dict[str, int]:
         connection = self.database.connection
         of_all_rows = partial(row_columns, connection, self.raw, self.description, of_all_rows=True)
-        return read_rows(connection, self.raw, self.columns, of_all_rows)
+        skipped, columns = read_rows(connection, self.raw, self.columns, of_all_rows)
+        write_encoder(encoder_of(self.raw, self.description, columns), self.folder)
+        return skipped
 
     def _split(self) -> dict[str, int]:
         seed = self.options.shuffle_seed

@@ -20,7 +20,7 @@ from stem_torchrec.prepare.engine.canonical_values import (
     without_zero_fraction_sql,
 )
 from stem_torchrec.prepare.engine.row_hash import hash_sql
-from stem_torchrec.prepare.engine.working_database import literal
+from stem_torchrec.prepare.engine.sql import literal
 from stem_torchrec.prepare.tables.describe import (
     GROUP_COLUMN,
     WEIGHT_COLUMN,
@@ -55,6 +55,10 @@ class Column:
         misfit: SQL that is true where the column does not hold what the raw row says, so that it
             has to be read in a wider form; None if it always does.
         typed: raw columns whose values must be of their column's type.
+        reads: the raw columns in it.
+        later: SQL for rows that come later and may need a wider form; ``sql`` if None.
+        is_plain: the value is that of one raw column, as an integer or a text.
+        is_plain_text: so it is of texts, without a look at what they say.
         is_text: its size differs from row to row: a text, or a list of values.
         type: DuckDB's type of the raw value.
     """
@@ -65,6 +69,10 @@ class Column:
     fault: str = ""
     misfit: str | None = None
     typed: frozenset[str]
+    reads: frozenset[str] = frozenset()
+    later: str | None = None
+    is_plain: bool = False
+    is_plain_text: bool = False
     is_text: bool = False
     type: str = ""
 
@@ -155,13 +163,31 @@ def _features(
             yield _index(feature, bound, owner.num_embeddings)
         else:
             type_name = common_form(shared[owner.name])
-            yield _told_apart(feature, bound, values[feature.name], forms[feature.name], type_name)
+            yield _told_apart(
+                feature,
+                bound,
+                values[feature.name],
+                forms[feature.name],
+                type_name,
+                is_hashed=owner.encoding == "hash",
+            )
 
 
 def _told_apart(
-    feature: DescribedFeature, bound: Expression, values: Values, form: Form, type_name: str
+    feature: DescribedFeature,
+    bound: Expression,
+    values: Values,
+    form: Form,
+    type_name: str,
+    *,
+    is_hashed: bool,
 ) -> Column:
     """A feature whose values are numbered or hashed."""
+    is_plain = (
+        feature.expression is None
+        and feature.kind == "id"
+        and bound.type in (*INTEGER_TYPES, "VARCHAR")
+    )
     return Column(
         name=feature.name,
         sql=values.taken(form, type_name),
@@ -169,6 +195,10 @@ def _told_apart(
         fault=_fault(f"id of {feature.name!r}", bound.sql, "a value that a float holds exactly"),
         misfit=values.misfit(form),
         typed=bound.typed,
+        reads=bound.reads,
+        later=values.of_later_rows(form, "VARCHAR" if is_hashed else type_name),
+        is_plain=is_plain,
+        is_plain_text=is_plain and bound.type == "VARCHAR" and form is values.forms[-1],
         is_text=values.is_list or type_name == "VARCHAR",
     )
 
@@ -186,6 +216,7 @@ def _index(feature: DescribedFeature, bound: Expression, num_embeddings: int) ->
         wrong=f"len([v for v in {values} if {wrong}]) > 0" if is_bag else wrong,
         fault=_fault(f"id of {feature.name!r}", bound.sql, f"0 to {num_embeddings - 1}"),
         typed=bound.typed,
+        reads=bound.reads,
         is_text=is_bag,
     )
 
@@ -215,7 +246,9 @@ def _dense(name: str, value: Expression) -> Column:
     good = f"isnan({number}) OR {number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
     wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({good}, false)"
     fault = _fault(f"feature {name!r}", value.sql, "a finite number")
-    return Column(name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed)
+    return Column(
+        name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed, reads=value.reads
+    )
 
 
 def _label(task: str, value: Expression) -> Column:

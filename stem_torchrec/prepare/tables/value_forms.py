@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 
 from stem_torchrec.prepare.engine.canonical_values import Form, forms_of, no_id_sql
-from stem_torchrec.prepare.engine.working_database import fetch_one
+from stem_torchrec.prepare.engine.sql import fetch_one
 from stem_torchrec.prepare.tables.expressions import Expression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
@@ -41,6 +41,21 @@ class Values:
         value = form.value("v" if self.is_list else self.sql)
         value = value if form.type == type_name else f"({value})::{type_name}"
         return f"[{value} for v in {self.sql}]" if self.is_list else value
+
+    def of_later_rows(self, form: Form, type_name: str) -> str:
+        """``taken`` for values that nobody has looked at, which may need a wider form.
+
+        Such a one is taken in the form that it fits. Where the table holds integers alone and it is
+        none, it is null.
+        """
+        value, wider = "v" if self.is_list else self.sql, self.forms[self.forms.index(form) :]
+        cases = [
+            (f"NOT ({f.misfit(value)})" if f.misfit else "true", f.value(value))
+            for f in wider
+            if type_name in (f.type, "VARCHAR")
+        ]
+        sql = " ".join(f"WHEN {fits} THEN ({taken})::{type_name}" for fits, taken in cases)
+        return f"[CASE {sql} END for v in {self.sql}]" if self.is_list else f"CASE {sql} END"
 
     def misfit(self, form: Form) -> str | None:
         """SQL that is true where a value needs a wider form."""

@@ -10,7 +10,8 @@ import duckdb
 import pyarrow.parquet as pq
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.engine.working_database import fetch_one, literal, quoted
+from stem_torchrec.prepare.encoder.definition import text_column
+from stem_torchrec.prepare.engine.sql import fetch_one, literal, quoted
 from stem_torchrec.prepare.tables.describe import RawFormat
 from stem_torchrec.prepare.tables.raw.checks import refuse_other_compression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
@@ -84,6 +85,15 @@ class RawFiles:
             fault = f"concat({what}, left({_text(name)}, 80), {literal(said)})"
             faults.append((type_fault_sql(_text(name), quoted(name), kind), fault))
         return " OR ".join(wrong for wrong, _ in faults) or "false", faults
+
+    def wrong_types(self, used: Collection[str]) -> dict[str, str]:
+        """By column, SQL that is true where its text is no value of its type; those without a type
+        of their own are left out."""
+        return {
+            name: type_fault_sql(_text(name), quoted(name), kind)
+            for name, kind in self.columns.items()
+            if name in used and kind != "VARCHAR"
+        }
 
     def only(self, path: Path) -> "RawFiles":
         return replace(self, paths=(path,))
@@ -165,5 +175,5 @@ def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[
 
 
 def _text(column: str) -> str:
-    """A column as it was read, under a name that no header has."""
-    return quoted(f"\x01{column}")
+    """A column as it was read."""
+    return quoted(text_column(column))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import duckdb
 
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.engine.working_database import fetch_one, literal, quoted
+from stem_torchrec.prepare.engine.sql import fetch_one, literal, quoted
 from stem_torchrec.prepare.tables.raw.checks import refuse_changed_types
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import RawFiles
@@ -20,7 +20,7 @@ def read_rows(
     raw: RawFiles,
     columns: Mapping[str, Column],
     columns_of_all_rows: Callable[[], Mapping[str, Column]],
-) -> dict[str, int]:
+) -> tuple[dict[str, int], Mapping[str, Column]]:
     """Create ``rows``, with a column ``_bad``: what is wrong with a row, null if nothing is.
 
     Args:
@@ -29,6 +29,7 @@ def read_rows(
 
     Returns:
         Number of bad rows by reason, where ``raw`` skips them; ``_bad`` marks those in the table.
+        The columns that fit all rows.
 
     Raises:
         UserError: a row is bad and bad rows are not skipped, no row is left, or a column is not of
@@ -40,13 +41,14 @@ def read_rows(
     if fetch_one(connection, "SELECT bool_or(_misfit) FROM rows")[0]:
         for table in ("rows", "reject_errors", "reject_scans"):
             connection.execute(f"DROP TABLE IF EXISTS {table}")
-        _create_rows(connection, raw, columns_of_all_rows())
+        columns = columns_of_all_rows()
+        _create_rows(connection, raw, columns)
     skipped = _count_skipped(connection) if raw.bad_rows == "record" else {}
     if not fetch_one(connection, "SELECT count(*) FROM rows WHERE _bad IS NULL")[0]:
         counted = ", ".join(f"{count:,} × {reason}" for reason, count in skipped.items())
         files = ", ".join(str(path) for path in raw.paths[:3])
         raise UserError(f"--source: no rows in {files}" + f"; skipped: {counted}" * bool(skipped))
-    return skipped
+    return skipped, columns
 
 
 def _create_rows(

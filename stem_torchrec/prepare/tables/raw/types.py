@@ -10,8 +10,8 @@ from stem_torchrec.prepare.engine.canonical_values import (
     WIDE_INTEGER_TYPES,
     is_integer_sql,
 )
+from stem_torchrec.prepare.engine.sql import fetch_one, quoted
 from stem_torchrec.prepare.engine.sql_text import SqlText
-from stem_torchrec.prepare.engine.working_database import fetch_one, quoted
 from stem_torchrec.prepare.tables.describe import RawFormat
 
 _FLOAT_TYPES = ("FLOAT", "DOUBLE")

@@ -1,0 +1,55 @@
+"""The encoder of described files: the columns that their rows were read with, as SQL to be kept."""
+
+from collections.abc import Mapping
+
+from stem_torchrec.prepare.encoder.definition import EncodedFeature, Encoder, Input
+from stem_torchrec.prepare.tables.describe import DescribedFeature, Description
+from stem_torchrec.prepare.tables.encoding import direct_ids
+from stem_torchrec.prepare.tables.raw.files import RawFiles
+from stem_torchrec.prepare.tables.row_columns import Column
+
+
+def encoder_of(raw: RawFiles, description: Description, columns: Mapping[str, Column]) -> Encoder:
+    """What encodes further rows as those of ``raw`` are encoded.
+
+    Args:
+        columns: those that fit all rows of ``raw``.
+    """
+    used = [columns[feature.name] for feature in description.features]
+    faults = raw.wrong_types({name for column in used for name in column.typed})
+    reads = {name for column in used for name in column.reads}
+    return Encoder(
+        tuple(
+            Input(name, type_name, faults.get(name))
+            for name, type_name in raw.columns.items()
+            if name in reads
+        ),
+        tuple(
+            _encoded(description, feature, columns[feature.name])
+            for feature in description.features
+        ),
+        description.format.null_strings if description.format.type == "delimited" else (),
+        description.format.model_dump(mode="json"),
+    )
+
+
+def _encoded(description: Description, feature: DescribedFeature, column: Column) -> EncodedFeature:
+    owner, sql, table = description.owner(feature), column.later or column.sql, None
+    is_direct = feature.kind != "dense" and owner.encoding != "vocabulary"
+    if is_direct:
+        sql = direct_ids(sql, feature, owner, is_integer=False)
+    elif feature.kind != "dense":
+        table = owner.name
+    return EncodedFeature(
+        name=feature.name,
+        kind=feature.kind,
+        encoding="dense" if feature.kind == "dense" else "direct" if is_direct else "vocabulary",
+        sql=sql,
+        reads=tuple(sorted(column.reads)),
+        wrong=column.wrong,
+        fault=column.fault or "''",
+        table=table,
+        num_embeddings=owner.num_embeddings if is_direct else None,
+        plain=next(iter(column.reads)) if table is not None and column.is_plain else None,
+        plain_text=table is not None and column.is_plain_text,
+    )
