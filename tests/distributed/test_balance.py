@@ -81,7 +81,7 @@ def test_one_rank_equals_the_oracle(tmp_path, alone, boundary, rule, specific):
 
 
 OTHER_MODELS = [name for name in MODELS if name not in ("stem_net", "single_task")]
-WITHOUT_EXPERTS = ("esmm", "aitm")
+WITHOUT_EXPERTS = ("esmm", "aitm", "home")
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
