@@ -21,7 +21,7 @@ KEYS_OF_BEFORE = [
     *("tower_widths", "layers", "gate_input", "stop_gradient", "task_specific_features"),
     *("task_order", "calibrator_weight", "dropout"),
 ]
-KEYS_SINCE = {"init": "xavier", "feature_gate_rank": 16, "task_groups": None}
+KEYS_SINCE = {"init": "xavier", "feature_gate_rank": 16, "task_groups": None, "decorrelation": 0.0}
 """With their defaults."""
 OWN_MODEL = """
 from dataclasses import dataclass
