@@ -16,6 +16,7 @@ from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.schema import SPLITS, load_schema
 from stem_torchrec.prepare.check import check_folder
 from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_synthetic
+from stem_torchrec.prepare.synthetic.world import build_world
 
 TINY: dict[str, Any] = {"train_rows": 3_000, "valid_rows": 500, "test_rows": 700}
 # Many clusters and dimensions: what tasks have in common by chance is then small.
@@ -80,6 +81,16 @@ def test_tasks_correlate_as_the_world_says(
     prepare_synthetic(SyntheticConfig(**WIDE, **options), tmp_path / "set")
     found = correlations(tmp_path / "set")
     np.testing.assert_allclose(found[[0, 0, 1], [1, 2, 2]], expected, atol=0.08)
+
+
+def test_tasks_look_at_one_vector_of_an_item_only_where_they_contradict() -> None:
+    size: dict[str, Any] = {"num_users": 50, "num_items": 5_000, "num_clusters": 2_000}
+    for world in ("contradicting", "opposite"):
+        assert len(build_world(SyntheticConfig(**size, world=world)).item_task) == 1
+    for world in ("independent", "partly_shared", "rare", "scales", "drift"):
+        first, second = build_world(SyntheticConfig(**size, world=world)).item_task
+        assert first.std() > 0.5
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1
 
 
 def test_a_rare_task_has_few_rows_and_few_positives(tmp_path: Path) -> None:
@@ -147,7 +158,9 @@ def test_preferences_are_forgotten_and_ids_come_and_go(drifting: Path) -> None:
 
 def test_same_seed_same_rows_and_a_best_that_is_written(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        prepare_synthetic(SyntheticConfig(**TINY, world="drift", seed=seed), tmp_path / name)
+        prepare_synthetic(
+            SyntheticConfig(**TINY, world="drift", days=2, seed=seed), tmp_path / name
+        )
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
     best = json.loads((tmp_path / "a" / "truth" / "best.json").read_text())
     assert best["auc"] == json.loads((tmp_path / "a" / "stats.json").read_text())["bayes_auc"]
