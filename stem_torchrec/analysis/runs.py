@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_torchrec.checkpoint import Choice, chosen_step
 from stem_torchrec.config import Config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.reader import ParquetReader
@@ -21,7 +22,7 @@ from stem_torchrec.runs.folder import load_run_config, require_run
 from stem_torchrec.runs.schema import fitted_schema
 from stem_torchrec.storage.place import Place
 from stem_torchrec.training.evaluation import Joined
-from stem_torchrec.training.finished_run import unfinished
+from stem_torchrec.training.finished_run import tested, unfinished
 
 OVERRIDES = ("data.path", "distributed.", "eval.")
 """Keys that may differ from the run's own: where and how it is read, not what it is."""
@@ -32,11 +33,17 @@ _READ_ROWS = 65536
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run. ``schema`` has the features and tasks that it used."""
+    """A finished run.
+
+    Attributes:
+        schema: the features and tasks that it used.
+        checkpoint: which of its checkpoints is looked at.
+    """
 
     path: Place
     config: Config
     schema: Schema
+    checkpoint: Choice = "last"
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -55,12 +62,20 @@ class Model:
     runs: tuple[Run, ...]
 
 
-def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = ()) -> list[Run]:
+def read_runs(
+    option: str,
+    folders: Sequence[Place],
+    overrides: Sequence[str] = (),
+    choice: Choice | None = None,
+) -> list[Run]:
     """The runs in some folders.
 
+    Args:
+        choice: of each run's checkpoints; None: the one that its test record is of.
+
     Raises:
-        UserError: a folder holds no run or no checkpoint, or not that of its last step, or is
-            given twice; an override changes more than where and how runs are read.
+        UserError: a folder holds no run or not the checkpoint, or is given twice; an override
+            changes more than where and how runs are read.
     """
     for override in overrides:
         if override.startswith("--") and not override[2:].startswith(OVERRIDES):
@@ -74,10 +89,18 @@ def read_runs(option: str, folders: Sequence[Place], overrides: Sequence[str] = 
         if any(folder.resolve() == run.path.resolve() for run in runs):
             raise UserError(f"{option}: {str(folder)!r} is given twice")
         config = load_run_config(option, folder, overrides)
+        checkpoint = _checkpoint(option, folder, choice)
+        runs.append(Run(folder, config, fitted_schema(config).schema, checkpoint))
+    return runs
+
+
+def _checkpoint(option: str, folder: Place, choice: Choice | None) -> Choice:
+    """``last``, or the step that is meant, so that all that is read is of one checkpoint."""
+    if choice is None:
         if (missing := unfinished(folder)) is not None:
             raise UserError(f"{option}: {folder}: {missing}; go on with it: train --resume")
-        runs.append(Run(folder, config, fitted_schema(config).schema))
-    return runs
+        return tested(folder)
+    return "last" if choice == "last" else chosen_step(folder, choice)
 
 
 def check_same_samples(runs: Sequence[Run], split: str) -> None:

@@ -41,7 +41,7 @@ def chosen_step(run_dir: Place, choice: Choice) -> int:
     if isinstance(choice, bool) or not isinstance(choice, int):
         _refuse(run_dir, f"{shown(choice)} is not last, best or a step")
     if choice not in found:
-        _refuse(run_dir, f"none of step {choice} is whole")
+        _refuse(run_dir, f"{choice}: none of this step is whole")
     return choice
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stem_torchrec.checkpoint.folders import newest_valid
+from stem_torchrec.checkpoint.choice import chosen_valid
 from stem_torchrec.checkpoint.index import Index, read_index
 from stem_torchrec.checkpoint.load import read, say_conversion
 from stem_torchrec.checkpoint.manifest import read_manifest
@@ -30,7 +30,7 @@ def load_initial(
     initial: Initial,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Tables and dense weights from another run's newest valid checkpoint, by name. Collective.
+    """Tables and dense weights from one of another run's checkpoints, by name. Collective.
 
     Optimizers start anew. Old rows of grown tables are copied, new ones keep their initial values.
 
@@ -38,9 +38,9 @@ def load_initial(
         What was loaded from where, what keeps its initial values and why, what was not used.
 
     Raises:
-        UserError: the run has no valid checkpoint; otherwise as ``matches`` does.
+        UserError: there is no such checkpoint, or it is damaged; otherwise as ``matches`` does.
     """
-    folder = newest_valid(initial.run_dir, ranks)
+    folder = chosen_valid(initial.run_dir, initial.checkpoint, ranks)
     index = ranks.on_first(lambda: read_index(folder))
     source = ranks.on_first(lambda: _source(folder, index, initial.run_dir))
     state = model.state_dict()

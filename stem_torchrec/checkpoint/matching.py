@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
+from stem_torchrec.checkpoint.choice import Choice
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn.owners import SHARED, Ownership
 from stem_torchrec.storage.place import Place
@@ -24,11 +25,13 @@ class Initial(NamedTuple):
         run_dir: of the other run.
         names: (there, here) pairs of tasks, features, owners or other parts of a tensor's name.
         new_tasks: what the tables of a task that the other run does not have start from.
+        checkpoint: which of the other run's; of ``last`` the newest that is valid.
     """
 
     run_dir: Place
     names: tuple[tuple[str, str], ...] = ()
     new_tasks: Literal["shared", "fresh"] = "shared"
+    checkpoint: Choice = "last"
 
 
 class Source(NamedTuple):

@@ -10,6 +10,7 @@ from stem_torchrec.cli.options import (
     CommandParser,
     Commands,
     HelpFormatter,
+    checkpoint_choice,
     local_place,
     place,
 )
@@ -19,6 +20,7 @@ from stem_torchrec.storage.folder_choice import check_writable, make_folder
 if TYPE_CHECKING:
     from stem_torchrec.analysis.report import Report, Table
     from stem_torchrec.analysis.runs import Run
+    from stem_torchrec.training.permutation import Permuted
 
 _MORE = (
     "data.path, distributed.* and eval.* of the runs may be given another value "
@@ -64,23 +66,20 @@ def add_analyze(commands: Commands) -> None:
     text = "what each task's gate reads: mean weight per group of experts"
     command = _add_parser(analyses, "gates", text)
     _add_runs(command, "runs of models with gates; seeds of one model are put together")
+    _add_checkpoint(command)
     _add_split(command)
     command.set_defaults(run=gates)
 
     text = "how many dimensions the embedding tables use: information abundance, effective rank"
     command = _add_parser(analyses, "collapse", text)
     _add_runs(command, "runs to look at; seeds of one model are put together")
-    command.add_argument(
-        "--checkpoints",
-        choices=("last", "all"),
-        default="last",
-        help="the last of each run, or all that it has",
-    )
+    _add_checkpoint(command, every=True)
     command.set_defaults(run=collapse)
 
     text = "what AUC and NE of each task lose when a feature is permuted over the rows"
     command = _add_parser(analyses, "features", text)
     _add_runs(command, "runs to look at; seeds of one model are put together")
+    _add_checkpoint(command)
     _add_split(command)
     command.add_argument(
         "--features", metavar="A,B", help="features to permute, one at a time (default: all)"
@@ -100,11 +99,15 @@ def features(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"--repeats: {options.repeats}; allowed: at least 1")
     _check_place(options)
     split, repeats = options.split, options.repeats
-    runs = read_runs("--runs", options.runs, rest)
+    runs = read_runs("--runs", options.runs, rest, options.checkpoint)
     check_same_samples(runs, split)
     wanted = None if options.features is None else options.features.split(",")
     names = chosen_features(runs, wanted)
-    found = analyse(by_model(runs), lambda run: features_worker(run.config, split, names, repeats))
+
+    def features_of(run: "Run") -> "Permuted":
+        return features_worker(run.config, split, names, repeats, run.checkpoint)
+
+    found = analyse(by_model(runs), features_of)
     written = report(found, split, repeats, _origin())
     _finish(written, options.out, "features", importance_table(found))
 
@@ -115,12 +118,16 @@ def collapse(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.analysis.runs import by_model, read_runs
     from stem_torchrec.cli.workers import tables_worker
 
+    every = options.checkpoint == "all"
+
     def steps_of(run: "Run") -> list[int]:
-        steps = checkpoint.saved_steps(run.path / checkpoint.FOLDER)
-        return steps if options.checkpoints == "all" else steps[-1:]
+        if every:
+            return checkpoint.saved_steps(run.path / checkpoint.FOLDER)
+        return [checkpoint.chosen_step(run.path, run.checkpoint)]
 
     _check_place(options)
-    models = by_model(read_runs("--runs", options.runs, rest))
+    choice = None if every else options.checkpoint
+    models = by_model(read_runs("--runs", options.runs, rest, choice))
     found = analyse(
         models, steps_of, lambda run, step: tables_worker(run.config, run.schema.sparse, step)
     )
@@ -133,10 +140,10 @@ def gates(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.cli.workers import gates_worker
 
     _check_place(options)
-    runs = read_runs("--runs", options.runs, rest)
+    runs = read_runs("--runs", options.runs, rest, options.checkpoint)
     check_same_samples(runs, options.split)
     models = by_model(runs)
-    found = analyse(models, lambda run: gates_worker(run.config, options.split))
+    found = analyse(models, lambda run: gates_worker(run.config, options.split, run.checkpoint))
     _finish(report(found, options.split, _origin()), options.out, "gates", gate_table(found))
 
 
@@ -152,7 +159,7 @@ def negative_transfer(options: argparse.Namespace, rest: Sequence[str]) -> None:
     models = by_model(runs)
     _check_seeds(singles, runs, tasks)
     predictions = {
-        path: predict_worker(run.config, options.split)
+        path: predict_worker(run.config, options.split, run.checkpoint)
         for path, run in {run.path: run for run in (*singles, *runs)}.items()
     }
     found = analyse(tasks, options.split, buckets, singles, models, predictions)
@@ -182,7 +189,12 @@ def preference(options: argparse.Namespace, rest: Sequence[str]) -> None:
     question = Question(
         tasks, options.split, options.share, features, (ids[names[0]], ids[names[1]])
     )
-    found = analyse(question, singles, models, lambda run: tables_worker(run.config, features))
+    found = analyse(
+        question,
+        singles,
+        models,
+        lambda run: tables_worker(run.config, features, run.checkpoint),
+    )
     _finish(report(found, _origin()), options.out, "preference", distance_table(found))
 
 
@@ -198,6 +210,7 @@ def _add_analysis(analyses: Commands, name: str, text: str) -> CommandParser:
     )
     command.add_argument("--tasks", required=True, metavar="A,B", help="the two tasks")
     _add_runs(command, "runs to compare with them; seeds of one model are put together")
+    _add_checkpoint(command)
     _add_split(command)
     return command
 
@@ -227,6 +240,21 @@ def _add_split(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_checkpoint(command: argparse.ArgumentParser, every: bool = False) -> None:
+    """``--checkpoint``; with ``every`` also ``all``, and ``--checkpoints``."""
+
+    def choice(text: str) -> str | int:
+        return text if text == "all" else checkpoint_choice(text)
+
+    command.add_argument(
+        "--checkpoint",
+        *(["--checkpoints"] if every else []),
+        type=choice if every else checkpoint_choice,
+        metavar="last|best|STEP|all" if every else "last|best|STEP",
+        help="which of each run's checkpoints (default: the one that its test record is of)",
+    )
+
+
 def _read(
     options: argparse.Namespace, rest: Sequence[str]
 ) -> tuple[tuple[str, str], list["Run"], list["Run"]]:
@@ -236,8 +264,8 @@ def _read(
 
     _check_place(options)
     tasks = _task_pair(options.tasks)
-    singles = read_runs("--single", options.single, rest)
-    runs = read_runs("--runs", options.runs, rest)
+    singles = read_runs("--single", options.single, rest, options.checkpoint)
+    runs = read_runs("--runs", options.runs, rest, options.checkpoint)
     check_single(singles, tasks)
     check_same_tasks(runs, tasks)
     check_same_samples([*singles, *runs], options.split)

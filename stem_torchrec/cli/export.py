@@ -98,7 +98,10 @@ def _export_model(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names no feature")
+    return names
 
 
 def _name(text: str) -> str:

@@ -126,14 +126,15 @@ def add_run(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--checkpoint",
-        type=_checkpoint,
+        type=checkpoint_choice,
         default="last",
         metavar="last|best|STEP",
         help="which of the run's checkpoints",
     )
 
 
-def _checkpoint(text: str) -> str | int:
+def checkpoint_choice(text: str) -> str | int:
+    """``last``, ``best`` or a step."""
     if text in ("last", "best"):
         return text
     if not text.isdecimal():
@@ -141,15 +142,22 @@ def _checkpoint(text: str) -> str | int:
     return int(text)
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+
+
 def positive(text: str) -> int:
-    value = int(text)
+    value = _integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
 
 
 def at_least_zero(text: str) -> int:
-    value = int(text)
+    value = _integer(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value

@@ -9,6 +9,7 @@ from stem_torchrec.cli.options import (
     add_command,
     add_config,
     at_least_zero,
+    checkpoint_choice,
     config_keys,
     own_options,
     place,
@@ -53,7 +54,13 @@ def _add_initial(command: argparse.ArgumentParser) -> None:
         "--init-from",
         type=place,
         metavar="RUN",
-        help="start with the tables and dense weights of another run's newest checkpoint, by name",
+        help="start with the tables and dense weights of another run, by name",
+    )
+    initial.add_argument(
+        "--init-checkpoint",
+        type=checkpoint_choice,
+        metavar="last|best|STEP",
+        help="which of that run's checkpoints (default: last)",
     )
     initial.add_argument(
         "--init-map",
@@ -116,15 +123,20 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _initial(options: argparse.Namespace) -> "Initial | None":
-    from stem_torchrec.checkpoint import Initial
+    from stem_torchrec.checkpoint import Choice, Initial, chosen_step
     from stem_torchrec.runs.folder import require_run
 
     if options.init_from is None:
         if options.init_map:
             raise UserError("--init-map: has no meaning without --init-from")
+        if options.init_checkpoint is not None:
+            raise UserError("--init-checkpoint: has no meaning without --init-from")
         return None
     require_run("--init-from", options.init_from)
-    return Initial(options.init_from, tuple(options.init_map), options.init_new_tasks)
+    choice: Choice = options.init_checkpoint or "last"
+    if choice != "last":
+        chosen_step(options.init_from, choice)
+    return Initial(options.init_from, tuple(options.init_map), options.init_new_tasks, choice)
 
 
 def _renaming(text: str) -> tuple[str, str]:

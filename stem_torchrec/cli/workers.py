@@ -61,26 +61,28 @@ def evaluate_worker(config: Config, split: str, choice: Choice = "last") -> Reco
     return record if ranks.is_first else None
 
 
-def predict_worker(config: Config, split: str) -> Joined:
+def predict_worker(config: Config, split: str, choice: Choice = "last") -> Joined:
     """A run's predictions on a split in file order; in this process, alone."""
-    return _alone(config, lambda ranks: predict_run(config, ranks, split))
+    return _alone(config, lambda ranks: predict_run(config, ranks, split, choice))
 
 
-def tables_worker(
-    config: Config, features: Sequence[Feature], checkpoint: Choice = "last"
-) -> Tables:
+def tables_worker(config: Config, features: Sequence[Feature], choice: Choice = "last") -> Tables:
     """A run's tables of some features, by owner; in this process, alone."""
-    return _alone(config, lambda ranks: tables_of_run(config, ranks, features, checkpoint))
+    return _alone(config, lambda ranks: tables_of_run(config, ranks, features, choice))
 
 
-def gates_worker(config: Config, split: str) -> dict[str, MeanGates]:
+def gates_worker(config: Config, split: str, choice: Choice = "last") -> dict[str, MeanGates]:
     """A run's mean gate weights on a split; in this process, alone."""
-    return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split))
+    return _alone(config, lambda ranks: mean_gates_of_run(config, ranks, split, choice))
 
 
-def features_worker(config: Config, split: str, features: Sequence[str], repeats: int) -> Permuted:
+def features_worker(
+    config: Config, split: str, features: Sequence[str], repeats: int, choice: Choice = "last"
+) -> Permuted:
     """A run's metrics with each feature permuted; in this process, alone."""
-    return _alone(config, lambda ranks: permuted_metrics(config, ranks, split, features, repeats))
+    return _alone(
+        config, lambda ranks: permuted_metrics(config, ranks, split, features, repeats, choice)
+    )
 
 
 @lenient_streams()

@@ -13,6 +13,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 MAX_DEPTH = 32
 MAX_VALUES = 1_000_000
 MAX_CHARACTERS = 64 << 20
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -24,7 +26,7 @@ def careful_load(text: str) -> Any:
     """One YAML document as Python values.
 
     A word that looks like a date or number and is none (``2022-02-30``) is text: who knows the key
-    can say what is allowed there.
+    can say what is allowed there. So is ``100:5``, which YAML 1.1 takes for 6005, in base 60.
 
     Raises:
         yaml.YAMLError: not YAML; as ``RefusedYaml`` if it is YAML of a kind that is not taken.
@@ -88,9 +90,15 @@ class _CarefulLoader(yaml.SafeLoader):
                 None, None, f"not a {node.tag.rpartition(':')[2]} ({error})", node.start_mark
             ) from None
 
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        """A node's tag, with numbers of base 60 as text, as YAML 1.2 has them."""
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_base_60 = kind is ScalarNode and implicit[0] and tag in _NUMBERS and ":" in value
+        return _TEXT if is_base_60 else tag
+
     def _is_implied(self, node: ScalarNode) -> bool:
-        implied = self.resolve(ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
-        return bool(implied == node.tag and node.style is None)
+        implied = self.resolve(ScalarNode, node.value, (True, False))
+        return implied == node.tag and node.style is None
 
     def flatten_mapping(self, node: MappingNode) -> None:
         seen: set[Any] = set()

@@ -1,6 +1,6 @@
 """Checkpoints: when they are written, and which ones stay."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -47,9 +47,9 @@ class CheckpointConfig(Section):
         "continue", description="what a save that fails does to the run: a warning, or its end"
     )
 
-    @field_validator("keep_best")
+    @field_validator("keep_best", mode="before")
     @classmethod
-    def _known_metric(cls, value: str | None) -> str | None:
+    def _known_metric(cls, value: Any) -> Any:
         if value is not None:
-            metric_direction(value)
+            metric_direction(str(value))
         return value

@@ -1,6 +1,6 @@
 """The run: its folder, its steps and its evaluations."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -84,11 +84,17 @@ class TrainConfig(Section):
         "is 1) into the run folder's profile/: a trace and a table of the dearest operations",
     )
 
-    @field_validator("profile")
+    @field_validator("compile", "capture", mode="before")
     @classmethod
-    def _readable(cls, value: str | None) -> str | None:
+    def _word(cls, value: Any) -> Any:
+        """YAML takes a bare ``on`` or ``off`` for true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
         if value is not None:
-            _parse_window(value)
+            _parse_window(str(value))
         return value
 
     @property
@@ -147,9 +153,9 @@ class EvalConfig(Section):
         "else last, if null",
     )
 
-    @field_validator("metric")
+    @field_validator("metric", mode="before")
     @classmethod
-    def _known_metric(cls, value: str | None) -> str | None:
+    def _known_metric(cls, value: Any) -> Any:
         if value is not None:
-            metric_direction(value)
+            metric_direction(str(value))
         return value

@@ -47,6 +47,12 @@ def write_embeddings(run: Run, features: Sequence[str], owner: str, out: Path) -
     if encoder.is_dir():
         require_identities(encoder, schema)
     by_name = {feature.name: feature for feature in schema.sparse}
+    for name in features:
+        if name not in by_name:
+            raise UserError(
+                f"--embeddings: {name!r} is not an id or bag feature of the run; allowed: "
+                f"{', '.join(by_name)}{did_you_mean(name, by_name)}"
+            )
     tables = run.tables(*features)
     there = {of: [*found] for of, found in tables.items()}
     wanted = [(of, name) for name in features for of in _owners(owner, there, name)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from stem_torchrec.checkpoint import Choice
 from stem_torchrec.config import Config
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.permuted import column_of, with_column
@@ -29,15 +30,20 @@ class Permuted(NamedTuple):
 
 
 def permuted_metrics(
-    config: Config, ranks: Ranks, split: str, features: Sequence[str], repeats: int
+    config: Config,
+    ranks: Ranks,
+    split: str,
+    features: Sequence[str],
+    repeats: int,
+    choice: Choice = "last",
 ) -> Permuted:
     """Permute one feature at a time over all rows of a split, ``repeats`` times; on one rank.
 
-    The newest checkpoint is used. Repetition r draws the same order for every feature and run. One
+    Repetition r draws the same order for every feature and run. One
     feature's column is in memory at a time.
     """
     assert ranks.world_size == 1, "the rows of one rank are not those of the split"
-    session, _ = open_run(config, ranks)
+    session, _ = open_run(config, ranks, choice)
     reader = open_split(session, split, in_file_order=True)
     by_feature = {}
     for name in features:

@@ -44,13 +44,13 @@ def config(
     )
 
 
-def save(ranks: Any, config: Config) -> State:
+def save(ranks: Any, config: Config, step: int = 3) -> State:
     session = start(config, ranks)
     saver = checkpoint.Saver(CheckpointConfig(), config.run.dir / checkpoint.FOLDER, ranks)
     state = checkpoint.state_of(parts_of(session, POSITION))
     about = checkpoint.about_owners(session.model.module.recommender.model)
     about |= {"tasks": session.schema.task_names, "schema": session.schema.content()}
-    saver.save(checkpoint.Content(3, state, b"", about))
+    saver.save(checkpoint.Content(step, state, b"", about))
     saver.wait()
     saver.close()
     return state_of(session)
@@ -64,6 +64,20 @@ def load(ranks: Any, config: Config, initial: Initial) -> tuple[State, State, di
 
 
 OLD = schema(("click", "like"))
+
+
+def test_an_older_checkpoint_is_taken_where_it_is_asked_for(tmp_path: Path, alone: Any) -> None:
+    old = config(tmp_path / "old", OLD)
+    saved = save(alone, old, step=3)
+    save(alone, old.model_copy(update={"run": old.run.model_copy(update={"seed": 99})}), step=5)
+    here = config(tmp_path / "changed", OLD)
+    _, loaded, report = load(alone, here, Initial(old.run.dir, checkpoint=3))
+    assert report["from"].endswith("step_3")
+    for ours, theirs in zip(loaded, saved, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert load(alone, here, Initial(old.run.dir))[2]["from"].endswith("step_5")
+    with pytest.raises(UserError, match="checkpoint 4: none of this step is whole"):
+        load(alone, here, Initial(old.run.dir, checkpoint=4))
 
 
 def test_the_same_model_starts_as_it_was(tmp_path: Path, alone: Any) -> None:

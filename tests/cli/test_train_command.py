@@ -255,6 +255,12 @@ def test_init_from(
     assert main(["train", "--config", config, "--resume", *options[:2]]) == 2
     assert main(["train", "--config", config, "--overwrite", "--init-map", "a=b"]) == 2
     assert "--init-map: has no meaning without --init-from" in capsys.readouterr().err
+    assert main(["train", "--config", config, "--overwrite", "--init-checkpoint", "best"]) == 2
+    assert "--init-checkpoint: has no meaning without --init-from" in capsys.readouterr().err
+    other = ["--init-from", str(two_ranks), "--init-checkpoint", "999"]
+    assert main(["train", "--config", config, "--overwrite", *other]) == 2
+    assert "checkpoint 999: none of this step is whole" in capsys.readouterr().err
+    assert (tuned / "init.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["valid/ne/share", "valid/calibration/click"])

@@ -29,7 +29,11 @@ def test_aliases_and_merged_keys_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["2022-02-30", "2022-04-08 25:00:00", "9" * 5000, "1:99:" + "9" * 5000]
+    "text",
+    [
+        *("2022-02-30", "2022-04-08 25:00:00", "9" * 5000, "1:99:" + "9" * 5000),
+        *("100:5", "-1:2:3", "1:30.5"),
+    ],
 )
 def test_what_only_looks_like_a_date_or_number_is_text(text: str) -> None:
     assert careful_load(f"a: {text}") == {"a": text}

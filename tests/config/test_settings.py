@@ -50,6 +50,9 @@ def test_the_small_file_gives_defaults(load):
         (["--model.task_specific_features", "user"], "model", "task_specific_features", "user"),
         (["--model.task_specific_features", "a,b"], "model", "task_specific_features", ("a", "b")),
         (["--distributed.sharding", "row_wise"], "distributed", "sharding", "row_wise"),
+        (["--train.capture", "on"], "train", "capture", "on"),
+        (["--train.compile", "off"], "train", "compile", "off"),
+        (["--train.profile", "100:5"], "train", "profile", "100:5"),
     ],
 )
 def test_overrides(load, overrides, section, key, value):
@@ -88,6 +91,9 @@ def test_constraints_of_tables(load):
         (["--optim.lr", ".inf"], r"optim\.lr: .*finite.*found inf"),
         (["--optim.lr", "-1"], r"optim\.lr: .*greater than 0, found -1"),
         (["--data.shuffle", "perhaps"], r"data\.shuffle: .*boolean.*found 'perhaps'"),
+        (["--train.profile", "3"], r"train\.profile: expected START:STEPS.*found 3"),
+        (["--checkpoint.keep_best", "true"], r"keep_best: expected valid/auc_mean.*found True"),
+        (["--eval.metric", "7"], r"eval\.metric: expected valid/auc_mean or.*found 7"),
         (["--model.dropout", "1"], r"model\.dropout: .*less than 1, found 1"),
         (["--model.expert_widths", "64,x"], r"model\.expert_widths: .*integer.*found 'x'"),
         (["--model.expert_widths", "[]"], r"model\.expert_widths: .*at least 1"),

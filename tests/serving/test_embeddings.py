@@ -50,7 +50,7 @@ def test_the_example_finds_neighbours(folder: Path, tmp_path: Path) -> None:
 
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, message in (
-        (["--embeddings", "shopp"], "did you mean 'shop'?"),
+        (["--embeddings", "shopp"], "--embeddings: 'shopp' is not an id or bag feature"),
         (["--embeddings", "shop", "--owner", "lik"], "'lik' has no table of 'shop'"),
     ):
         assert export(folder, tmp_path / "out", *options) == 2
@@ -58,3 +58,6 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert not (tmp_path / "out").exists()
     assert export(folder, folder, "--embeddings", "shop") == 2
     assert "is there and not empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        export(folder, tmp_path / "out", "--embeddings", ",")
+    assert "--embeddings: ',' names no feature" in capsys.readouterr().err

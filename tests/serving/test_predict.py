@@ -115,7 +115,10 @@ def test_raw_files_go_through_the_runs_encoder(raw: Path, tmp_path: Path) -> Non
         (["--data", "nowhere.csv"], "--data: no file 'nowhere.csv'"),
         (["--keep", "click"], "--keep: 'click' is a task"),
         (["--keep", "colour"], "column 'colour' is missing; it has"),
-        (["--checkpoint", "3"], "checkpoint none of step 3 is whole; there are those of step 6"),
+        (
+            ["--checkpoint", "3"],
+            "checkpoint 3: none of this step is whole; there are those of step 6",
+        ),
         (["--out", "taken"], "'taken' holds something else than predictions"),
         (["--data", "."], "is no prepared folder (schema.json is missing)"),
     ],

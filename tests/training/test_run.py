@@ -130,7 +130,7 @@ def test_the_checkpoint_that_is_asked_for_is_opened(run: st.Run) -> None:
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (7, ["none of step 7 is whole", "5", "10", "15", "20 (last"]),
+        (7, ["7: none of this step is whole", "5", "10", "15", "20 (last"]),
         ("newest", ["'newest' is not last, best or a step"]),
         (True, ["True is not last, best or a step"]),
     ],
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_refused_where_it_was_asked_for(copied: Path) ->
         run.evaluate("valid")
     file.unlink()
     with pytest.raises(
-        st.UserError, match="none of step 10 is whole; there are those of step 5, 15"
+        st.UserError, match="10: none of this step is whole; there are those of step 5, 15"
     ):
         st.load_run(copied, 10)
 

@@ -77,6 +77,8 @@ class RawEncoder:
             if table.column_names.count(name) != 1:
                 what = "occurs twice" if name in table.column_names else "is missing"
                 raise UserError(f"column {name!r} {what}; needed are {', '.join(self.inputs)}")
+        for column in self.encoder.inputs:
+            _require_form(column, table.schema.field(column.name).type)
         plain = self._plain(table)
         others = [f.name for f in self.encoder.features if f.name not in plain]
         if others:
@@ -211,6 +213,13 @@ def _fault(encoder: Encoder, types: dict[str, str]) -> str:
     ]
     cases += [f"WHEN {f.wrong} THEN {f.fault}" for f in encoder.features if f.wrong]
     return f"CASE {' '.join(cases)} END" if cases else "NULL::VARCHAR"
+
+
+def _require_form(column: Input, found: pa.DataType) -> None:
+    """Refuse a list or mapping for a single value: its text would be a value never seen."""
+    is_single = not (column.type.endswith("]") or column.type.startswith(("STRUCT(", "MAP(")))
+    if is_single and pa.types.is_nested(found):
+        raise UserError(f"column {column.name!r}: {found}; expected single values ({column.type})")
 
 
 def _joined(column: pa.ChunkedArray) -> pa.Array:
