@@ -4,6 +4,7 @@ Batches are made as rows, so that the rows of several ranks can be joined to the
 single rank would see.
 """
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.config.reading import validate
 from stem_torchrec.data.batch import Batch
-from stem_torchrec.data.schema import Feature, Schema, Task
+from stem_torchrec.data.schema import SCHEMA_FILE, Feature, Schema, Task
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.step import StepOutput
 from stem_torchrec.distributed.tables import local_shards
@@ -120,8 +121,7 @@ def _jagged(ids: dict[str, list[list[int]]], num_rows: int) -> KeyedJaggedTensor
 
 def config_of(folder: Path, schema: Schema = SCHEMA, **sections: dict[str, Any]) -> Config:
     """A small config whose data folder holds the schema alone; keys over the small defaults."""
-    folder.mkdir(parents=True, exist_ok=True)
-    schema.save(folder)
+    _save(schema, folder)
     content: dict[str, dict[str, Any]] = {
         "run": {"dir": str(folder / "run"), "seed": 3},
         "data": {"path": str(folder)},
@@ -142,6 +142,15 @@ def config_of(folder: Path, schema: Schema = SCHEMA, **sections: dict[str, Any])
     for section, keys in sections.items():
         content.setdefault(section, {}).update(keys)
     return validate(content)
+
+
+def _save(schema: Schema, folder: Path) -> None:
+    """Ranks may each write it, and read it while another does."""
+    aside = folder / f"schema_of_{os.getpid()}"
+    aside.mkdir(parents=True, exist_ok=True)
+    schema.save(aside)
+    (aside / SCHEMA_FILE).replace(folder / SCHEMA_FILE)
+    aside.rmdir()
 
 
 class State(NamedTuple):
