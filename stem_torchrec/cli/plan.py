@@ -38,12 +38,6 @@ def add_plan(commands: Commands) -> None:
         help="h100, h200, or a JSON file of benchmarks/calibrate.py, for the step's cost",
     )
     command.add_argument(
-        "--precision",
-        choices=("fp32", "tf32", "bf16"),
-        default="tf32",
-        help="of the matrix products, for the step's cost",
-    )
-    command.add_argument(
         "--bag-ids", type=positive, default=10, metavar="N", help="mean ids of a bag, for the same"
     )
     command.set_defaults(run=plan)
@@ -56,11 +50,13 @@ def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print_start("importing torch and TorchRec")
     from stem_torchrec.distributed.constraints import World
     from stem_torchrec.distributed.hardware import hardware_of
+    from stem_torchrec.distributed.precision import dense_precision
     from stem_torchrec.launch.notices import hide_dependency_notices
     from stem_torchrec.training.planning import Assumed, cost_report, plan_offline
 
     hide_dependency_notices()
-    assumed = Assumed(hardware_of(options.hardware), options.precision, options.bag_ids)
+    precision = dense_precision(config.train.precision, "cuda").name
+    assumed = Assumed(hardware_of(options.hardware), precision, options.bag_ids)
     worlds = [
         World(size, config.distributed.ranks_per_node or min(size, RANKS_PER_NODE), options.device)
         for size in (options.world_size, *options.gpus)

@@ -25,8 +25,9 @@ from stem_torchrec.training.finished_run import (
     predict_run,
     tables_of_run,
 )
+from stem_torchrec.training.job import train
 from stem_torchrec.training.permutation import Permuted, permuted_metrics
-from stem_torchrec.training.trainer import Outcome, train
+from stem_torchrec.training.trainer import Outcome
 
 T = TypeVar("T")
 

@@ -88,8 +88,12 @@ class DenseStep:
         logits = self.precision.forward(self._model, inputs, batch.dense)
         totals = total_weights()
         losses = global_batch_losses(logits, target, totals, self._model.penalty)
-        balanced = self.balance(losses, batch.sparse)
-        to_pooled, to_weights = self._gradients(balanced.sum(dim=0), inputs)
+        loss = self.balance(losses, batch.sparse).sum(dim=0)
+        if self._model.decorrelation is not None:
+            # Padding has no labels. Straight from the tables, it passes no fork: no task's, it is
+            # not balanced.
+            loss = loss + self._model.decorrelation(inputs, target.weights.any(dim=1).float())
+        to_pooled, to_weights = self._gradients(loss, inputs)
         return DenseOutput(losses.detach(), logits.detach(), target, totals, to_pooled, to_weights)
 
     def _gradients(

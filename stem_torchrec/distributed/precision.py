@@ -7,7 +7,7 @@ precision.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from fbgemm_gpu.quantize_comm import QuantizedCommCodec
@@ -28,6 +28,9 @@ from stem_torchrec.nn.exact import exact, float32_products
 TABLE_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
+Products = Literal["fp32", "tf32", "bf16"]
+
+
 class DensePrecision(NamedTuple):
     """The precision of one session's dense part, on one kind of device.
 
@@ -37,7 +40,7 @@ class DensePrecision(NamedTuple):
         device: ``cpu`` or ``cuda``.
     """
 
-    name: str
+    name: Products
     device: str
 
     def products(self) -> AbstractContextManager[None]:
@@ -58,7 +61,7 @@ class DensePrecision(NamedTuple):
 FLOAT32 = DensePrecision("fp32", "cpu")
 
 
-def dense_precision(wanted: str, device: str) -> DensePrecision:
+def dense_precision(wanted: Products | Literal["auto"], device: str) -> DensePrecision:
     """What ``train.precision`` means on a device: TF32 is a GPU's, a CPU has float32 for it."""
     if wanted == "auto" or (wanted == "tf32" and device == "cpu"):
         wanted = "tf32" if device == "cuda" else "fp32"

@@ -7,7 +7,7 @@ than all of it, and so does the host.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torchrec.distributed.types import ShardingPlan
@@ -16,8 +16,7 @@ from stem_torchrec.distributed.constraints import World
 from stem_torchrec.distributed.dense_cost import Operation
 from stem_torchrec.distributed.hardware import Hardware
 from stem_torchrec.distributed.placement import Loads
-
-Precision = Literal["fp32", "tf32", "bf16"]
+from stem_torchrec.distributed.precision import Products
 
 _ID_BYTES = 8
 # FBGEMM sorts ids with their places, four passes of 8 + 4 bytes read and written.
@@ -84,7 +83,7 @@ def step_cost(
     world: World,
     batch_size: int,
     hardware: Hardware,
-    precision: Precision,
+    precision: Products,
 ) -> StepCost:
     """Milliseconds by part. In bf16 half of the dense part's bytes are counted."""
     rate = getattr(hardware, f"{precision}_flops_per_s")

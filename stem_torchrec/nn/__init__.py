@@ -27,6 +27,7 @@ from stem_torchrec.nn.model import (
 from stem_torchrec.nn.models import MODELS
 from stem_torchrec.nn.models.aitm import Aitm, AitmOptions
 from stem_torchrec.nn.models.esmm import Esmm, EsmmOptions
+from stem_torchrec.nn.models.home import Home, HomeOptions
 from stem_torchrec.nn.models.me_mmoe import MeMmoe, MeMmoeOptions
 from stem_torchrec.nn.models.me_ple import MePle, MePleOptions
 from stem_torchrec.nn.models.mmoe import Mmoe, MmoeOptions
@@ -61,6 +62,8 @@ __all__ = [
     "GatedOptions",
     "Gates",
     "Handle",
+    "Home",
+    "HomeOptions",
     "Inputs",
     "Labelled",
     "MeMmoe",

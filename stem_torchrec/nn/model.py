@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from stem_torchrec.nn import owners as whose
+from stem_torchrec.nn.decorrelation import Decorrelation
 from stem_torchrec.nn.experts import ExpertKind
 from stem_torchrec.nn.fork import Fork, PlainFork
 from stem_torchrec.nn.initial import Initial
@@ -42,6 +43,7 @@ class Model(nn.Module, abc.ABC):
             the same for different tasks, but lie apart.
         fork: parts the shared part into tasks.
         penalty: logits (B, T) -> what is added to each sample's loss (B, T); null for none.
+        decorrelation: adds a loss that is no task's, of the pooled features; null for none.
 
     >>> class Logistic(Model):
     ...     def __init__(self, inputs, options=None):
@@ -67,11 +69,13 @@ class Model(nn.Module, abc.ABC):
     same_role: ClassVar[Mapping[str, str]] = {}
     owners: Owners
     penalty: nn.Module | None
+    decorrelation: Decorrelation | None
 
     def __init__(self) -> None:
         super().__init__()
         self.fork: Fork = PlainFork()
         self.penalty = None
+        self.decorrelation = None
 
     @abc.abstractmethod
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:

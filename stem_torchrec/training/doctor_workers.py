@@ -10,7 +10,7 @@ from stem_torchrec.config.reading import validate
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from stem_torchrec.errors import WorkerError
 from stem_torchrec.launch.notices import hide_dependency_notices
-from stem_torchrec.training.trainer import train
+from stem_torchrec.training.job import train
 
 TIMEOUT_S = 60
 

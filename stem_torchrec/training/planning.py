@@ -14,9 +14,9 @@ from stem_torchrec.distributed.hardware import Hardware
 from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import Planned, make_plan
 from stem_torchrec.distributed.plan_report import columns
+from stem_torchrec.distributed.precision import Products
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.distributed.step_cost import (
-    Precision,
     StepCost,
     TableUse,
     step_cost,
@@ -42,7 +42,7 @@ class Assumed(NamedTuple):
     """
 
     hardware: Hardware
-    precision: Precision
+    precision: Products
     bag_ids: float
 
 

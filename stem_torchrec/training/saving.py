@@ -1,10 +1,15 @@
-"""When a run saves a checkpoint, and what is kept of the run in the end."""
+"""When a run saves a checkpoint, what it says of the run, and what is kept of it in the end."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from stem_torchrec import checkpoint
+from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import CheckpointConfig
-from stem_torchrec.errors import UserError
+from stem_torchrec.distributed.precision import about_precision
+from stem_torchrec.errors import CheckpointError, UserError
+from stem_torchrec.runs.folder import about_run
 from stem_torchrec.runs.records import Record
 from stem_torchrec.storage.place import Place
 from stem_torchrec.training.position import Position
@@ -16,6 +21,37 @@ def save_due(config: CheckpointConfig, step: int, last: bool, evaluated: Record 
     if last or (config.every is not None and step % config.every == 0):
         return True
     return config.keep_best is not None and evaluated is not None
+
+
+def about_checkpoint(
+    session: Session, position: Position, evaluated: Record | None
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says; ``evaluated`` is the eval record of its step."""
+    config, name = session.config, session.config.checkpoint.keep_best
+    return {
+        **about_run(config, session.schema, session.table_sharding),
+        **checkpoint.about_owners(session.recommender.model),
+        "precision": about_precision(config),
+        "epoch": position.epoch,
+        "metric": {"name": name, "value": checkpoint.metric_value(evaluated, name)},
+    }
+
+
+class LastBalance:
+    """The figures of the last balancing, for the records; the same on every rank."""
+
+    def __init__(self, fork: BalancedFork | None) -> None:
+        self._fork = fork
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return self._fork.last_state() if self._fork is not None else None
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        if self._fork is not None:
+            self._fork.set_last_state(state)
+
+    def merge(self, states: Sequence[Mapping[str, Any] | None]) -> None:
+        self.load_state_dict(states[0])
 
 
 def keep_last(session: Session, position: Position, saver: checkpoint.Saver) -> str | None:
@@ -73,3 +109,12 @@ def _missing(run_dir: Place, step: int, failure: str | None) -> str | None:
     else:
         kept = "nothing of what was trained is kept, on a disk or in memory"
     return f"{reason}; {kept}"
+
+
+def failure_of(unsaved: str | None, records: Exception | None) -> Exception | None:
+    """One error for both, the records' kind if it is theirs too."""
+    if unsaved is None:
+        return records
+    if records is None:
+        return CheckpointError(unsaved)
+    return type(records)(f"{unsaved}; {records}")

@@ -14,9 +14,9 @@ from stem_torchrec.launch.notices import without_dependency_notices
 from stem_torchrec.runs.folder import Existing
 from stem_torchrec.runs.records import Record
 from stem_torchrec.training.checks import check_start, doubtful_columns, doubtful_settings
+from stem_torchrec.training.job import train as train_on_rank
 from stem_torchrec.training.run import Run, joined_job, load_run, num_workers_of
 from stem_torchrec.training.trainer import Outcome
-from stem_torchrec.training.trainer import train as train_on_rank
 
 _log = logging.getLogger(__name__)
 

@@ -1,38 +1,34 @@
-"""One run, read top to bottom: build, loop, evaluate, save."""
+"""One run on its ranks, read top to bottom: loop, evaluate, save, test."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stem_torchrec import checkpoint
-from stem_torchrec.balancing.fork import BalancedFork
-from stem_torchrec.config import Config
 from stem_torchrec.distributed.optimizers import learning_rate_factor
-from stem_torchrec.distributed.precision import about_precision
-from stem_torchrec.distributed.ranks import Ranks
-from stem_torchrec.errors import CheckpointError, SplitRefused, environment_failures
+from stem_torchrec.errors import SplitRefused, environment_failures
 from stem_torchrec.runs.folder import (
     Existing,
-    about_run,
-    check_run,
     clear_run,
     continue_run,
     create_run,
     write_init,
 )
 from stem_torchrec.runs.records import Listener, Record, Recorder, read_records
-from stem_torchrec.runs.restart import existing_after_restart, holder, mark
-from stem_torchrec.runs.schema import schema_of_new, schema_of_run
-from stem_torchrec.runs.shared_folder import check_shared
+from stem_torchrec.runs.restart import mark
 from stem_torchrec.stopping.interruption import Interruption, Stopped
-from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
 from stem_torchrec.training.patience import Patience
 from stem_torchrec.training.position import Position, few_steps
 from stem_torchrec.training.profile import Profile
-from stem_torchrec.training.saving import best_kept, keep_last, save_due
-from stem_torchrec.training.session import Session, build, open_split
+from stem_torchrec.training.saving import (
+    LastBalance,
+    about_checkpoint,
+    best_kept,
+    failure_of,
+    keep_last,
+    save_due,
+)
+from stem_torchrec.training.session import Session, open_split
 from stem_torchrec.training.skipped import SkippedSteps
 from stem_torchrec.training.throughput import Throughput
 from stem_torchrec.training.train_record import train_metrics, train_record
@@ -56,48 +52,6 @@ class Outcome(NamedTuple):
     stopped: int | None = None
     best: int | None = None
     failure: Exception | None = None
-
-
-def train(
-    config: Config,
-    ranks: Ranks,
-    *,
-    existing: Existing,
-    listener: Listener,
-    initial: checkpoint.Initial | None = None,
-) -> Outcome:
-    """Train, evaluate and save one run. Collective.
-
-    Args:
-        initial: another run whose weights are the first ones; not when resuming.
-        existing: what to do with a run that the folder already holds.
-        listener: gets every record, on rank 0 alone.
-
-    Raises:
-        UserError: the folder is not to be written, or another job is at work in it.
-    """
-    with ExitStack() as claim:
-        existing = ranks.on_first(lambda: _claim(claim, config, existing))
-        check_shared("run.dir", config.run.dir, ranks)
-        resume = existing == "resume"
-        schema = schema_of_run(config, ranks) if resume else schema_of_new(config, initial, ranks)
-        trainer = Trainer(build(config, ranks, schema), listener)
-        if resume:
-            trainer.go_on()
-        else:
-            trainer.begin(existing, initial)
-        return trainer.run()
-
-
-def _claim(claim: ExitStack, config: Config, existing: Existing) -> Existing:
-    """Hold the run's folder, if it may be written; what to do with the run in it."""
-    check_run(config, existing_after_restart(config.run.dir, existing))
-    with environment_failures(config.run.dir):
-        claim.enter_context(locked("run.dir", config.run.dir, holder()))
-    # The job that was at work there before may have ended only now.
-    existing = existing_after_restart(config.run.dir, existing)
-    check_run(config, existing)
-    return existing
 
 
 class Trainer:
@@ -206,7 +160,7 @@ class Trainer:
                     test = self._test(best)
             except Stopped:
                 stopped = position.step
-        failure = _failure(unsaved, self.recorder.failure)
+        failure = failure_of(unsaved, self.recorder.failure)
         qps = self.throughput.total() if stopped is None else None
         return Outcome(test, qps, stopped, best, failure)
 
@@ -315,15 +269,9 @@ class Trainer:
 
     def _save(self, evaluated: Record | None, *, ends: bool) -> None:
         """Save what the run has come to; ``evaluated`` is this step's eval record."""
-        session, name = self.session, self.config.checkpoint.keep_best
-        metric = {"name": name, "value": checkpoint.metric_value(evaluated, name)}
-        about = about_run(self.config, session.schema, session.table_sharding)
-        about |= checkpoint.about_owners(session.recommender.model)
-        about |= {"precision": about_precision(self.config)}
-        about |= {"epoch": self.position.epoch, "metric": metric}
+        about = about_checkpoint(self.session, self.position, evaluated)
         state, own = checkpoint.state_of(self.parts), checkpoint.own_state(self.own_parts)
-        content = checkpoint.Content(self.position.step, state, own, about)
-        self.saver.save(content, last=ends)
+        self.saver.save(checkpoint.Content(self.position.step, state, own, about), last=ends)
 
     def _failed(self, step: int, error: str) -> None:
         self._publish({"kind": "checkpoint", "step": step, "error": error})
@@ -332,29 +280,3 @@ class Trainer:
         self.recorder.write(record)
         if self.ranks.is_first:
             self._listener(record)
-
-
-class LastBalance:
-    """The figures of the last balancing, for the records; the same on every rank."""
-
-    def __init__(self, fork: BalancedFork | None) -> None:
-        self._fork = fork
-
-    def state_dict(self) -> dict[str, Any] | None:
-        return self._fork.last_state() if self._fork is not None else None
-
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        if self._fork is not None:
-            self._fork.set_last_state(state)
-
-    def merge(self, states: Sequence[Mapping[str, Any] | None]) -> None:
-        self.load_state_dict(states[0])
-
-
-def _failure(unsaved: str | None, records: Exception | None) -> Exception | None:
-    """One error for both, the records' kind if it is theirs too."""
-    if unsaved is None:
-        return records
-    if records is None:
-        return CheckpointError(unsaved)
-    return type(records)(f"{unsaved}; {records}")

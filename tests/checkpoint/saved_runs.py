@@ -25,7 +25,7 @@ from stem_torchrec.checkpoint.manifest import (
 )
 from stem_torchrec.config import Config
 from stem_torchrec.config.reading import load_config
-from stem_torchrec.training.trainer import train
+from stem_torchrec.training.job import train
 
 FORMAT_1 = Path(__file__).with_name("format_1.tar.xz")
 """Data and a run of four steps, saved by the last version whose checkpoints had no number."""

@@ -13,7 +13,7 @@ from stem_torchrec.checkpoint.manifest import FORMAT, Damaged, read_manifest, wr
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.errors import UserError
 from stem_torchrec.training.finished_run import evaluate_run
-from stem_torchrec.training.trainer import train
+from stem_torchrec.training.job import train
 from tests.checkpoint.saved_runs import config_of_run, go_on, saved, sign, unpack, whole_state
 
 

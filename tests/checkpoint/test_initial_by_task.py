@@ -95,6 +95,12 @@ def parts_of(name: str, weights: Weights, tasks: tuple[str, ...], task: str) -> 
             found |= rows(weights, "experts", t)
         case "mmoe" | "me_mmoe":
             found |= rows(weights, "gates", t)
+        case "home":
+            found |= rows(weights, "gates", t)
+            found |= {f"self {n}": v for n, v in rows(weights, "self_gates", t)}
+            for k in range(NUM_OWN):
+                own = rows(weights, "experts", t * NUM_OWN + k)
+                found |= {f"{n} of {k}": v for n, v in own}
         case "esmm":
             found |= networks(weights, tasks, task)
         case "aitm":
@@ -108,6 +114,7 @@ SHARED_PARTS = {
     "shared_bottom": ["bottom"],
     "omoe": ["mixture"],
     "mmoe": ["experts"],
+    "home": ["trunk"],
     "me_mmoe": ["experts"],
     "ple": ["stack.blocks.0.shared_experts", "stack.blocks.1.shared_experts"],
 }

@@ -20,7 +20,7 @@ from stem_torchrec.checkpoint.pickled_index import read_pickled
 from stem_torchrec.checkpoint.plain import NotPlain, load_plain
 from stem_torchrec.errors import UserError
 from stem_torchrec.training.finished_run import evaluate_run, mean_gates_of_run
-from stem_torchrec.training.trainer import train
+from stem_torchrec.training.job import train
 from tests.checkpoint.saved_runs import (
     Evil,
     config_of_run,

@@ -21,6 +21,8 @@ KEYS_OF_BEFORE = [
     *("tower_widths", "layers", "gate_input", "stop_gradient", "task_specific_features"),
     *("task_order", "calibrator_weight", "dropout"),
 ]
+KEYS_SINCE = {"init": "xavier", "feature_gate_rank": 16, "task_groups": None, "decorrelation": 0.0}
+"""With their defaults."""
 OWN_MODEL = """
 from dataclasses import dataclass
 from typing import Annotated
@@ -84,7 +86,7 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_key_of_before_is_a_key_with_the_models_that_have_it() -> None:
     keys = {key.name: key for key in all_keys()}
     assert {name for name in keys if name.startswith("model.")} == {
-        f"model.{key}" for key in (*KEYS_OF_BEFORE, "init")
+        f"model.{key}" for key in (*KEYS_OF_BEFORE, *KEYS_SINCE)
     }
     assert keys["model.layers"].description.startswith("me_ple, ple, stem_net: ")
     assert keys["model.dropout"].description == "dropout after each hidden layer, share"
@@ -116,7 +118,7 @@ def test_keys_of_other_models_have_no_effect_and_a_key_of_none_is_refused() -> N
 def test_a_run_folder_of_before_is_read(name: str) -> None:
     """Its ``config.yaml`` has every key of the section, whatever the model."""
     before = config_with(name=name).model_dump(mode="json")
-    assert before["model"].pop("init") == "xavier"
+    assert {key: before["model"].pop(key) for key in KEYS_SINCE} == KEYS_SINCE
     assert set(before["model"]) == set(KEYS_OF_BEFORE)
     assert config_with(**before["model"]).model.without_effect() == []
 

@@ -50,7 +50,8 @@ def expected_step(config, batch, state: State) -> Expected:
         for name, parameter in parameters.items():
             parameter.copy_(_value_of(name, state))
 
-    logits = recommender.model(_pooled(recommender, batch), batch.dense.double())
+    pooled = _pooled(recommender, batch)
+    logits = recommender.model(pooled, batch.dense.double())
     target = labelled(batch.labels.double(), batch.weights.double())
     penalty = recommender.model.penalty
     penalties = penalty(logits) if penalty is not None else None
@@ -65,6 +66,13 @@ def expected_step(config, batch, state: State) -> Expected:
         name: _gradient(parameter, losses, weights if name in shared else None)
         for name, parameter in parameters.items()
     }
+    if recommender.model.decorrelation is not None:  # no task's loss: no multiplier
+        rows = (target.weights > 0).any(dim=1).float()
+        loss = recommender.model.decorrelation(pooled, rows)
+        for name in (name for name in parameters if ".embedding_bags." in name):
+            gradients[name] = (
+                gradients[name] + torch.autograd.grad(loss, parameters[name], retain_graph=True)[0]
+            )
     return Expected(
         gram,
         weights,

@@ -81,7 +81,7 @@ def test_one_rank_equals_the_oracle(tmp_path, alone, boundary, rule, specific):
 
 
 OTHER_MODELS = [name for name in MODELS if name not in ("stem_net", "single_task")]
-WITHOUT_EXPERTS = ("esmm", "aitm")
+WITHOUT_EXPERTS = ("esmm", "aitm", "home")
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -107,6 +107,18 @@ def test_nfwfm_experts_equal_the_oracle(tmp_path, alone):
     parts = two_parts()
     before, after, weights, _ = balanced_step(alone, chosen, parts)
     assert_is_expected(chosen, parts, before, after, weights)
+
+
+@pytest.mark.parametrize("boundary", ["pooled", "parameters"])
+def test_the_penalty_on_tables_alike_is_no_tasks_and_not_balanced(tmp_path, alone, boundary):
+    parts = two_parts()
+    losses = []
+    for weight in (0.0, 5.0):
+        chosen = of_model(config(tmp_path, boundary=boundary), "me_ple", decorrelation=weight)
+        before, after, weights, found = balanced_step(alone, chosen, parts)
+        assert_is_expected(chosen, parts, before, after, weights)
+        losses.append((found, weights))
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

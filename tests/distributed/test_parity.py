@@ -161,6 +161,13 @@ def test_every_model(tmp_path, assert_parity, model):
     assert_parity(sharded(tmp_path, "row_wise", "sgd", "sgd", model=model), rows_of_steps())
 
 
+def test_the_penalty_on_tables_alike_is_the_mean_of_the_ranks(tmp_path, assert_parity):
+    """Covariances are of each rank's rows: with the same rows on both, those of all."""
+    steps = [[part, part] for part, _ in rows_of_steps(even=True)]
+    model = {"name": "me_ple", "decorrelation": 5.0}
+    assert_parity(sharded(tmp_path, "row_wise", "sgd", "sgd", model=model), steps)
+
+
 @pytest.mark.parametrize("sharding", ["table_wise", "data_parallel"])
 @pytest.mark.parametrize("tables", ["sgd", "adagrad"])
 def test_a_task_without_labels_trains_nothing_of_its_own(tmp_path, pair, sharding, tables):

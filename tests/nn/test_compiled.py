@@ -16,7 +16,14 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning", "ignore::DeprecationWarning"
 )
 
-SIZES = {"expert_widths": (12, 8), "tower_widths": (6,), "gate_widths": (6,)}
+SIZES = {
+    "expert_widths": (12, 8),
+    "tower_widths": (6,),
+    "gate_widths": (6,),
+    # Parts of one size share a graph: HoME's have different ones with these.
+    "num_task_experts": 2,
+    "task_groups": {"click": "watch", "like": "react", "share": "react"},
+}
 
 
 class Graphs:

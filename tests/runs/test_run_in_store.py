@@ -22,7 +22,7 @@ from stem_torchrec.storage import growing_folder
 from stem_torchrec.storage.growing_folder import GrowingFolder
 from stem_torchrec.storage.place import place_of
 from stem_torchrec.storage.store_path import StorePath
-from stem_torchrec.training.trainer import train
+from stem_torchrec.training.job import train
 from tests.support.prepared import small_config, small_data
 from tests.support.s3_server import bucket
 

@@ -11,7 +11,7 @@ from stem_torchrec import checkpoint
 from stem_torchrec.config import Config
 from stem_torchrec.config.reading import load_config
 from stem_torchrec.runs.folder import Existing
-from stem_torchrec.training.trainer import train
+from stem_torchrec.training.job import train
 from tests.checkpoint.saved_runs import whole_state
 from tests.distributed.processes import Processes
 from tests.support.prepared import small_config, small_data

@@ -18,7 +18,8 @@ from stem_torchrec.config import Config
 from stem_torchrec.config.reading import load_config
 from stem_torchrec.errors import CheckpointError, EnvironmentFailure, SplitRefused
 from stem_torchrec.runs.records import read_records
-from stem_torchrec.training.trainer import Outcome, train
+from stem_torchrec.training.job import train
+from stem_torchrec.training.trainer import Outcome
 from tests.runs.test_records import room_of
 from tests.support.prepared import small_config, small_data
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.gates import Gates, mix
 from stem_torchrec.nn.initial import initialise
@@ -19,18 +20,20 @@ from stem_torchrec.nn.towers import Towers
 
 @dataclass(frozen=True)
 class MeMmoeOptions(GatedOptions):
-    """Those of any model with gates.
+    """Those of any model with gates, and a penalty on tables alike.
 
     >>> MeMmoeOptions(num_shared_experts=4).num_shared_experts
     4
     """
+
+    decorrelation: DecorrelationWeight = 0.0
 
 
 class MeMmoe(Model):
     """MMoE whose expert k reads its own tables ``expert_k__feature``; gates read all tables.
 
     Raises:
-        ValueError: as ``experts`` does.
+        ValueError: as ``experts`` or ``Decorrelation`` do.
 
     >>> inputs = Inputs({"user_id": "user"}, dim=4, tasks=("click", "like"))
     >>> MeMmoe(inputs, MeMmoeOptions(num_shared_experts=2)).owners
@@ -56,6 +59,7 @@ class MeMmoe(Model):
         self.towers = Towers(
             inputs.tasks, options.expert_widths[-1], options.tower_widths, options.dropout
         )
+        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:

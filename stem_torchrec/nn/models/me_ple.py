@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.extraction import ExtractionStack
 from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
@@ -19,18 +20,20 @@ from stem_torchrec.nn.towers import Towers
 
 @dataclass(frozen=True)
 class MePleOptions(ExtractionOptions):
-    """Those of any model with task experts.
+    """Those of any model with task experts, and a penalty on tables alike.
 
     >>> MePleOptions(layers=2).layers
     2
     """
+
+    decorrelation: DecorrelationWeight = 0.0
 
 
 class MePle(Model):
     """PLE whose shared experts read shared tables and whose task experts read the task's own.
 
     Raises:
-        ValueError: as ``experts`` does.
+        ValueError: as ``experts`` or ``Decorrelation`` do.
 
     >>> model = MePle(Inputs({"user_id": "user"}, dim=4, tasks=("click", "like")))
     >>> list(model.owners)
@@ -60,6 +63,7 @@ class MePle(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
+        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:

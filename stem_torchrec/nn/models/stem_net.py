@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from stem_torchrec.errors import did_you_mean
+from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.extraction import ExtractionStack, GateInput
 from stem_torchrec.nn.initial import initialise
 from stem_torchrec.nn.inputs import Inputs
@@ -22,7 +23,7 @@ from stem_torchrec.nn.towers import Towers
 
 @dataclass(frozen=True)
 class StemNetOptions(ExtractionOptions):
-    """Those of any model with task experts, and what a gate reads and which tables a task has.
+    """Those of any model with task experts, what a gate reads, and which tables a task has.
 
     Raises:
         ValueError: as ``ExtractionOptions`` does.
@@ -41,6 +42,7 @@ class StemNetOptions(ExtractionOptions):
         Literal["all", "none", "user", "item"] | tuple[str, ...],
         Doc("features with a table per task: all, none, a side, or a list of names"),
     ] = "all"
+    decorrelation: DecorrelationWeight = 0.0
 
 
 class StemNet(Model):
@@ -50,7 +52,8 @@ class StemNet(Model):
     (``layers`` = 1; in a stacked block the shared stream reads all experts, as in the paper).
 
     Raises:
-        ValueError: a listed feature is not an id or bag feature; or as ``experts`` does.
+        ValueError: a listed feature is not an id or bag feature; or as ``experts`` or
+            ``Decorrelation`` do.
 
     >>> inputs = Inputs({"user_id": "user", "item_id": "item"}, dim=4, tasks=("click", "like"))
     >>> model = StemNet(inputs, StemNetOptions(expert_widths=(32,), num_shared_experts=2))
@@ -88,6 +91,7 @@ class StemNet(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
+        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:

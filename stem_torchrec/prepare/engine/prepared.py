@@ -157,12 +157,12 @@ def _feature_type(feature: Feature) -> pa.DataType:
 
 
 def _written_splits(folder: Path) -> list[str]:
-    return [split for split in SPLITS if any((folder / split).glob("*.parquet"))]
+    return [split for split in SPLITS if any((folder / split).rglob("*.parquet"))]
 
 
 def _rows(folder: Path, splits: list[str]) -> ds.Dataset:
     # An Arrow data set, since DuckDB would read "*" and "[" in a path as a pattern.
-    files = [str(path) for split in splits for path in sorted((folder / split).glob("*.parquet"))]
+    files = [str(path) for split in splits for path in sorted((folder / split).rglob("*.parquet"))]
     return ds.dataset(files, format="parquet")
 
 

@@ -12,18 +12,39 @@ _FREQUENT, _RARE = 0.28, 0.016
 _MAX_SEED = (1 << 63) - 1
 _MAX_ROWS = 10**12
 _MAX_IDS = 1 << 31
+_DAYS_OF_DRIFT = 7
+_RARE_TASK_RATIO, _RARE_TASK_MISSING = 0.05, 0.98
+_LOSS_SCALE = 100
 _TASK_NAMES = ("click", "like", "follow", "forward", "comment", "hate")
 
 Side = Literal["user", "item", "context"]
+WorldName = Literal[
+    "contradicting", "independent", "opposite", "partly_shared", "rare", "scales", "drift"
+]
+_USED_BY: dict[str, tuple[WorldName, ...]] = {
+    "conflict_share": ("contradicting",),
+    "shared_share": ("partly_shared", "rare", "scales", "drift"),
+    "day_correlation": ("drift",),
+}
 
 
 class SyntheticConfig(Frozen):
     """What the generator plants. Strengths are standard deviations in the logit."""
 
+    world: WorldName = Field(
+        "contradicting", description="how the preferences of the tasks hang together"
+    )
     seed: int = Field(0, ge=0, le=_MAX_SEED, description="seed of everything that is drawn")
     train_rows: int = Field(400_000, ge=1, le=_MAX_ROWS, description="rows of the train split")
     valid_rows: int = Field(50_000, ge=1, le=_MAX_ROWS, description="rows of the valid split")
     test_rows: int = Field(50_000, ge=1, le=_MAX_ROWS, description="rows of the test split")
+    days: int | None = Field(
+        None,
+        ge=1,
+        le=3_650,
+        description="days of the train split, each a date=YYYY-MM-DD folder; null: 7 in the world "
+        "drift, elsewhere one file without days",
+    )
     row_group_rows: int = Field(
         65_536, ge=1, le=1 << 27, description="rows drawn and written at once"
     )
@@ -45,6 +66,20 @@ class SyntheticConfig(Frozen):
     )
     conflict_share: float = Field(
         0.3, ge=0, le=1, description="share of users whose preferences contradict between tasks"
+    )
+    shared_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a preference's variance common to the tasks, in the worlds "
+        "partly_shared, rare, scales and drift",
+    )
+    day_correlation: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="correlation of a user's preferences with those of the day before, in the "
+        "world drift",
     )
     num_clusters: int = Field(
         24, ge=1, le=10_000, description="groups of like-minded users, and of alike items"
@@ -86,11 +121,27 @@ class SyntheticConfig(Frozen):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Positive ratio per task; the default falls geometrically, frequent to rare."""
+        """Positive ratio per task; the default falls from frequent to rare."""
         if self.positive_ratios is not None:
             return self.positive_ratios
-        steps = np.geomspace(_FREQUENT, _RARE, max(self.num_tasks, 2))[: self.num_tasks]
+        if self.world == "scales":
+            return _ratios_of_scales(self.num_tasks)
+        rarest = _RARE_TASK_RATIO if self.world == "rare" else _RARE
+        steps = np.geomspace(_FREQUENT, rarest, max(self.num_tasks, 2))[: self.num_tasks]
         return tuple(float(step) for step in steps)
+
+    @property
+    def missing_shares(self) -> tuple[float, ...]:
+        """Share of labels that are not observed, per task."""
+        if self.missing_label_share is not None:
+            return self.missing_label_share
+        last = _RARE_TASK_MISSING if self.world == "rare" else 0.0
+        return (*[0.0] * (self.num_tasks - 1), last)
+
+    @property
+    def num_days(self) -> int | None:
+        """Days of the train split; None if it is one file."""
+        return _DAYS_OF_DRIFT if self.world == "drift" and self.days is None else self.days
 
     @property
     def users(self) -> int:
@@ -152,11 +203,21 @@ class SyntheticConfig(Frozen):
             raise ValueError(
                 f"bag_size: {self.bag_size} must be above bag_length = {self.bag_length}"
             )
+        self._world_fits()
         self._vocabulary_fits()
         schema = self.schema_of_data()
         if taken := {feature.name for feature in schema.features} & set(schema.task_names):
             raise ValueError(f"task_names: {sorted(taken)[0]!r} is the name of a feature")
         return self
+
+    def _world_fits(self) -> None:
+        for key, worlds in _USED_BY.items():
+            if key in self.model_fields_set and self.world not in worlds:
+                raise ValueError(
+                    f"{key} has no effect in the world {self.world}; it has in {', '.join(worlds)}"
+                )
+        if self.num_days is not None and self.num_days > self.train_rows:
+            raise ValueError(f"days: {self.num_days} is more than train_rows = {self.train_rows}")
 
     def _vocabulary_fits(self) -> None:
         if self.vocabulary_sizes is None:
@@ -172,3 +233,15 @@ class SyntheticConfig(Frozen):
         replaced = {"num_users", "num_items", "feature_size"} & self.model_fields_set
         if replaced:
             raise ValueError(f"vocabulary_sizes replaces {sorted(replaced)[0]}: give one of them")
+
+
+def _ratios_of_scales(num_tasks: int) -> tuple[float, ...]:
+    """From 1/2 down to where the entropy, the loss of a constant guess, is a hundredth of that."""
+    entropies = np.geomspace(1, 1 / _LOSS_SCALE, max(num_tasks, 2))[:num_tasks] * np.log(2)
+    low, high = np.full(num_tasks, 1e-9), np.full(num_tasks, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        entropy = -middle * np.log(middle) - (1 - middle) * np.log1p(-middle)
+        low = np.where(entropy < entropies, middle, low)
+        high = np.where(entropy < entropies, high, middle)
+    return tuple(float(ratio) for ratio in high)

@@ -1,10 +1,13 @@
-"""A seeded multi-task set with known truth: users whose tasks agree, and users whose tasks do not.
+"""A seeded multi-task set with known truth: in which tasks agree, disagree, or change.
 
 Shapes: T tasks, B rows of a chunk, N dense features.
 """
 
+import json
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +23,16 @@ from stem_torchrec.prepare.engine.prepared import (
     write_metadata,
 )
 from stem_torchrec.prepare.synthetic.config import SyntheticConfig
+from stem_torchrec.prepare.synthetic.drift import files_of, worlds_of
 from stem_torchrec.prepare.synthetic.world import Bag, World, build_world, sigmoid
 
-__all__ = ["TRUTH_FOLDER", "SyntheticConfig", "prepare_synthetic"]
+__all__ = ["BEST_FILE", "TRUTH_FOLDER", "SyntheticConfig", "prepare_synthetic"]
 
 TRUTH_FOLDER = "truth"
+BEST_FILE = "best.json"
+
+Scored = tuple[NDArray[np.float32], NDArray[np.int8]]
+"""True probabilities of a positive label, and labels."""
 
 
 def prepare_synthetic(
@@ -32,12 +40,13 @@ def prepare_synthetic(
 ) -> dict[str, Any]:
     """Generate a prepared folder with the truth beside it; returns its statistics.
 
-    Users and items share one latent preference and have one per task. A user in conflict wants
-    from every second task the opposite of what it wants from the first. ``out/truth`` holds
-    ``{split}.parquet`` (columns ``p_TASK``: float32 probability of a positive label, rows in the
-    order of the split) and ``users.parquet`` (``user_id``, ``conflict``). The statistics carry
-    ``bayes_auc``: per task, the test AUC of these probabilities, which no model can expect to
-    beat.
+    Users and items share one latent preference and have one per task; how these hang together,
+    ``config.world`` says. A user in conflict wants from every second task the opposite of what it
+    wants from the first. ``out/truth`` holds ``{split}.parquet`` (columns ``p_TASK``: float32
+    probability of a positive label, rows in the order of the split), ``users.parquet``
+    (``user_id``, ``conflict``) and ``best.json``: test AUC (``auc``) and normalized entropy
+    (``ne``) of these probabilities per task, which no model can expect to beat; null where a task
+    has labels of one kind. The statistics carry the AUC as ``bayes_auc``.
 
     Each row group has its own generator, seeded by (seed, split, number), so memory is bounded by
     one row group and the rows do not depend on the order in which groups are drawn.
@@ -53,13 +62,17 @@ def prepare_synthetic(
     ):
         (folder / TRUTH_FOLDER).mkdir()
         world = build_world(config)
+        worlds = worlds_of(world, config)
         for split in SPLITS:
-            scored = _write_split(folder, split, schema, world, config)
+            scored = _write_split(folder, split, schema, worlds, config)
         _write_conflicts(folder, world)
+        of_tasks = dict(zip(schema.task_names, scored, strict=True))
         bayes_auc = {
             name: auc(scores, labels, np.ones(len(labels)))
-            for name, (scores, labels) in zip(schema.task_names, scored, strict=True)
+            for name, (scores, labels) in of_tasks.items()
         }
+        best = {"auc": bayes_auc, "ne": {name: _entropy(*own) for name, own in of_tasks.items()}}
+        (folder / TRUTH_FOLDER / BEST_FILE).write_text(json.dumps(best, indent=2) + "\n")
         return write_metadata(
             folder,
             schema,
@@ -76,29 +89,39 @@ def _needed_bytes(config: SyntheticConfig) -> int:
     return per_row * (config.train_rows + config.valid_rows + config.test_rows)
 
 
+def _entropy(probabilities: NDArray[np.float32], labels: NDArray[np.int8]) -> float | None:
+    """Mean log loss over the entropy of the mean label; None where that is 0."""
+
+    def log_loss(predicted: NDArray[np.float64]) -> float:
+        return float(-np.log(np.where(labels == 1, predicted, 1 - predicted)).mean())
+
+    if len(np.unique(labels)) < 2:
+        return None
+    constant = np.full(len(labels), labels.mean(dtype=np.float64))
+    return log_loss(probabilities.astype(np.float64)) / log_loss(constant)
+
+
 def _write_split(
-    folder: Path, split: str, schema: Schema, world: World, config: SyntheticConfig
-) -> list[tuple[NDArray[np.float32], NDArray[np.int8]]]:
+    folder: Path, split: str, schema: Schema, worlds: Iterator[World], config: SyntheticConfig
+) -> list[Scored]:
     """Write one split and its truth; returns true probability and label of the observed rows per
-    task for the test split, nothing for the others."""
-    num_rows = int(getattr(config, f"{split}_rows"))
+    task for the test split, nothing for the others. Takes one world per file."""
     truth_columns = pa.schema([(f"p_{name}", pa.float32()) for name in schema.task_names])
     columns = arrow_schema(schema)
-    kept: list[list[tuple[NDArray[np.float32], NDArray[np.int8]]]] = [[] for _ in config.names]
-    with (
-        open_parquet(folder / split / "part-0.parquet", columns) as rows_file,
-        open_parquet(folder / TRUTH_FOLDER / f"{split}.parquet", truth_columns) as truth_file,
-    ):
-        for chunk, start in enumerate(range(0, num_rows, config.row_group_rows)):
-            size = min(config.row_group_rows, num_rows - start)
-            rng = np.random.default_rng([config.seed, 4, SPLITS.index(split), chunk])
-            inputs, truth, labels, observed = _draw_chunk(rng, size, world, config)
-            outcomes = [pa.array(y, mask=~seen) for y, seen in zip(labels, observed, strict=True)]
-            rows_file.write_table(pa.table([*inputs, *outcomes], schema=columns), size)
-            truth_file.write_table(pa.table(list(truth), schema=truth_columns), size)
-            if split == "test":
-                for task, seen in enumerate(observed):
-                    kept[task].append((truth[task][seen], labels[task][seen]))
+    seeds = ([config.seed, 4, SPLITS.index(split), chunk] for chunk in count())
+    kept: list[list[Scored]] = [[] for _ in config.names]
+    with open_parquet(folder / TRUTH_FOLDER / f"{split}.parquet", truth_columns) as truth_file:
+        for name, num_rows in files_of(split, config):
+            file = folder / split / name
+            file.parent.mkdir(exist_ok=True)
+            with open_parquet(file, columns) as rows_file:
+                for drawn in _draw_file(num_rows, seeds, next(worlds), config):
+                    truth = pa.table(list(drawn.truth), schema=truth_columns)
+                    truth_file.write_table(truth, len(truth))
+                    rows_file.write_table(drawn.rows(columns), len(truth))
+                    if split == "test":
+                        for own, scored in zip(kept, drawn.scored(), strict=True):
+                            own.append(scored)
     return [
         (np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts]))
         for parts in kept
@@ -106,10 +129,38 @@ def _write_split(
     ]
 
 
+class _Drawn(NamedTuple):
+    """A chunk: input columns, then (T, B) true probabilities, labels, and which labels are
+    observed."""
+
+    inputs: list[pa.Array]
+    truth: NDArray[np.float32]
+    labels: NDArray[np.int8]
+    observed: NDArray[np.bool_]
+
+    def rows(self, columns: pa.Schema) -> pa.Table:
+        pairs = zip(self.labels, self.observed, strict=True)
+        outcomes = [pa.array(labels, mask=~seen) for labels, seen in pairs]
+        return pa.table([*self.inputs, *outcomes], schema=columns)
+
+    def scored(self) -> list[Scored]:
+        """Of the observed rows, per task."""
+        tasks = zip(self.truth, self.labels, self.observed, strict=True)
+        return [(truth[seen], labels[seen]) for truth, labels, seen in tasks]
+
+
+def _draw_file(
+    num_rows: int, seeds: Iterator[list[int]], world: World, config: SyntheticConfig
+) -> Iterator[_Drawn]:
+    """The row groups of a file."""
+    for start in range(0, num_rows, config.row_group_rows):
+        size = min(config.row_group_rows, num_rows - start)
+        yield _draw_chunk(np.random.default_rng(next(seeds)), size, world, config)
+
+
 def _draw_chunk(
     rng: np.random.Generator, size: int, world: World, config: SyntheticConfig
-) -> tuple[list[pa.Array], NDArray[np.float32], NDArray[np.int8], NDArray[np.bool_]]:
-    """Input columns, then (T, B) true probabilities, labels, and which labels are observed."""
+) -> _Drawn:
     users, items = world.draw_pairs(rng, size)
     dense = rng.standard_normal((size, config.num_dense), dtype=np.float32)
     rows = {"user": users, "item": items}
@@ -125,9 +176,9 @@ def _draw_chunk(
     inputs += [pa.array(np.ascontiguousarray(dense[:, k])) for k in range(config.num_dense)]
     truth = sigmoid(world.logits(users, items, dense))
     labels = (rng.random(truth.shape, dtype=np.float32) < truth).astype(np.int8)
-    missing = np.asarray(config.missing_label_share or [0.0] * len(truth), dtype=np.float32)
+    missing = np.asarray(config.missing_shares, dtype=np.float32)
     observed = rng.random(truth.shape, dtype=np.float32) >= missing[:, None]
-    return inputs, truth, labels, observed
+    return _Drawn(inputs, truth, labels, observed)
 
 
 def _bag_column(bag: Bag, rows: NDArray[np.int64]) -> pa.Array:

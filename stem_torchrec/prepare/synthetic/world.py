@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.prepare.synthetic.config import SyntheticConfig
+from stem_torchrec.prepare.synthetic.ties import Ties, ties_of
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -31,9 +32,11 @@ class World:
 
     Attributes:
         user_cdf, item_cdf: (U,) and (I,) cumulated probabilities of occurring in a row.
+        user_clusters: (U,) the group of like-minded users that each belongs to.
         conflict: (U,) whether the user's preferences contradict between tasks.
         user_shared, item_shared: (U, d), (I, d) preference that all tasks follow.
-        user_task, item_task: (T, U, d), (I, d) preference of each task on one item vector.
+        user_task: (T, U, d) preference of each task.
+        item_task: (T, I, d) what it is a preference for; (1, I, d) if that is one for all tasks.
         user_bias, item_bias: (T, U), (T, I) main effects.
         dense_weights: (N, T) effect of the dense features on the logits.
         intercepts: (T,) set so that the positive ratios are met.
@@ -43,6 +46,7 @@ class World:
 
     user_cdf: NDArray[np.float64]
     item_cdf: NDArray[np.float64]
+    user_clusters: NDArray[np.int64]
     conflict: NDArray[np.bool_]
     user_shared: Floats
     item_shared: Floats
@@ -66,10 +70,10 @@ class World:
     def logits(self, users: NDArray[np.int64], items: NDArray[np.int64], dense: Floats) -> Floats:
         """(T, B) log odds of a positive label."""
         shared = np.einsum("bd,bd->b", self.user_shared[users], self.item_shared[items])
-        item_task = self.item_task[items]
         logits = np.empty((len(self.intercepts), len(users)), dtype=np.float32)
         for task in range(len(logits)):
-            logits[task] = shared + np.einsum("bd,bd->b", self.user_task[task][users], item_task)
+            offered = self.item_task[task % len(self.item_task)][items]
+            logits[task] = shared + np.einsum("bd,bd->b", self.user_task[task][users], offered)
             logits[task] += self.user_bias[task][users] + self.item_bias[task][items]
             logits[task] += dense @ self.dense_weights[:, task] + self.intercepts[task]
         return logits
@@ -84,43 +88,54 @@ def build_world(config: SyntheticConfig) -> World:
     """Draw the latent preferences of a configuration and solve its intercepts."""
     rng = np.random.default_rng([config.seed, 0])
     num_users, num_items, num_tasks = config.users, config.items, len(config.ratios)
-    scale = config.latent_dim**-0.25  # a dot product of d normals has standard deviation sqrt(d)
-    shared = scale * config.shared_strength**0.5
-    own = scale * config.task_strength**0.5
+    ties, scale = ties_of(config), _scale(config)
     user_clusters = rng.integers(0, config.num_clusters, num_users)
     item_clusters = rng.integers(0, config.num_clusters, num_items)
     conflict = np.zeros(num_users, dtype=np.bool_)
     # Whole clusters, so that a rare task has rows enough to tell what its users want.
     by_cluster = np.argsort(user_clusters, kind="stable")
-    conflict[by_cluster[: round(config.conflict_share * num_users)]] = True
-    user_shared, *user_task = (
-        _preferences(rng, strength, user_clusters, config)
-        for strength in (shared, *[own] * num_tasks)
-    )
+    conflict[by_cluster[: round(ties.contrary_users * num_users)]] = True
+    user_shared, user_task = draw_users(rng, user_clusters, config)
     for task in range(1, num_tasks):
         user_task[task][conflict] = user_task[0][conflict] * np.float32((-1) ** task)
+    item_strengths = [ties.task_strength] * (num_tasks if ties.own_items else 1)
     bare = World(
         user_cdf=_power_law_cdf(rng, num_users, config.activity_exponent),
         item_cdf=_power_law_cdf(rng, num_items, config.popularity_exponent),
+        user_clusters=user_clusters,
         conflict=conflict,
         user_shared=user_shared,
-        item_shared=_preferences(rng, shared, item_clusters, config),
-        user_task=np.stack(user_task),
-        item_task=_preferences(rng, own, item_clusters, config),
-        user_bias=_biases(rng, config.bias_strength, num_tasks, num_users),
-        item_bias=_biases(rng, config.bias_strength, num_tasks, num_items),
+        item_shared=_preferences(rng, scale * ties.shared_strength**0.5, item_clusters, config),
+        user_task=user_task,
+        item_task=np.stack(
+            [_preferences(rng, scale * s**0.5, item_clusters, config) for s in item_strengths]
+        ),
+        user_bias=_biases(rng, config.bias_strength, ties, num_tasks, num_users),
+        item_bias=_biases(rng, config.bias_strength, ties, num_tasks, num_items),
         dense_weights=_dense_weights(rng, config, num_tasks),
         intercepts=np.zeros(num_tasks, dtype=np.float32),
         features={},
         bags={},
     )
-    sample_rng = np.random.default_rng([config.seed, 1])
-    return replace(
-        bare,
-        intercepts=_solve_intercepts(bare, config.ratios, sample_rng),
-        features=_features(bare, config),
-        bags=_bags(bare, config),
+    described = replace(bare, features=_features(bare, config), bags=_bags(bare, config))
+    return solved(described, config.ratios, np.random.default_rng([config.seed, 1]))
+
+
+def draw_users(
+    rng: np.random.Generator, clusters: NDArray[np.int64], config: SyntheticConfig
+) -> tuple[Floats, Floats]:
+    """(U, d) preferences that all tasks follow, and (T, U, d) those of each task."""
+    ties, scale = ties_of(config), _scale(config)
+    shared, *task = (
+        _preferences(rng, scale * strength**0.5, clusters, config)
+        for strength in (ties.shared_strength, *[ties.task_strength] * len(config.ratios))
     )
+    return shared, np.stack(task)
+
+
+def _scale(config: SyntheticConfig) -> float:
+    """A dot product of d normals has standard deviation sqrt(d)."""
+    return float(config.latent_dim**-0.25)
 
 
 def _normal(rng: np.random.Generator, scale: float, *shape: int) -> Floats:
@@ -151,10 +166,15 @@ def _preferences(
     return np.float32(length) * centres[clusters] + own
 
 
-def _biases(rng: np.random.Generator, strength: float, num_tasks: int, size: int) -> Floats:
-    """(T, size): half of the variance common to the tasks, half the task's own."""
-    half = strength * 0.5**0.5
-    return _normal(rng, half, 1, size) + _normal(rng, half, num_tasks, size)
+def _biases(
+    rng: np.random.Generator, strength: float, ties: Ties, num_tasks: int, size: int
+) -> Floats:
+    """(T, size): a share of the variance common to the tasks, the rest the task's own."""
+    common = _normal(rng, strength * ties.common_bias**0.5, 1, size)
+    own = _normal(rng, strength * (1 - ties.common_bias) ** 0.5, num_tasks, size)
+    if ties.contrary_biases:
+        own = own[:1] * np.float32(-1) ** np.arange(num_tasks, dtype=np.float32)[:, None]
+    return common + own
 
 
 def _dense_weights(rng: np.random.Generator, config: SyntheticConfig, num_tasks: int) -> Floats:
@@ -162,8 +182,9 @@ def _dense_weights(rng: np.random.Generator, config: SyntheticConfig, num_tasks:
     return _normal(rng, each, config.num_dense, num_tasks)
 
 
-def _solve_intercepts(world: World, ratios: tuple[float, ...], rng: np.random.Generator) -> Floats:
-    """(T,) by bisection on a sample of rows."""
+def solved(world: World, ratios: tuple[float, ...], rng: np.random.Generator) -> World:
+    """The world with intercepts that meet the positive ratios, by bisection on a sample of rows."""
+    world = replace(world, intercepts=np.zeros_like(world.intercepts))
     users, items = world.draw_pairs(rng, _SOLVE_ROWS)
     dense = _normal(rng, 1.0, _SOLVE_ROWS, len(world.dense_weights))
     logits = world.logits(users, items, dense)
@@ -174,7 +195,7 @@ def _solve_intercepts(world: World, ratios: tuple[float, ...], rng: np.random.Ge
         means = sigmoid(logits + middle[:, None].astype(np.float32)).mean(axis=1)
         below = means < np.asarray(ratios)
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return ((low + high) / 2).astype(np.float32)
+    return replace(world, intercepts=((low + high) / 2).astype(np.float32))
 
 
 def _features(world: World, config: SyntheticConfig) -> dict[str, Ids]:
@@ -214,4 +235,4 @@ def _bags(world: World, config: SyntheticConfig) -> dict[str, Bag]:
 def _latents(world: World, side: str) -> Floats:
     if side == "user":
         return np.concatenate([world.user_shared, *world.user_task], axis=1)
-    return np.concatenate([world.item_shared, world.item_task, world.item_bias.T], axis=1)
+    return np.concatenate([world.item_shared, *world.item_task, world.item_bias.T], axis=1)

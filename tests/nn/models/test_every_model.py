@@ -68,6 +68,21 @@ EXPERT, HIDDEN = (24, 16), 16
 TOWERS = T * mlp(HIDDEN, 12, 1)
 DEEP = mlp(INPUT, *EXPERT, 12)
 TRANSFER = mlp(12, 12) * 4
+
+
+def home_size(shared, own):
+    """HoME's weights with one group of tasks, feature gates of rank 16 and two streams."""
+
+    def expert(width):
+        rank = min(16, width)
+        return mlp(width, rank) + mlp(rank, width) + mlp(width, *EXPERT) + 2 * HIDDEN
+
+    trunk = 2 * shared * (expert(INPUT) + expert(HIDDEN))
+    gates_of_streams = 2 * (mlp(INPUT, 8, 2 * shared) + mlp(INPUT, 8, shared))
+    gates = T * (mlp(2 * HIDDEN, 8, 2 * shared + own) + mlp(HIDDEN, 8, own))
+    return trunk + gates_of_streams + T * own * expert(HIDDEN) + gates + TOWERS
+
+
 CLOSED_FORM = {
     "single_task": T * mlp(INPUT, *EXPERT) + TOWERS,
     "shared_bottom": mlp(INPUT, *EXPERT) + TOWERS,
@@ -76,6 +91,7 @@ CLOSED_FORM = {
     "ple": (3 + 2 * T) * mlp(INPUT, *EXPERT) + T * mlp(INPUT, 8, 5) + TOWERS,
     "esmm": T * mlp(INPUT, *EXPERT, 12, 1),
     "aitm": T * (DEEP + mlp(12, 1)) + (T - 1) * TRANSFER,
+    "home": home_size(shared=3, own=2),
     "me_mmoe": 3 * mlp(INPUT, *EXPERT) + T * mlp(3 * F * DIM + N, 8, 3) + TOWERS,
     "me_ple": (3 + 2 * T) * mlp(INPUT, *EXPERT) + T * mlp(INPUT, 8, 5) + TOWERS,
     "stem_net": (3 + 2 * T) * mlp(INPUT, *EXPERT) + T * mlp(2 * INPUT, 8, 9) + TOWERS,
@@ -146,6 +162,16 @@ MATRIX = {
             "last_tower": {2},
             "last_transfer": {2},
             "heads": ({1}, {0}, {2}),
+        },
+    ),
+    "home": (
+        {SHARED: ALL},
+        {
+            "trunk": ALL,
+            "experts": BY_EXPERT,
+            "gates": EACH,
+            "self_gates": EACH,
+            "towers": EACH,
         },
     ),
     "me_mmoe": (

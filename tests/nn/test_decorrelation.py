@@ -1,0 +1,67 @@
+"""The penalty is the mean absolute covariance of the owners' columns, over the rows that count."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from stem_torchrec.errors import UserError
+from stem_torchrec.nn.decorrelation import Decorrelation
+from tests.nn.models.test_every_model import model_with
+
+DIM, B = 3, 7
+OWNERS = {"shared": ("user", "item", "hour"), "click": ("item",), "like": ("hour", "item")}
+ROWS = torch.tensor([1.0, 0, 1, 1, 0, 1, 1])
+
+
+def pooled_of(generator_seed=0):
+    generator = torch.Generator().manual_seed(generator_seed)
+    return {
+        owner: torch.randn(B, len(names) * DIM, generator=generator, requires_grad=True)
+        for owner, names in OWNERS.items()
+    }
+
+
+def expected(pooled):
+    total = 0.0
+    for p, q in combinations(OWNERS, 2):
+        both = set(OWNERS[p]) & set(OWNERS[q])
+        for name in both:
+            at_p, at_q = (OWNERS[o].index(name) * DIM for o in (p, q))
+            one, other = pooled[p][:, at_p : at_p + DIM], pooled[q][:, at_q : at_q + DIM]
+            joint = torch.cat([one, other], dim=1)[ROWS == 1]
+            covariance = torch.cov(joint.t(), correction=0)[:DIM, DIM:]
+            total = total + covariance.abs().sum() / DIM**2 / len(both)
+    return total
+
+
+def test_value_and_gradient_are_the_definitions():
+    pooled = pooled_of()
+    found = Decorrelation(OWNERS, DIM, 0.5)(pooled, ROWS)
+    torch.testing.assert_close(found, 0.5 * expected(pooled))
+    gradients = [
+        torch.autograd.grad(loss, list(pooled.values())) for loss in (found, expected(pooled) / 2)
+    ]
+    torch.testing.assert_close(*gradients)
+    assert not any(gradient[ROWS == 0].any() for gradient in gradients[0])
+
+
+def test_without_a_row_it_is_zero():
+    pooled = pooled_of()
+    found = Decorrelation(OWNERS, DIM, 0.5)(pooled, torch.zeros(B))
+    gradients = torch.autograd.grad(found, list(pooled.values()))
+    assert found == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["stem_net", "me_mmoe", "me_ple"])
+def test_models_with_several_sets_of_tables_have_it(name):
+    assert model_with(name).decorrelation is None
+    model = model_with(name, decorrelation=0.5)
+    assert model.decorrelation.weight == 0.5
+    assert model.state_dict().keys() == model_with(name).state_dict().keys()
+
+
+def test_one_set_of_tables_has_nothing_to_be_decorrelated_from():
+    with pytest.raises(UserError, match=r"model.decorrelation: 0.5, but no two owners"):
+        model_with("me_mmoe", num_shared_experts=1, decorrelation=0.5)
