@@ -118,7 +118,7 @@ class RawInputs:
             _require_kept([*encoder.inputs, *self._keep], found, str(file))
 
     def rows(self, file: int) -> Iterator[Rows]:
-        path, first = self._files[file], 0
+        path, first = self._files[file], 1  # as prepare counts the rows of files
         wanted = list(dict.fromkeys([*self._encoder.inputs, *self._keep]))
         for table in raw_tables(path, self._encoder.encoder.raw_format, wanted, BLOCK_ROWS):
             try:

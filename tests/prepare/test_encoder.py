@@ -150,6 +150,8 @@ def test_what_was_never_seen_is_id_0(folder: Path) -> None:
         ({"seen": ["1|x"]}, "id of 'seen'"),
         ({"seen_at": ["soon"]}, r"column 'seen_at': soon is no TIMESTAMP"),
         ({"seen_at": [{"a": 1}]}, "column 'seen_at'"),
+        ({"tags": [["x", "y"]]}, r"column 'tags': list<.*expected single values \(VARCHAR\)"),
+        ({"uid": [{"a": 1}]}, r"column 'uid': struct<a: int64>; expected single values"),
         ({"price": None}, r"column 'price' is missing; needed are uid, last"),
     ],
 )
