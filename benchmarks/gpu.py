@@ -150,7 +150,8 @@ def timed(case: Case, ranks: Ranks, steps: int, ceilings: Ceilings) -> Iterator[
     about = {"workload": case.workload, "tasks": case.tasks, "batch": shape.batch_size}
     for name, times in rounds.items():
         ms = median(times)
-        floor = floor_ms(shape, case.tasks, ceilings, "bf16" if "bf16" in name else "tf32")
+        products, value_bytes = "bf16" if "bf16" in name else "tf32", 2 if "fp16" in name else 4
+        floor = floor_ms(shape, case.tasks, ceilings, products, value_bytes)
         figures = {"step_ms": round(ms, 3), "rounds_ms": [round(t, 3) for t in times]}
         figures |= {"samples_per_s": round(shape.batch_size / ms * 1e3)}
         yield {**about, "variant": name, **figures, "floor_share": round(floor / ms, 3)}

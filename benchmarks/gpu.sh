@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is measured on one GPU, side by side, in under 8 minutes.
+# Everything that is timed on one GPU, side by side.
 #
 # Usage: benchmarks/gpu.sh [--device cuda | cpu] [--out FOLDER]
 #

@@ -39,12 +39,18 @@ class Ceilings(NamedTuple):
         return cls(rates[0], rates[1], copy)
 
 
-def floor_ms(shape: Shape, num_tasks: int, ceilings: Ceilings, precision: str) -> float:
-    """Milliseconds of the larger of both: products at their ceiling, bytes at copy speed."""
+def floor_ms(
+    shape: Shape, num_tasks: int, ceilings: Ceilings, precision: str, value_bytes: int = 4
+) -> float:
+    """Milliseconds of the larger of both: products at their ceiling, bytes at copy speed.
+
+    Args:
+        value_bytes: of a value in the tables.
+    """
     rate = ceilings.bf16_flops if precision == "bf16" else ceilings.tf32_flops
     return 1e3 * max(
         product_flops(shape, num_tasks) / rate,
-        least_bytes(shape, num_tasks + 1) / ceilings.copy_bytes,
+        least_bytes(shape, num_tasks + 1, value_bytes) / ceilings.copy_bytes,
     )
 
 
@@ -58,9 +64,9 @@ def product_flops(shape: Shape, num_tasks: int) -> int:
     return 3 * 2 * shape.batch_size * products
 
 
-def least_bytes(shape: Shape, num_owners: int) -> int:
-    """Bytes that the tables alone move in float32: rows read, then read and written again."""
-    row = num_owners * shape.dim * 4
+def least_bytes(shape: Shape, num_owners: int, value_bytes: int) -> int:
+    """Bytes that the tables alone move: rows read, then read and written again, each id's."""
+    row = num_owners * shape.dim * value_bytes
     return 3 * shape.batch_size * len(shape.rows) * shape.bag * row
 
 
