@@ -14,10 +14,13 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from stem_torchrec.config import Config
 from stem_torchrec.stopping.parent_watch import ends_its_children
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Record = dict[str, Any]
 Work = TypeVar("Work")
@@ -134,7 +137,8 @@ def learning_curve(config: Config, splits: Sequence[str] = ("valid", "test")) ->
     """Train as ``stem-torchrec train`` does, in this process and on one rank, and keep nothing.
 
     Returns:
-        The eval record of each split after each epoch and after the last step.
+        The eval record of each split after each epoch and after the last step. With a balancing
+        rule it has ``balance``: figure -> by task, the means over the epoch's steps.
     """
     from stem_torchrec.distributed.optimizers import learning_rate_factor
     from stem_torchrec.distributed.ranks import ranks_of_job
@@ -142,7 +146,8 @@ def learning_curve(config: Config, splits: Sequence[str] = ("valid", "test")) ->
     from stem_torchrec.training.position import Position
     from stem_torchrec.training.session import build, open_split
 
-    records = []
+    records: list[Record] = []
+    balance: list[dict[str, Tensor]] = []
     with ranks_of_job(config.distributed) as ranks:
         session = build(config, ranks)
         position = Position(open_split(session, "train", for_training=True))
@@ -157,9 +162,24 @@ def learning_curve(config: Config, splits: Sequence[str] = ("valid", "test")) ->
             session.optimizers.set_learning_rates(factor)
             session.step(batches)
             position.advance()
+            balance += [session.fork.metrics()] if session.fork is not None else []
             if position.read.is_start or position.step == total_steps:
-                records += [evaluate(session, s, position.step, position.epoch) for s in splits]
+                means = {"balance": step_means(balance)} if balance else {}
+                balance.clear()
+                for split in splits:
+                    found = evaluate(session, split, position.step, position.epoch)
+                    records.append(found | means)
     return records
+
+
+def step_means(steps: "Sequence[dict[str, Tensor]]") -> dict[str, list[float]]:
+    """Figure -> its values by task, without steps that do not define them."""
+    import torch
+
+    return {
+        name: torch.stack([step[name].reshape(-1) for step in steps]).nanmean(dim=0).tolist()
+        for name in steps[0]
+    }
 
 
 def at_best(curve: Sequence[Record], metric: str = "auc_mean") -> dict[str, Record]:
