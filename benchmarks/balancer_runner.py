@@ -92,7 +92,7 @@ class Runner:
         self._ranks.barrier()
 
     def _time_backward(self) -> None:
-        dense_step = self._session.step._dense_step
+        dense_step = self._session.step._gradients.dense_step
         gradients = dense_step._gradients
 
         def timed(*arguments: Any) -> Any:
@@ -138,6 +138,7 @@ def batches_of(shape: Shape, schema: Any, rank: int, number: int = 4) -> Iterato
             sparse=KeyedJaggedTensor(
                 keys=[f.name for f in schema.sparse],
                 values=torch.cat(values),
+                length_per_key=[len(of_feature) for of_feature in values],  # as the reader has it
                 lengths=lengths.flatten().to(torch.int32),
                 stride=size,
             ),

@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.layout import Table, tables_of
+from stem_torchrec.distributed.local_lookup import LocalLookup
 from stem_torchrec.distributed.pooled_gradient import PooledGradient
 from stem_torchrec.distributed.precision import TABLE_TYPES
 from stem_torchrec.distributed.state_by_owner import name_by_owner
@@ -36,6 +37,7 @@ class OwnerEmbeddings(nn.Module):
     Attributes:
         adjust_gradient: to be applied to the pooled features' gradient before it goes on from here.
         layout: the tables.
+        local: looks ids up without an exchange, where all tables are on this one rank; else None.
     """
 
     def __init__(
@@ -56,11 +58,17 @@ class OwnerEmbeddings(nn.Module):
             [f.name for f in schema.sparse if f.kind == "bag" and f.pooling == "mean"],
         )
         self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
+        self.local: LocalLookup | None = None
         name_by_owner(self)
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
-        return self.by_owner(self.tables(sparse), sparse)
+        return self.by_owner(self.sums(sparse), sparse)
+
+    def sums(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
+        """Sums over bags by output name, as the tables give them. Collective."""
+        sums: KeyedTensor = self.tables(sparse) if self.local is None else self.local(sparse)
+        return sums
 
 
 Place = tuple[str, int]
