@@ -1,6 +1,6 @@
 """The dense step as one CUDA graph: what a step launches is launched at once.
 
-B rows of the local batch, F_o features of owner o, D embedding dimension, T tasks.
+B rows of the local batch, C_o columns of owner o's pooled features, T tasks.
 """
 
 from collections.abc import Callable, Mapping

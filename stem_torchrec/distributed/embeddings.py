@@ -1,6 +1,7 @@
 """Owners of tables -> one EmbeddingBagCollection -> pooled features by owner.
 
-B rows of the local batch, F_o features of owner o, D embedding dimension.
+B rows of the local batch, D_f embedding dimension of feature f, C_o columns of owner o: the sum of
+its features' D_f.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from stem_torchrec.distributed.layout import Table, tables_of
 from stem_torchrec.distributed.pooled_gradient import PooledGradient
 from stem_torchrec.distributed.precision import TABLE_TYPES
 from stem_torchrec.distributed.state_by_owner import name_by_owner
+from stem_torchrec.distributed.widths import feature_widths
 from stem_torchrec.nn.owners import Owners
 
 
@@ -30,7 +32,7 @@ class OwnerEmbeddings(nn.Module):
     Args:
         schema: the features in use, in the order in which they are concatenated.
         owners: which owner has tables for which features.
-        config: dimension D, layout, precision, clipping and decay.
+        config: dimensions, layout, precision, clipping and decay.
         world_size: W; a rank's gradient is W times its share of the global batch's.
 
     Attributes:
@@ -52,19 +54,19 @@ class OwnerEmbeddings(nn.Module):
                 owner: {name: _place(self.layout, owner, name) for name in names}
                 for owner, names in owners.items()
             },
-            config.dim,
+            feature_widths(schema, config),
             [f.name for f in schema.sparse if f.kind == "bag" and f.pooling == "mean"],
         )
         self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
         name_by_owner(self)
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
+        """Pooled features of each owner, (B, C_o) float32, features in the owner's order."""
         return self.by_owner(self.tables(sparse), sparse)
 
 
 Place = tuple[str, int]
-"""A name among the tables' outputs, and which D columns of it."""
+"""A name among the tables' outputs, and which of the owners side by side in it."""
 
 
 class ByOwner(nn.Module):
@@ -79,20 +81,25 @@ class ByOwner(nn.Module):
 
     Args:
         places: per owner, feature -> where it is among the tables' outputs.
-        dim: D.
+        widths: feature -> D_f.
         mean_bags: names of the features whose sums are to be divided.
     """
 
     def __init__(
-        self, places: Mapping[str, Mapping[str, Place]], dim: int, mean_bags: Sequence[str]
+        self,
+        places: Mapping[str, Mapping[str, Place]],
+        widths: Mapping[str, int],
+        mean_bags: Sequence[str],
     ) -> None:
         super().__init__()
         self._places = places
-        self._dim = dim
+        self._width_of_key = {
+            key: widths[name] for of_owner in places.values() for name, (key, _) in of_owner.items()
+        }
         self._mean_bags = mean_bags
 
     def forward(self, sums: KeyedTensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Sums by output name, and the ids they came from -> (B, F_o * D) by owner."""
+        """Sums by output name, and the ids they came from -> (B, C_o) by owner."""
         pieces = self._pieces(sums)
         sizes = {}
         if self._mean_bags:
@@ -110,13 +117,13 @@ class ByOwner(nn.Module):
         }
 
     def _pieces(self, sums: KeyedTensor) -> dict[Place, Tensor]:
-        """(B, D) each, all from one split, whose backward is one copy."""
-        places = [
-            (key, index)
+        """(B, D_f) each, all from one split, whose backward is one copy."""
+        widths = {
+            (key, index): self._width_of_key[key]
             for key, width in zip(sums.keys(), sums.length_per_key(), strict=True)
-            for index in range(width // self._dim)
-        ]
-        return dict(zip(places, sums.values().split(self._dim, dim=1), strict=True))
+            for index in range(width // self._width_of_key[key])
+        }
+        return dict(zip(widths, sums.values().split(list(widths.values()), dim=1), strict=True))
 
 
 def table_configs(

@@ -28,7 +28,7 @@ class PooledGradient:
         self._weight_decay = weight_decay
 
     def __call__(self, gradient: Tensor, features: Tensor, left_out: Tensor) -> Tensor:
-        """(B, F_o * D) each; zeros, decay too, in a step that is left out, whatever is in it.
+        """(B, C_o) each; zeros, decay too, in a step that is left out, whatever is in it.
 
         Args:
             left_out: () bool, on the device.

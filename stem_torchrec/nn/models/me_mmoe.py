@@ -1,6 +1,6 @@
 """Multi-embedding MMoE (compared in STEM, AAAI 2024): one set of tables per expert.
 
-B rows, F features, D embedding dimension, N dense features, M experts of width H, T tasks.
+B rows, C columns of a set of pooled features, N dense features, M experts of width H, T tasks.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ class MeMmoe(Model):
         self.towers = Towers(
             inputs.tasks, options.expert_widths[-1], options.tower_widths, options.dropout
         )
-        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
+        self.decorrelation = decorrelation(self.owners, inputs.widths, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
@@ -73,7 +73,7 @@ class MeMmoe(Model):
 
 
 class _ExpertsWithTables(nn.Module):
-    """Expert k reads the k-th of M sets of pooled features: (B, M * F * D + N) -> (M, B, H)."""
+    """Expert k reads the k-th of M sets of pooled features: (B, M * C + N) -> (M, B, H)."""
 
     def __init__(self, columns: Columns, options: MeMmoeOptions) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class MePle(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
-        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
+        self.decorrelation = decorrelation(self.owners, inputs.widths, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
