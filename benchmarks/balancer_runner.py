@@ -21,15 +21,13 @@ class Shape:
     hidden: tuple[int, ...]
 
 
+_TIKTOK_ROWS = (70_000, 400_000, 150_000, 400, 5, 90_000, 75_000, 100)
+
 WORKLOADS = {
     "small": Shape((1000,) * 4, 16, 1, 2048, (64, 32), (32,)),
-    "tiktok": Shape(
-        (70_000, 400_000, 150_000, 400, 5, 90_000, 75_000, 100),
-        16,
-        1,
-        2048,
-        (512, 512, 512),
-        (128, 64),
+    "tiktok": Shape(_TIKTOK_ROWS, 16, 1, 2048, (512, 512, 512), (128, 64)),
+    "tiktok_20m": Shape(
+        tuple(25 * rows for rows in _TIKTOK_ROWS), 16, 1, 2048, (512, 512, 512), (128, 64)
     ),
     # 64 features, D 64 and 10 M rows on a GPU; on a CPU a quarter of the features and 1 % of rows.
     "ads": Shape((156_250,) * 64, 64, 10, 2048, (512, 256), (128, 64)),

@@ -25,7 +25,7 @@ class PooledGradient:
         self._weight_decay = weight_decay
 
     def __call__(self, gradient: Tensor, features: Tensor) -> Tensor:
-        """(B, F_o * D) each."""
+        """(B, C_o) each."""
         if self._bound is not None:
             gradient = gradient.clamp(-self._bound, self._bound)
         if self._weight_decay:
