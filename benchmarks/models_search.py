@@ -14,7 +14,7 @@ Settings = tuple[tuple[str, Any], ...]
 """Keys of a config with their values, sorted."""
 
 PARTS = ("defaults", "search", "variations")
-TABLE_RATES = (0.05, 0.02, 0.1)
+TABLE_RATES = (0.1, 0.05, 0.2)
 DENSE_RATES = (1e-3, 5e-4, 2e-3)
 
 # What all models of the table have; of the models with gates each has as many experts as STEM-Net.
@@ -22,10 +22,10 @@ COMMON: Mapping[str, Any] = {
     "model.expert_widths": [64, 32],
     "model.gate_widths": [32],
     "model.tower_widths": [32],
-    "embedding.init_std": 0.1,
-    "train.batch_size": 512,
-    "train.epochs": 12,
+    "train.batch_size": 256,
+    "train.epochs": 20,
     "eval.patience": 2,
+    "eval.batch_size": 4096,
     "checkpoint.keep_best": "valid/auc_mean",
 }
 MODELS = (
@@ -39,8 +39,7 @@ VARIATIONS: Mapping[str, Mapping[str, Any]] = {
     "table decay 0.03": {"embedding.weight_decay": 0.03},
     "table decay 0.003": {"embedding.weight_decay": 0.003},
     "rates fall": {"optim.decay": "linear", "train.epochs": 4},
-    "batch 256": {"train.batch_size": 256},
-    "batch 2048": {"train.batch_size": 2048},
+    "batch 1024": {"train.batch_size": 1024},
     "wide": {
         "model.expert_widths": [256, 128],
         "model.gate_widths": [64],
@@ -48,7 +47,7 @@ VARIATIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "dropout 0.2": {"model.dropout": 0.2},
     "dropout 0.5": {"model.dropout": 0.5},
-    "small tables' values": {"embedding.init_std": 0.01},
+    "large first values": {"embedding.init_std": 0.1},
     "dim 8": {"embedding.dim": 8},
     "no stop-gradient": {"model.stop_gradient": False},
 }
