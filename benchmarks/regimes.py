@@ -255,6 +255,8 @@ def add_figures(figures: Figures, seed: int, best: Mapping[str, Record]) -> None
         for position, value in enumerate(values):
             found[f"balance/{name}/{position}"] = value
     for name, value in found.items():
+        if value is None:  # no label of one kind
+            continue
         figures.setdefault(name, {})[str(seed)] = value
 
 

@@ -9,8 +9,10 @@ from stem_torchrec.prepare.synthetic.config import WorldName
 Settings = dict[str, str]
 
 WORLDS: tuple[str, ...] = get_args(WorldName)
-# Tables too small to hold what all tasks want at once, and features that tell little.
+# Tables too small to hold what all tasks want at once, and features that tell little. Three tasks:
+# of two, multi_balance weights both alike whatever they want.
 DATA: Settings = {
+    "num_tasks": "3",
     "train_rows": "150000",
     "valid_rows": "20000",
     "test_rows": "50000",
@@ -22,12 +24,17 @@ DATA: Settings = {
     "num_user_features": "1",
     "num_item_features": "1",
 }
-_RATIOS = {"positive_ratios": "[0.3, 0.15]"}
+_RATIOS = {"positive_ratios": "[0.3, 0.15, 0.15]"}
 DATA_OF_WORLD: dict[str, Settings] = {
     **dict.fromkeys(WORLDS, _RATIOS),
     "contradicting": _RATIOS | {"conflict_share": "0.5"},
-    "rare": {},
-    "scales": {},
+    # Enough positive labels of each task for an AUC.
+    "rare": {
+        "positive_ratios": "[0.3, 0.15, 0.3]",
+        "missing_label_share": "[0, 0, 0.95]",
+        "test_rows": "100000",
+    },
+    "scales": {"positive_ratios": "[0.5, 0.05, 0.005]", "test_rows": "100000"},
 }
 # Every model has three experts.
 MODELS: dict[str, Settings] = {
@@ -41,11 +48,11 @@ MODELS: dict[str, Settings] = {
 STATIC = "static"
 # Beside equal weights; what does best on the valid split counts.
 GRID: dict[str, Settings] = {
-    f"{STATIC} {first}:{second}": {
+    f"{STATIC} {':'.join(weights)}": {
         "balance.rule": STATIC,
-        "balance.weights": f"[{first}, {second}]",
+        "balance.weights": f"[{', '.join(weights)}]",
     }
-    for first, second in ((1.6, 0.4), (0.4, 1.6))
+    for weights in (("2", "0.5", "0.5"), ("0.5", "2", "0.5"), ("0.5", "0.5", "2"))
 }
 RULES: dict[str, dict[str, Settings]] = {
     "equal": {"equal": {"balance.rule": "equal"}},
@@ -71,6 +78,7 @@ ABLATIONS: dict[str, dict[str, Settings]] = {
         "raw gram": {"balance.matrix": "gram"},
         "slow weights": {"balance.beta": "0.01"},
         "no pull": {"balance.rho": "0"},
+        "floor": {"balance.floor": "0.5"},
     }.items()
 }
 """``multi_balance`` at ``experts`` with one thing changed."""
