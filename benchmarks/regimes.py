@@ -25,7 +25,6 @@ from typing import Any
 from pool import Job, at_best, learning_curve, lines_of, work_off
 from provenance import provenance
 from regimes_grid import (
-    ABLATIONS,
     DATA,
     DATA_OF_WORLD,
     MODELS,
@@ -54,7 +53,7 @@ Figures = dict[str, dict[str, float]]
 
 CONFIG = Path(__file__).parents[1] / "configs" / "contradiction.yaml"
 SETTINGS = (
-    *("train.batch_size=2048", "train.epochs=5", "eval.batch_size=8192", "embedding.dim=4"),
+    *("train.batch_size=2048", "train.epochs=4", "eval.batch_size=8192", "embedding.dim=4"),
     *("embedding.lr=0.2", "optim.lr=0.005", "optim.decay=cosine", "distributed.device=cpu"),
     *("model.expert_widths=[32, 16]", "model.gate_widths=[16]", "model.tower_widths=[16]"),
 )
@@ -77,7 +76,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS, metavar="WORLD")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rules", nargs="+", choices=(*RULES, *ABLATIONS), default=list(RULES))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time; 0: in here")
     parser.add_argument("--limit-s", type=float, help="begin no training after so many seconds")

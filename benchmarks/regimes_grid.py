@@ -70,19 +70,6 @@ RULES: dict[str, dict[str, Settings]] = {
 }
 """Rule -> the trainings it takes, each with its keys."""
 
-_BALANCED = {"balance.rule": "multi_balance", "balance.boundary": "experts"}
-ABLATIONS: dict[str, dict[str, Settings]] = {
-    name: {name: _BALANCED | changed}
-    for name, changed in {
-        "without smoothing": {"balance.gamma": "1"},
-        "raw gram": {"balance.matrix": "gram"},
-        "slow weights": {"balance.beta": "0.01"},
-        "no pull": {"balance.rho": "0"},
-        "floor": {"balance.floor": "0.5"},
-    }.items()
-}
-"""``multi_balance`` at ``experts`` with one thing changed."""
-
 _FIRST = ("equal", "multi_balance@pooled", "multi_balance@experts")
 
 
@@ -119,7 +106,7 @@ class Training(NamedTuple):
             "run.seed": str(self.seed),
             "model.name": name,
             **MODELS[self.cell.model],
-            **(RULES | ABLATIONS)[self.cell.rule][self.point],
+            **RULES[self.cell.rule][self.point],
         }
 
 
@@ -134,7 +121,7 @@ def trainings(
         for part in parts
         for seed in range(num_seeds)
         for rule in part
-        for point in (RULES | ABLATIONS)[rule]
+        for point in RULES[rule]
         for model in models
         for world in worlds
         if (cell := Cell(world, model, rule)).left_out is None
