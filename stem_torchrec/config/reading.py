@@ -339,8 +339,11 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return unknown_key(full, _keys_beside(model, location), names)
     if error["type"] == "missing":
         return f"{full}: required"
-    # A location goes on into lists and alternatives; the key a person knows is its start.
+    # A location goes on into lists and alternatives; the key a person knows is its start, but for
+    # that of a section in a list.
     key = next((name for name in names if full == name or full.startswith(name + ".")), full)
+    if any(isinstance(part, int) for part in error["loc"]) and isinstance(error["loc"][-1], str):
+        key = full
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:
         return f"{key}: {message}"

@@ -9,6 +9,7 @@ from typing import Any
 from stem_torchrec.data.schema import SPLITS, Schema
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.prepare.encoder.definition import write_encoder
+from stem_torchrec.prepare.encoder.transforms import Transform, transform_from
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.options import PrepareOptions
 from stem_torchrec.prepare.engine.prepared import (
@@ -32,7 +33,9 @@ from stem_torchrec.prepare.tables.encoding import (
     require_schema,
     table_owners,
     table_rows,
+    with_transforms,
 )
+from stem_torchrec.prepare.tables.fitting import fit, fitted_features, keep_transforms
 from stem_torchrec.prepare.tables.placing import order_sql, place_rows
 from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compressed
 from stem_torchrec.prepare.tables.raw.files import RawFiles, open_raw_files
@@ -133,6 +136,11 @@ class _Work:
                 for bag in encoded_bags
             ),
             *(
+                Stage(f"fit {feature.name}", partial(fit, connection, feature, self.folder))
+                for feature in fitted_features(description)
+            ),
+            *([Stage("keep transforms", self._keep)] if fitted_features(description) else []),
+            *(
                 Stage(f"count {key}", partial(count_values, connection, feature))
                 for key, feature in self._counted.items()
             ),
@@ -175,6 +183,12 @@ class _Work:
     @property
     def _results(self) -> dict[str, Any]:
         return self.database.log.results
+
+    @property
+    def _transforms(self) -> dict[str, Transform]:
+        """By feature, once they are fitted."""
+        names = [feature.name for feature in fitted_features(self.description)]
+        return {name: transform_from(self._results[f"fit {name}"]) for name in names}
 
     @property
     def _reading(self) -> str:
@@ -226,4 +240,8 @@ class _Work:
             f"{query} {order_sql(ordered=ordered)}",
             self.folder / split / "part-00000.parquet",
             row_group_rows=self.options.row_group_rows,
+            finished=partial(with_transforms, transforms=self._transforms),
         )
+
+    def _keep(self) -> None:
+        keep_transforms(self.folder, self._transforms)
