@@ -90,7 +90,7 @@ def _prepare(
         with ExitStack() as sources:
             return prepare_files(
                 [sources.enter_context(_local(source)) for source in options.source],
-                description,
+                _with_local_tables(description, sources),
                 out,
                 options=how,
                 overwrite=options.overwrite,
@@ -99,6 +99,15 @@ def _prepare(
             )
 
     prepare_into(options, prepare)
+
+
+def _with_local_tables(description: "Description", sources: ExitStack) -> "Description":
+    """The description with side tables that are local files."""
+    tables = {}
+    for name, table in description.tables.items():
+        local = tuple(sources.enter_context(_local(source)) for source in table.sources)
+        tables[name] = table.model_copy(update={"source": local})
+    return description.model_copy(update={"tables": tables})
 
 
 @contextmanager

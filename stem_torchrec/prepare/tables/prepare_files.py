@@ -41,9 +41,11 @@ from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compresse
 from stem_torchrec.prepare.tables.raw.files import RawFiles, open_raw_files
 from stem_torchrec.prepare.tables.raw.headers import find_files
 from stem_torchrec.prepare.tables.raw.rows import read_rows
+from stem_torchrec.prepare.tables.raw.side_tables import side_files, with_side_tables
+from stem_torchrec.prepare.tables.report import FEATURE_STATS, feature_report, rows_without
 from stem_torchrec.prepare.tables.row_columns import Column, row_columns
 
-_UNSEEN = "count unseen ids"
+_UNSEEN, _REPORT = "count unseen ids", "look at features"
 
 
 def prepare_files(
@@ -79,7 +81,7 @@ def prepare_files(
     """
     options, watcher = options or PrepareOptions(), watcher or Unseen()
     require_schema(description)
-    files = find_files(sources)
+    files = (*find_files(sources), *side_files(description.tables))
     request = request_of(files, options, description=description)
     with (
         building(out, overwrite=overwrite, request=request, fresh=fresh) as made,
@@ -93,6 +95,7 @@ def prepare_files(
                 description.format,
                 skip_bad_rows=options.on_bad_row == "skip",
             )
+            raw = with_side_tables(database.connection, raw, description.tables)
             columns = row_columns(database.connection, raw, description)
             needed = needed_bytes(database.connection, raw, columns.values())
             database.expect_bytes(needed, watcher)
@@ -153,6 +156,7 @@ class _Work:
             ),
             *([Stage(_UNSEEN, self._count_unseen)] if self.description.split.by == "time" else []),
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
+            Stage(_REPORT, self._report),
         ]
 
     @property
@@ -178,6 +182,7 @@ class _Work:
             | ({"hash": hashed} if hashed else {})
             | ({"cuts": results["split"]["cuts"]} if "cuts" in results["split"] else {})
             | ({"unseen": results[_UNSEEN]} if results.get(_UNSEEN) else {})
+            | results[_REPORT]
         )
 
     @property
@@ -242,6 +247,12 @@ class _Work:
             row_group_rows=self.options.row_group_rows,
             finished=partial(with_transforms, transforms=self._transforms),
         )
+
+    def _report(self) -> dict[str, Any]:
+        connection, description = self.database.connection, self.description
+        report = feature_report(connection, self.schema, self.folder)
+        without = rows_without(connection, description)
+        return {FEATURE_STATS: report} | ({"without": without} if without else {})
 
     def _keep(self) -> None:
         keep_transforms(self.folder, self._transforms)

@@ -2,7 +2,7 @@
 
 Columns: one per feature (BIGINT or VARCHAR, a list of those, or FLOAT) and per label (TINYINT), the
 group (BIGINT) and the weight (FLOAT) if there are any, ``_time`` (BIGINT) or ``_part`` (TINYINT)
-where the split needs one.
+where the split needs one, and ``_missing TABLE`` (BOOLEAN) where a key may have no row there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,6 +38,7 @@ from stem_torchrec.prepare.tables.expressions import (
 )
 from stem_torchrec.prepare.tables.leaks import refuse_leaks
 from stem_torchrec.prepare.tables.raw.files import RawFiles
+from stem_torchrec.prepare.tables.raw.written import number_text
 from stem_torchrec.prepare.tables.value_forms import Values, choose_forms
 
 TIME_COLUMN, PART_COLUMN = "_time", "_part"
@@ -115,8 +116,14 @@ def row_columns(
         *_weight(connection, raw, description),
         *([_group(group, values[GROUP_COLUMN], forms[GROUP_COLUMN])] if group else []),
         *_split(connection, raw, description),
+        *_misses(raw),
     ]
     return {column.name: column for column in columns}
+
+
+def missing_column(table: str) -> str:
+    """The column (BOOLEAN) of rows whose key has no row in a side table."""
+    return f"_missing {table}"
 
 
 def time_sql(sql: str, type_name: str) -> str:
@@ -240,7 +247,7 @@ def _index_sql(value: str, type_name: str) -> tuple[str, str]:
 
 def _number(value: Expression, type_name: str) -> str:
     """SQL of a number, null if the value is none."""
-    number = f"TRY_CAST({value.sql} AS {type_name})"
+    number = f"TRY_CAST({number_text(value.sql, value.decimal)} AS {type_name})"
     if value.type != "VARCHAR":
         return number
     return f"CASE WHEN NOT contains({value.sql}, '_') THEN {number} END"  # SQL's own digits
@@ -267,6 +274,9 @@ def _dense(feature: DescribedFeature, value: Expression) -> Column:
 
 def _label(task: str, value: Expression) -> Column:
     number = _number(value, "DOUBLE")
+    if value.type == "VARCHAR":
+        word = f"lower({value.sql})"
+        number = f"CASE {word} WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE {number} END"
     sql = f"CASE {number} WHEN 1 THEN 1 WHEN 0 THEN 0 END::TINYINT"
     wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({number} IN (0, 1), false)"
     fault = _fault(f"label {task!r}", value.sql, "0, 1 or missing")
@@ -301,6 +311,14 @@ def _group(bound: Expression, values: Values, form: Form) -> Column:
         misfit=values.misfit(form),
         typed=bound.typed,
     )
+
+
+def _misses(raw: RawFiles) -> Iterator[Column]:
+    """Whether a row has none of a table that may have none."""
+    for side in raw.sides:
+        if side.may_miss:
+            sql = f"NOT {side.matched}"
+            yield Column(name=missing_column(side.name), sql=sql, typed=frozenset())
 
 
 def _split(

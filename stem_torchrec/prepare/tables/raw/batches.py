@@ -44,7 +44,8 @@ def raw_tables(
             names = column_names((file,), described)
             raw = RawFiles((file,), described, dict.fromkeys(names, "VARCHAR"))
         else:
-            raw = open_raw_files(connection, [file], described)
+            as_they_are = described.model_copy(update={"times": {}})
+            raw = open_raw_files(connection, [file], as_they_are)
         reader = connection.sql(f"SELECT {selected} FROM {raw.relation()}").to_arrow_reader(
             num_rows
         )
