@@ -8,6 +8,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,6 +121,7 @@ def put_back(out: Path) -> None:
 def _replace(out: Path, successor: Path, replaced: Path) -> None:
     """Let ``successor`` take the place of ``out``, which is ``replaced`` then; at once where the
     system can exchange two folders."""
+    _bring_to_disk(successor)
     if not out.exists():
         successor.rename(out)
         return
@@ -129,6 +131,17 @@ def _replace(out: Path, successor: Path, replaced: Path) -> None:
         out.rename(replaced)
         successor.rename(out)
     sync_folder(out.parent)
+
+
+def _bring_to_disk(prepared: Path) -> None:
+    """Have names and metadata outlast the machine before what they replace goes; the Parquet files
+    are on the disk since they were written."""
+    for file in prepared.iterdir():
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    for folder in (prepared, *(path for path in prepared.rglob("*") if path.is_dir())):
+        sync_folder(folder)
 
 
 def _open(folder: Path, request: Request, *, fresh: bool) -> Building:
