@@ -1,6 +1,7 @@
 """Days added to a prepared folder one by one, against the same days prepared at once."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,22 @@ def test_a_system_that_cannot_exchange_folders_puts_the_old_one_back(
     extend_files([write_days(tmp_path, ["2024-01-02"])], folder)
     assert files_under(folder / "train") == {"date=2024-01-01", "date=2024-01-02"}
     assert files_under(tmp_path / "sets") == {"days"}
+
+
+def test_transforms_stay_those_of_the_first_day_and_counts_go_on(tmp_path: Path) -> None:
+    features = [
+        {"name": "user"},
+        {"name": "dear", "kind": "dense", "column": "price", "transform": "standard"},
+        {"name": "sold", "kind": "dense", "column": "item", "transform": "count"},
+    ]
+    described = describe(DESCRIPTION, features=features, item=None)
+    folder = tmp_path / "days"
+    prepare_files([write_days(tmp_path, ["2024-01-01"])], described, folder)
+    before = load_raw_encoder(folder).encoder.features[1].transform
+    for day in ("2024-01-02", "2024-01-03"):
+        extend_files([write_days(tmp_path, [day])], folder)
+    encoder = load_raw_encoder(folder)
+    assert encoder.encoder.features[1].transform == before
+    raw = pa.table({"user": [7] * 4, "price": [1.0] * 4, "item": ["10", "12", "b", "never"]})
+    sold = encoder.encode(raw).column("sold").to_pylist()
+    assert sold == pytest.approx([math.log1p(count) for count in (3, 1, 3, 0)])

@@ -4,13 +4,12 @@ Ids run in the order of the days on which values reach the minimum count, counte
 far. So they are the same whether the days are counted one by one or together.
 """
 
-import glob
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
 
-from stem_torchrec.prepare.engine.sql import fetch_one, literal, quoted
+from stem_torchrec.prepare.engine.sql import fetch_one, parquet_relation, quoted
 from stem_torchrec.prepare.engine.vocabulary import copy_to, vocabulary_table
 
 _BEFORE = "DATE '0001-01-01'"
@@ -111,12 +110,13 @@ def _create_counts(
     nothing = f"(SELECT value, 1::INTEGER AS id, 1::BIGINT AS count FROM {_COUNTED} WHERE false)"
     connection.execute(
         f"CREATE TABLE {_KNOWN} AS SELECT value::{of_type} AS value, id, count "
-        f"FROM {nothing if known is None else _parquet(known)}"
+        f"FROM {nothing if known is None else parquet_relation(known)}"
     )
     if rare is not None:
         connection.execute(
             f"INSERT INTO {_COUNTED} BY NAME "
-            f"SELECT value::{of_type} AS value, {_BEFORE} AS day, count FROM {_parquet(rare)}"
+            f"SELECT value::{of_type} AS value, {_BEFORE} AS day, count "
+            f"FROM {parquet_relation(rare)}"
         )
 
 
@@ -132,7 +132,3 @@ def _added(min_count: int) -> str:
             ) WHERE count >= {min_count} GROUP BY value
         )
     """
-
-
-def _parquet(file: Path) -> str:
-    return f"read_parquet({literal(glob.escape(str(file)))})"

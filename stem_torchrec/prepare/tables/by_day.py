@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from stem_torchrec.data.dense_scale import STATS_FILE
 from stem_torchrec.data.schema import SCHEMA_FILE, SPLITS, Schema
@@ -64,7 +65,9 @@ def write_days(
     split: str,
     days: list[str],
     folder: Path,
+    *,
     row_group_rows: int,
+    finished: Callable[[pa.Table], pa.Table],
 ) -> None:
     """Write ``date=YYYY-MM-DD/part-00000.parquet`` of each day into the split's folder."""
     rows = encoded_rows(connection, description, schema, SPLITS.index(split))
@@ -77,6 +80,7 @@ def write_days(
             f"{rows} AND placed.{DAY_COLUMN} = DATE '{day}' {order_sql(ordered=ordered)}",
             there / "part-00000.parquet",
             row_group_rows=row_group_rows,
+            finished=finished,
         )
 
 
@@ -107,7 +111,11 @@ def days_so_far(
             },
             "types": {**types, **(before.types if before else {})},
             "forms": forms,
-            "text_tables": [o.name for o in owners if o.name not in integers],
+            "text_tables": [
+                feature.name
+                for feature in description.features
+                if description.tells_apart(feature) and feature.name not in integers
+            ],
             "rare": {
                 owner.name: file_digest(folder / RARE_FOLDER / f"{owner.name}.parquet")
                 for owner in owners

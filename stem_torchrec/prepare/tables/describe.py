@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stem_torchrec.data.schema import MAX_EMBEDDINGS
+from stem_torchrec.prepare.encoder.transforms import DenseTransform
 from stem_torchrec.prepare.tables.splits import (
     ColumnSplit,
     DaySplit,
@@ -22,6 +23,7 @@ from stem_torchrec.prepare.tables.splits import (
 GROUP_COLUMN = "group"
 WEIGHT_COLUMN = "sample_weight"
 MAX_COUNT = 10**15
+MAX_BUCKETS = 1 << 16
 
 # What the engine calls the number of a row; in a table that has such a column it is that column.
 RESERVED_NAMES = ("rowid",)
@@ -64,14 +66,17 @@ class DescribedFeature(DescribedValue):
     side: Literal["user", "item", "context"] = Field("context", description="whom it describes")
     separator: str | None = Field(None, min_length=1, description="between the values of a bag")
     pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
-    encoding: Literal["vocabulary", "hash", "identity"] = Field(
+    encoding: Literal["vocabulary", "hash", "identity", "bucket"] = Field(
         "vocabulary", description="how values become ids"
+    )
+    transform: DenseTransform | None = Field(
+        None, description="of a dense feature: what becomes of its numbers, fitted on train"
     )
     num_embeddings: int | None = Field(
         None,
         ge=2,
         le=MAX_EMBEDDINGS,
-        description="rows of the table; for hash and identity",
+        description="rows of the table; for hash, identity and bucket",
     )
     table: str | None = Field(None, description="feature whose table and encoding this one shares")
 
@@ -79,6 +84,13 @@ class DescribedFeature(DescribedValue):
     def _keys_fit_the_kind(self) -> "DescribedFeature":
         if self.separator is not None and self.kind != "bag":
             raise ValueError(f"separator: only a bag has one, kind is {self.kind!r}")
+        if self.transform is not None and self.kind != "dense":
+            raise ValueError(
+                f"transform: {self.transform!r} is one of dense features, kind is {self.kind!r}; "
+                "for ids there is encoding: bucket"
+            )
+        if self.encoding == "bucket":
+            self._check_buckets()
         own = self.num_embeddings is not None
         if self.kind == "dense":
             if own or self.table is not None:
@@ -89,6 +101,15 @@ class DescribedFeature(DescribedValue):
             verb = "counted by" if own else "needed with"
             raise ValueError(f"num_embeddings: {verb} encoding {self.encoding!r}")
         return self
+
+    def _check_buckets(self) -> None:
+        if self.kind != "id":
+            raise ValueError(f"encoding: 'bucket' is one of ids, kind is {self.kind!r}")
+        if not 3 <= (self.num_embeddings or 3) <= MAX_BUCKETS:
+            raise ValueError(
+                f"num_embeddings: {self.num_embeddings} with encoding 'bucket'; allowed: 3 to "
+                f"{MAX_BUCKETS}"
+            )
 
 
 class Description(Described):
@@ -137,6 +158,12 @@ class Description(Described):
         """The feature whose table and encoding ``feature`` uses, itself or another."""
         return feature if feature.table is None else self.feature(feature.table)
 
+    def tells_apart(self, feature: DescribedFeature) -> bool:
+        """Whether it matters of a feature's values only which ones are the same: they are
+        numbered, hashed or counted."""
+        is_hashed = self.owner(feature).encoding in ("vocabulary", "hash")
+        return is_hashed if feature.kind != "dense" else feature.transform == "count"
+
     @model_validator(mode="after")
     def _names_fit_together(self) -> "Description":
         names = [feature.name for feature in self.features]
@@ -167,3 +194,5 @@ def _check_sharing(description: Description, feature: DescribedFeature, names: l
     owner = description.feature(feature.table)
     if owner.kind == "dense" or owner.table is not None:
         raise ValueError(f"{feature.name}.table: {owner.name!r} has no table of its own")
+    if owner.encoding == "bucket":
+        raise ValueError(f"{feature.name}.table: {owner.name!r} has buckets of its own values")

@@ -81,7 +81,8 @@ class EarlierDays:
     @property
     def files(self) -> list[Path]:
         """Those of the values that are counted."""
-        return [file for feature in self.so_far.rare for file in self.counted(feature)]
+        folders = (self.folder / VOCABULARY_FOLDER, self.folder / RARE_FOLDER)
+        return sorted(file for folder in folders for file in folder.glob("*.parquet"))
 
     def require_unchanged(self) -> None:
         """Raise UserError if another process has added days since the folder was opened."""

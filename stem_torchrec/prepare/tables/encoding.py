@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from pydantic import ValidationError
 
 from stem_torchrec.data.schema import SPLITS, Feature, Schema, Task
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.encoder.transforms import Transform
 from stem_torchrec.prepare.engine.row_hash import hashed_id_sql
 from stem_torchrec.prepare.engine.sql import fetch_one, quoted
 from stem_torchrec.prepare.engine.vocabulary import create_vocabulary, vocabulary_table
@@ -149,13 +151,19 @@ def require_schema(description: Description) -> None:
 def encoded_rows(
     connection: duckdb.DuckDBPyConnection, description: Description, schema: Schema, split: int
 ) -> str:
-    """Query of a split's rows, columns in the order of ``arrow_schema``, without an order."""
+    """Query of a split's rows, columns in the order of ``arrow_schema``, without an order; those of
+    a transform as the numbers that it takes."""
     integers = integer_columns(connection)
     selected, joins = [], []
     for feature, described in zip(schema.features, description.features, strict=True):
         name, owner = quoted(feature.name), description.owner(described)
         value = f"placed.{name}"
-        if feature.kind == "dense":
+        if described.transform == "count":
+            table = quoted(f"counts of {feature.name}")
+            counts = vocabulary_table(feature.name)
+            joins.append(f"LEFT JOIN {counts} {table} ON {table}.value = {value}")
+            value = f"coalesce({table}.count, 0)::DOUBLE AS {name}"
+        if feature.kind == "dense" or owner.encoding == "bucket":
             selected.append(value)
             continue
         assert feature.num_embeddings is not None
@@ -180,6 +188,16 @@ def encoded_rows(
         f"SELECT {', '.join(selected)} FROM placed {' '.join(joins)} "
         f"WHERE placed.{SPLIT_COLUMN} = {split}"
     )
+
+
+def with_transforms(rows: pa.Table, transforms: Mapping[str, Transform]) -> pa.Table:
+    """The rows of ``encoded_rows`` with what the transforms give, by column."""
+    for name, transform in transforms.items():
+        place, values = rows.column_names.index(name), rows.column(name).combine_chunks()
+        made = transform(values)
+        made = made.cast(pa.int32()) if transform.name == "bucket" else made
+        rows = rows.set_column(place, name, made)
+    return rows
 
 
 def encode_bags(

@@ -8,6 +8,7 @@ from typing import Any
 from stem_torchrec.data.schema import SPLITS, Schema
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.prepare.encoder.definition import write_encoder
+from stem_torchrec.prepare.encoder.transforms import Transform, transform_from
 from stem_torchrec.prepare.engine.growing_vocabulary import count_distinct
 from stem_torchrec.prepare.engine.options import PrepareOptions
 from stem_torchrec.prepare.engine.stages import Stage
@@ -31,7 +32,9 @@ from stem_torchrec.prepare.tables.encoding import (
     prepared_schema,
     table_owners,
     table_rows,
+    with_transforms,
 )
+from stem_torchrec.prepare.tables.fitting import fit, fitted_features, keep_transforms
 from stem_torchrec.prepare.tables.placing import order_sql, place_rows
 from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compressed
 from stem_torchrec.prepare.tables.raw.files import RawFiles
@@ -78,6 +81,11 @@ class Preparation:
                 for bag in encoded_bags
             ),
             *(
+                Stage(f"fit {feature.name}", partial(self._fit, feature))
+                for feature in fitted_features(description)
+            ),
+            *([Stage("keep transforms", self._keep)] if fitted_features(description) else []),
+            *(
                 Stage(f"count {key}", partial(self._count, feature))
                 for key, feature in self._counted.items()
             ),
@@ -123,6 +131,12 @@ class Preparation:
     @property
     def _results(self) -> dict[str, Any]:
         return self.database.log.results
+
+    @property
+    def _transforms(self) -> dict[str, Transform]:
+        """By feature, once they are fitted."""
+        names = [feature.name for feature in fitted_features(self.description)]
+        return {name: transform_from(self._results[f"fit {name}"]) for name in names}
 
     @property
     def _reading(self) -> str:
@@ -190,6 +204,13 @@ class Preparation:
             write_vocabulary(connection, owner.name, self.folder / VOCABULARY_FOLDER)
         return num_rows
 
+    def _fit(self, feature: DescribedFeature) -> dict[str, Any]:
+        earlier = self.rows.earlier.folder if self.rows.earlier else None
+        return fit(self.database.connection, feature, self.folder, earlier)
+
+    def _keep(self) -> None:
+        keep_transforms(self.folder, self._transforms)
+
     def _count(self, feature: DescribedFeature) -> int:
         connection = self.database.connection
         if self.rows.by_day:
@@ -203,6 +224,7 @@ class Preparation:
         if not self._results["split"][split]:
             return
         connection = self.database.connection
+        finished = partial(with_transforms, transforms=self._transforms)
         if self.rows.by_day:
             write_days(
                 connection,
@@ -211,7 +233,8 @@ class Preparation:
                 split,
                 self._results["split"]["days"][split],
                 self.folder,
-                self.options.row_group_rows,
+                row_group_rows=self.options.row_group_rows,
+                finished=finished,
             )
             return
         query = encoded_rows(connection, self.description, self.schema, SPLITS.index(split))
@@ -222,6 +245,7 @@ class Preparation:
             f"{query} {order_sql(ordered=ordered)}",
             self.folder / split / "part-00000.parquet",
             row_group_rows=self.options.row_group_rows,
+            finished=finished,
         )
 
     def _note_days(self) -> dict[str, Any]:

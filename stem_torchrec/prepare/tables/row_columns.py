@@ -87,7 +87,7 @@ def _values(description: Description, features: Mapping[str, Expression]) -> dic
     return {
         feature.name: Values.of(features[feature.name], _parts(feature, features[feature.name]))
         for feature in description.features
-        if feature.kind != "dense" and description.owner(feature).encoding != "identity"
+        if description.tells_apart(feature)
     }
 
 
@@ -112,11 +112,8 @@ def _features(
             shared.setdefault(description.owner(feature).name, []).append(forms[feature.name])
     for feature in description.features:
         bound, owner = features[feature.name], description.owner(feature)
-        if feature.kind == "dense":
-            yield _dense(feature.name, bound)
-        elif owner.encoding == "identity":
-            assert owner.num_embeddings is not None
-            yield _index(feature, bound, owner.num_embeddings)
+        if feature.name not in values:
+            yield _number_column(feature, bound, owner)
         else:
             is_text = owner.name in text_tables
             type_name = "VARCHAR" if is_text else common_form(shared[owner.name])
@@ -128,6 +125,14 @@ def _features(
                 type_name,
                 is_hashed=owner.encoding == "hash",
             )
+
+
+def _number_column(feature: DescribedFeature, bound: Expression, owner: DescribedFeature) -> Column:
+    """A feature whose values are numbers, or ids already."""
+    if feature.kind != "dense" and owner.encoding == "identity":
+        assert owner.num_embeddings is not None
+        return _index(feature, bound, owner.num_embeddings)
+    return _dense(feature, bound)
 
 
 def _told_apart(
@@ -142,7 +147,7 @@ def _told_apart(
     """A feature whose values are numbered or hashed."""
     is_plain = (
         feature.expression is None
-        and feature.kind == "id"
+        and feature.kind != "bag"
         and bound.type in (*INTEGER_TYPES, "VARCHAR")
     )
     return Column(
@@ -199,13 +204,22 @@ def _number(value: Expression, type_name: str) -> str:
     return f"CASE WHEN NOT contains({value.sql}, '_') THEN {number} END"  # SQL's own digits
 
 
-def _dense(name: str, value: Expression) -> Column:
-    number = _number(value, "FLOAT")
-    good = f"isnan({number}) OR {number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
-    wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({good}, false)"
-    fault = fault_sql(f"feature {name!r}", value.sql, "a finite number")
+def _dense(feature: DescribedFeature, value: Expression) -> Column:
+    """A finite number; of 64 bits where it is transformed yet."""
+    is_raw = feature.kind == "dense" and feature.transform is None
+    number = _number(value, "FLOAT" if is_raw else "DOUBLE")
+    allowed, good = "a finite number", f"{number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
+    if feature.transform == "log1p":
+        allowed, good = "a finite number above -1, as log1p needs", f"{number} > -1 AND {good}"
+    wrong = f"{value.sql} IS NOT NULL AND NOT coalesce(isnan({number}) OR {good}, false)"
+    fault = fault_sql(f"feature {feature.name!r}", value.sql, allowed)
     return Column(
-        name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed, reads=value.reads
+        name=feature.name,
+        sql=number,
+        wrong=wrong,
+        fault=fault,
+        typed=value.typed,
+        reads=value.reads,
     )
 
 
