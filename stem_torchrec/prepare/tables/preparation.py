@@ -151,11 +151,14 @@ class Preparation:
     def _counted(self) -> dict[str, DescribedFeature]:
         named = {"users": self.description.user, "items": self.description.item}
         found = {key: self.description.feature(name) for key, name in named.items() if name}
+        if not self.rows.by_day:
+            return found
         # Of the days before, those in vocabularies alone are known.
+        numbered = {o.name for o in table_owners(self.description) if o.encoding == "vocabulary"}
         return {
             key: feature
             for key, feature in found.items()
-            if not self.rows.by_day or self.description.owner(feature).encoding == "vocabulary"
+            if self.description.owner(feature).name in numbered
         }
 
     @property
