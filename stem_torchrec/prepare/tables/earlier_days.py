@@ -146,17 +146,35 @@ def open_earlier_days(folder: Place, description: Description | None) -> Earlier
             f"--extend: {str(file)!r} is missing; days are added to a folder that prepare csv has "
             "written with split: {by: day}"
         )
-    schema = load_schema(folder)
-    try:
-        so_far = DaysSoFar.model_validate_json(file.read_bytes())
-    except ValueError as error:
-        first = str(error).splitlines()[1:3]
-        raise UserError(f"{file}: damaged, or of another version ({' '.join(first)})") from None
+    schema, so_far = load_schema(folder), read_days(folder)
     if description is not None:
         _refuse_other_description(so_far.description, description, folder)
         so_far = so_far.model_copy(update={"description": description})
-    _refuse_changed_values(folder, schema, so_far)
+    _refuse_changed_vocabularies(folder, schema)
+    refuse_changed_counts(folder, so_far)
     return EarlierDays(folder, so_far, _state(folder))
+
+
+def read_days(folder: Place) -> DaysSoFar:
+    """``folder/days.json``.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = folder / DAYS_FILE
+    try:
+        return DaysSoFar.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        first = str(error).splitlines()[1:3]
+        raise UserError(f"{file}: damaged, or of another version ({' '.join(first)})") from None
+
+
+def refuse_changed_counts(folder: Place, so_far: DaysSoFar) -> None:
+    """Raise UserError if the counts of values without an id are not those that were written."""
+    for feature, digest in so_far.rare.items():
+        file = folder / RARE_FOLDER / f"{feature}.parquet"
+        if not file.is_file() or file_digest(file) != digest:
+            raise UserError(f"{file}: is missing, or not what the last day has written")
 
 
 def _state(folder: Path) -> str:
@@ -165,7 +183,7 @@ def _state(folder: Path) -> str:
     ).hexdigest()
 
 
-def file_digest(file: Path) -> str:
+def file_digest(file: Place) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
@@ -174,25 +192,20 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse_changed_values(folder: Path, schema: Schema, so_far: DaysSoFar) -> None:
-    """Raise UserError if a vocabulary or the counts beside it were changed since."""
+def _refuse_changed_vocabularies(folder: Path, schema: Schema) -> None:
+    """Raise UserError if a vocabulary was edited, shortened or exchanged."""
     for feature in schema.sparse:
-        if feature.vocabulary is None or feature.table_name != feature.name:
+        if feature.encoding != "vocabulary" or feature.table_name != feature.name:
             continue
-        file, rare = (
-            vocabulary_file(folder, feature),
-            folder / RARE_FOLDER / f"{feature.name}.parquet",
-        )
-        found, written = identity_of(file), feature.vocabulary
-        if found.num_values < written.num_values:
+        file, written = vocabulary_file(folder, feature), feature.vocabulary
+        found = identity_of(file)
+        if written is not None and found.num_values < written.num_values:
             raise UserError(
                 f"{file}: has shrunk to {found.num_values} values; schema.json has "
                 f"{written.num_values}"
             )
         if found != written:
             raise UserError(f"{file}: its values are not those whose hash schema.json has")
-        if not rare.is_file() or file_digest(rare) != so_far.rare.get(feature.name):
-            raise UserError(f"{rare}: is missing, or not what the last day has written")
 
 
 def _refuse_other_description(before: Description, now: Description, folder: Path) -> None:
