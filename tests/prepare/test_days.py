@@ -21,6 +21,8 @@ from stem_torchrec.prepare.encoder.encode import load_raw_encoder
 from stem_torchrec.prepare.tables.prepare_files import extend_files, prepare_files
 from tests.prepare.raw_tables import Row, describe, files_under, vocabulary, write_text
 from tests.prepare.test_prepare_restart import contents, killed_in
+from tests.support.kuairand_days import DAYS as DAYS_OF_SLICE
+from tests.support.kuairand_days import SLICE, prepare_day_after_day, write_raw_days
 
 DESCRIPTION = """
 features:
@@ -299,3 +301,20 @@ def test_transforms_stay_those_of_the_first_day_and_counts_go_on(tmp_path: Path)
     raw = pa.table({"user": [7] * 4, "price": [1.0] * 4, "item": ["10", "12", "b", "never"]})
     sold = encoder.encode(raw).column("sold").to_pylist()
     assert sold == pytest.approx([math.log1p(count) for count in (3, 1, 3, 0)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SLICE.is_dir(), reason=f"no KuaiRand slice in {SLICE}")
+def test_a_week_of_kuairand_has_the_ids_of_the_week_at_once(tmp_path: Path) -> None:
+    log = write_raw_days(tmp_path)
+    prepare_day_after_day(log, tmp_path / "days", [*DAYS_OF_SLICE, "2022-04-15", "2022-04-16"])
+    sources = [str(log / f"date=2022-04-{day:02}") for day in range(8, 17)]
+    command = ["prepare", "csv", "--source", *sources, "--describe", str(tmp_path / "days.yaml")]
+    assert main([*command, "--out", str(tmp_path / "at_once")]) == 0
+    schemas = [load_schema(tmp_path / name) for name in ("days", "at_once")]
+    assert schemas[0] == schemas[1]
+    known = {feature.name: feature.num_embeddings for feature in schemas[0].sparse}
+    assert (known["user_id"], known["video_id"]) == (408, 599)
+    assert check_folder(tmp_path / "days").faults == []
+    stats = json.loads((tmp_path / "days" / "stats.json").read_text())
+    assert stats["samples"] == {"train": 15552, "valid": 2141, "test": 3265}
