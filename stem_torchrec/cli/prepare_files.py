@@ -68,7 +68,7 @@ def prepare_csv(options: argparse.Namespace, rest: Sequence[str]) -> None:
         _extend(options, description, how)
         return
     if description is None:
-        raise UserError("--describe: needed, but with --extend")
+        raise UserError("--describe: needed; with --extend alone it may be left out")
     if options.frozen:
         raise UserError("--frozen: only with --extend: a new folder has no vocabularies")
     _prepare(options, description, how)

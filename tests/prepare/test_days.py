@@ -157,6 +157,8 @@ def test_frozen_counts_and_numbers_nothing(tmp_path: Path) -> None:
 def test_the_command_names_the_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     described, out = tmp_path / "describe.yaml", str(tmp_path / "days")
     described.write_text("{features: [{name: a}], labels: {y: y}, split: {by: day}, min_count: 1}")
+    other = tmp_path / "other.yaml"
+    other.write_text("{features: [{name: a}], labels: {y: y}, split: {by: random}}")
     source = write_text(tmp_path / "raw.csv", [["a", "y"], [1, 0], [2, 1]])
     command = ["prepare", "csv", "--source", str(source)]
     assert main([*command, "--describe", str(described), "--out", out, "--day", "20240101"]) == 0
@@ -168,6 +170,10 @@ def test_the_command_names_the_day(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--extend", out, "--day", "2024-01-02"], "2024-01-02 is in"),
         (["--extend", out, "--day", "2024-01-03", "--overwrite"], "--overwrite: not with --extend"),
         (["--out", out + "2", "--day", "2024-01-03"], "--describe: needed"),
+        (
+            ["--out", out + "2", "--describe", str(other), "--day", "20240103"],
+            "--day: only a split",
+        ),
         (["--extend", "s3://bucket/days", "--day", "2024-01-03"], "lies in a store"),
     ):
         assert main([*command, *options]) == 2

@@ -38,6 +38,8 @@ def split_columns(
         UserError: what the split is made by is not there, or is of no type for it.
     """
     split = description.split
+    if day is not None and split.by != "day":
+        raise UserError(f"--day: only a split by day has days; split is by {split.by!r}")
     if isinstance(split, TimeSplit):
         yield _time(connection, raw, split)
     elif isinstance(split, ColumnSplit):
