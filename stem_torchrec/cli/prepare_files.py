@@ -51,7 +51,7 @@ def add_prepare_files(sources: Commands) -> None:
 
 def _add_files(command: argparse.ArgumentParser, *, extendable: bool = False) -> None:
     command.add_argument(
-        "--source", nargs="+", required=True, metavar="FILE", help="raw files, or patterns"
+        "--source", nargs="+", required=True, metavar="FILE", help="raw files, folders, or patterns"
     )
     add_target(command, restartable=True, extendable=extendable)
 
