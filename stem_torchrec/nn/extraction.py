@@ -33,7 +33,7 @@ class Extraction(nn.Module):
         gate_widths: hidden layers of a gate.
         shared_gate: also make the next shared stream, from all experts without stop-gradient.
 
-    >>> block = Extraction(["click", "like"], Columns(2, 4, 0), "own", gate_input="task")
+    >>> block = Extraction(["click", "like"], Columns((4, 4), 0), "own", gate_input="task")
     >>> forked = plain(torch.randn(5, 8), block.shared_experts(torch.randn(5, 8)))
     >>> block(forked, torch.randn(2, 5, 8))[1].shape
     torch.Size([2, 5, 512])
@@ -114,7 +114,7 @@ class ExtractionStack(nn.Module):
     Raises:
         ValueError: as ``experts`` does.
 
-    >>> stack = ExtractionStack(["click", "like"], Columns(2, 4, 0), "own", gate_input="task")
+    >>> stack = ExtractionStack(["click", "like"], Columns((4, 4), 0), "own", gate_input="task")
     >>> stack(PlainFork(), torch.randn(5, 8), lambda shared: shared).shape
     torch.Size([2, 5, 512])
     """
@@ -140,7 +140,7 @@ class ExtractionStack(nn.Module):
         self.blocks = nn.ModuleList(
             Extraction(
                 tasks,
-                columns if layer == 1 else Columns(0, 0, width),
+                columns if layer == 1 else Columns((), width),
                 reach,
                 gate_input=gate_input,
                 num_shared_experts=num_shared_experts,

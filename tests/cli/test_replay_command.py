@@ -40,7 +40,10 @@ def test_the_next_days_continue_it(config: Path, capsys: pytest.CaptureFixture[s
     run_dir = config.parent / "next"
     words = ["replay", "--config", str(config), "--days", LAST, "--run.dir", str(run_dir)]
     assert main([*words, "--continue-from", str(config.parent / "run"), "--horizon", "2"]) == 0
-    assert "optimizers go on after 4 steps; balancing: anew (the rule keeps nothing)" in capsys.readouterr().err
+    assert (
+        "optimizers go on after 4 steps; balancing: anew (the rule keeps nothing)"
+        in capsys.readouterr().err
+    )
     records = json.loads((run_dir / "days.json").read_text())["days"]
     assert [record["untrained"] for record in records] == [False, False]
     assert records[0]["ahead"]["2"]["day"] == "2024-01-04"

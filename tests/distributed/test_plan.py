@@ -36,7 +36,7 @@ def planned(folder, world, *, features=SCHEMA, **sections):
     config = config_of(folder, features, distributed=distributed, **sections)
     with torch.device("meta"):
         module = Recommender(config, features, world.size)
-    return make_plan(config, module, world, sharder_for(config, world.device))
+    return make_plan(config, module, world, sharder_for(config, world))
 
 
 def by_table(found):
