@@ -121,6 +121,15 @@ def test_two_kills_in_between_change_nothing(folder: Path, pair: Processes, whol
         assert same, name
 
 
+def test_another_number_of_ranks_goes_on(folder: Path, pair: Processes, alone: Any) -> None:
+    """Stopped in the middle of a day: every row of every day still comes once."""
+    pair.run(replay, config_of(folder, "fewer", "--train.max_steps=3"))
+    replay(alone, config_of(folder, "fewer"), "resume")
+    found = records(folder / "fewer")
+    assert [record["day"] for (kind, _), record in found.items() if kind == "day"] == DAYS
+    assert max(record["samples"] for (kind, _), record in found.items() if kind == "train") == 2103
+
+
 @pytest.mark.parametrize(
     ("days", "horizon", "message"),
     [
