@@ -245,7 +245,7 @@ def test_unusable_source(tmp_path: Path, content: bytes | None, message: str) ->
 
 def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) -> None:
     described = describe(DESCRIPTION)
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="is a folder without files"):
         prepare_files([tmp_path], described, tmp_path / "out")
     write(tmp_path, lines())
     (tmp_path / "raw2.csv").write_text("user,other\n1,2\n")

@@ -9,6 +9,7 @@ import pytest
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.encoder.encode import load_raw_encoder
 from stem_torchrec.prepare.tables.prepare_files import prepare_files
+from stem_torchrec.prepare.tables.raw.batches import raw_columns, raw_tables
 from tests.prepare.raw_tables import all_rows, describe, files_under, write_text
 from tests.prepare.test_encoder import assert_same, prepared, texts
 
@@ -112,6 +113,13 @@ def test_times_of_parquet(tmp_path: Path) -> None:
     prepare_files([tmp_path / "raw.parquet"], describe(text), tmp_path / "out")
     rows = all_rows(tmp_path / "out")
     assert [row["month"] for split in rows.values() for row in split] == [2, None]
+    # Rows to be encoded need no column that no feature reads.
+    later = tmp_path / "later.parquet"
+    pq.write_table(pa.table(table).drop_columns(["at"]), later)
+    encoder = load_raw_encoder(tmp_path / "out")
+    assert raw_columns(later, encoder.encoder.raw_format) == ["x", "day"]
+    [raw] = raw_tables(later, encoder.encoder.raw_format, encoder.inputs, 10)
+    assert encoder.encode(raw)["month"].to_pylist() == [2, None]
     spoilt = describe(text.replace("%d.%m.%Y", "%Y"))
     with pytest.raises(UserError, match=r"raw.parquet, row 1: column 'day': 1.2.2024 is no time"):
         prepare_files([tmp_path / "raw.parquet"], spoilt, tmp_path / "b")

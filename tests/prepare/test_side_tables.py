@@ -1,5 +1,6 @@
 """Side tables joined by a key: as one flat file, or refused with an example."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ import yaml
 from stem_torchrec.cli import main
 from stem_torchrec.prepare.encoder.encode import load_raw_encoder
 from stem_torchrec.prepare.tables.prepare_files import PrepareOptions, prepare_files
-from tests.prepare.raw_tables import all_rows, describe, files_under, rows_of, write_text
+from tests.prepare.raw_tables import (
+    all_rows,
+    describe,
+    files_under,
+    rows_of,
+    vocabulary,
+    write_text,
+)
 from tests.prepare.test_encoder import assert_same, prepared, texts
 
+MOVIELENS = Path(__file__).parents[2].parent / "shared" / "data" / "ml-latest-small"
 FEATURES = """
 features:
   - {name: movie}
@@ -59,6 +68,26 @@ def test_as_one_flat_file(folder: Path) -> None:
     found = [row for row in ids.to_pylist() if row in expected.select(ids.column_names).to_pylist()]
     assert len(found) >= expected.num_rows
     assert_same(encoder, texts(folder / "flat.csv", list(header)), ids)
+
+
+@pytest.mark.skipif(not MOVIELENS.is_dir(), reason=f"no MovieLens in {MOVIELENS}")
+def test_movielens_as_documented(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    text = page.partition("<!-- example: movielens -->\n```yaml\n")[2].partition("```")[0]
+    described = describe(text.replace("ml-latest-small", str(MOVIELENS)))
+    stats = prepare_files([MOVIELENS / "ratings.csv"], described, tmp_path / "out")
+    with (MOVIELENS / "movies.csv").open() as lines:
+        genres = {row["movieId"]: row["genres"].split("|") for row in csv.DictReader(lines)}
+    with (MOVIELENS / "ratings.csv").open() as lines:
+        ratings = sorted(csv.DictReader(lines), key=lambda row: int(row["timestamp"]))
+    ids = vocabulary(tmp_path / "out", "genres")
+    expected = [[ids.get(g, 0) for g in genres[row["movieId"]]] for row in ratings]
+    found = prepared(tmp_path / "out", "train")["genres"].to_pylist()
+    assert found == expected[: len(found)]
+    assert stats["features"]["year"]["null_share"] < 0.001
+    assert stats["features"]["item_id"]["values"] == len(
+        {row["movieId"] for row in ratings[: len(found)]}
+    )
 
 
 def test_rows_keep_their_order(tmp_path: Path) -> None:

@@ -3,36 +3,33 @@
 An *expression* is a SQL expression of DuckDB over the columns of one raw row.
 """
 
-from collections.abc import Sequence
-from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from stem_torchrec.config.frozen import Frozen
-from stem_torchrec.data.schema import MAX_EMBEDDINGS, SPLITS
+from stem_torchrec.data.schema import MAX_EMBEDDINGS
 from stem_torchrec.prepare.encoder.transforms import DenseTransform
-from stem_torchrec.prepare.engine.canonical_values import without_zero_fraction
+from stem_torchrec.prepare.tables.splits import (
+    ColumnSplit,
+    DaySplit,
+    Described,
+    DescribedValue,
+    FileSplit,
+    RandomSplit,
+    TimeSplit,
+    refuse_doubled,
+)
 
 GROUP_COLUMN = "group"
 WEIGHT_COLUMN = "sample_weight"
-MAX_SEED = (1 << 63) - 1
 MAX_COUNT = 10**15
 MAX_BUCKETS = 1 << 16
 
 # What the engine calls the number of a row; in a table that has such a column it is that column.
 RESERVED_NAMES = ("rowid",)
 
-Scalar = bool | int | float | date | datetime | str
-Moment = int | date | datetime | str
-Share = Annotated[float, Field(ge=0, le=1)]
 
-
-class _Described(Frozen):
-    """Base of all parts of a description."""
-
-
-class RawFormat(_Described):
+class RawFormat(Described):
     """How the raw files are written.
 
     Values of ids, labels, dense features, weights and groups that are plain columns are taken as
@@ -63,13 +60,13 @@ class RawFormat(_Described):
     def _columns_are_known(self) -> "RawFormat":
         if self.type == "delimited" and not self.header and self.columns is None:
             raise ValueError("columns: needed, for there is no header")
-        _refuse_doubled("columns", [name.lower() for name in self.columns or ()])
+        refuse_doubled("columns", [name.lower() for name in self.columns or ()])
         if both := sorted(self.times.keys() & self.types.keys()):
             raise ValueError(f"times, types: {both[0]!r} is in both; allowed: one of them")
         return self
 
 
-class SideTable(_Described):
+class SideTable(Described):
     """Files with a row for each value of a key, whose columns are joined to the rows."""
 
     source: str | tuple[str, ...] = Field(description="files or patterns, as of --source")
@@ -103,20 +100,7 @@ class SideTable(_Described):
         return self
 
 
-class _Value(_Described):
-    """One raw column, or an expression over several."""
-
-    column: str | None = Field(None, description="raw column")
-    expression: str | None = Field(None, description="SQL expression over raw columns")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "_Value":
-        if self.column is not None and self.expression is not None:
-            raise ValueError("column, expression: give one of them")
-        return self
-
-
-class DescribedFeature(_Value):
+class DescribedFeature(DescribedValue):
     """A feature; its value is the raw column of its name unless it says otherwise."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="name of the feature")
@@ -170,70 +154,7 @@ class DescribedFeature(_Value):
             )
 
 
-class RandomSplit(_Described):
-    """Every row falls into a split by chance, the same with the same seed."""
-
-    by: Literal["random"]
-    shares: tuple[Share, Share, Share] = Field(
-        (0.8, 0.1, 0.1), description="of train, valid and test; their sum is 1"
-    )
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the split")
-
-    @model_validator(mode="after")
-    def _shares_fill_the_whole(self) -> "RandomSplit":
-        _check_shares(self.shares)
-        return self
-
-
-class TimeSplit(_Value):
-    """Rows by time: integers, dates or timestamps. A bound is the first moment of its split."""
-
-    by: Literal["time"]
-    valid_from: Moment | None = Field(None, description="first moment of valid")
-    test_from: Moment | None = Field(None, description="first moment of test")
-    shares: tuple[Share, Share, Share] | None = Field(
-        None, description="instead of bounds: shares of train, valid and test"
-    )
-
-    @model_validator(mode="after")
-    def _bounds_or_shares(self) -> "TimeSplit":
-        _require_source(self)
-        bounds = (self.valid_from is not None) + (self.test_from is not None)
-        if (self.shares is None) != (bounds == 2) or bounds == 1:
-            raise ValueError("give valid_from and test_from, or shares")
-        if self.shares is not None:
-            _check_shares(self.shares)
-        return self
-
-
-class ColumnSplit(_Value):
-    """The raw data says of each row to which split it belongs."""
-
-    by: Literal["column"]
-    train: tuple[Scalar, ...] = Field(min_length=1, description="values of train")
-    valid: tuple[Scalar, ...] = Field((), description="values of valid")
-    test: tuple[Scalar, ...] = Field((), description="values of test")
-
-    @field_validator(*SPLITS, mode="before")
-    @classmethod
-    def _are_lists(cls, values: object) -> object:
-        if not isinstance(values, list | tuple):
-            raise ValueError(f"a list of values, found {values!r}; write [{values}]")
-        return values
-
-    @model_validator(mode="after")
-    def _values_are_apart(self) -> "ColumnSplit":
-        _require_source(self)
-        values = [text for split in SPLITS for text in self.texts(split)]
-        _refuse_doubled("values", values)
-        return self
-
-    def texts(self, split: str) -> list[str]:
-        """The values of a split as raw data writes them, ``1.0`` as ``1``."""
-        return [without_zero_fraction(_written(value)) for value in getattr(self, split)]
-
-
-class Description(_Described):
+class Description(Described):
     """All that ``prepare csv`` needs to know about raw files."""
 
     format: RawFormat = Field(default_factory=RawFormat, description="how the files are written")
@@ -249,7 +170,7 @@ class Description(_Described):
     group: str | None = Field(None, description="expression: group of GAUC, e.g. the user")
     user: str | None = Field(None, description="feature whose values are the users of stats.json")
     item: str | None = Field(None, description="feature whose values are the items of stats.json")
-    split: RandomSplit | TimeSplit | ColumnSplit = Field(
+    split: RandomSplit | TimeSplit | ColumnSplit | FileSplit | DaySplit = Field(
         discriminator="by", description="how rows are divided into train, valid and test"
     )
     may_read_labels: tuple[str, ...] = Field(
@@ -262,12 +183,13 @@ class Description(_Described):
         description="rows of train a value needs for an id of its own (vocabulary)",
     )
     shuffle: bool | None = Field(
-        None, description="train in random order; null: unless split by time, then ordered by it"
+        None,
+        description="train in random order; null: unless split by time or day, then ordered by it",
     )
 
     @property
     def shuffled(self) -> bool:
-        return self.split.by != "time" if self.shuffle is None else self.shuffle
+        return self.split.by not in ("time", "day") if self.shuffle is None else self.shuffle
 
     @property
     def ordered(self) -> bool:
@@ -292,7 +214,7 @@ class Description(_Described):
         names = [feature.name for feature in self.features]
         optional = [GROUP_COLUMN] * (self.group is not None)
         optional += [WEIGHT_COLUMN] * (self.sample_weight is not None)
-        _refuse_doubled("columns", [name.lower() for name in (*names, *self.labels, *optional)])
+        refuse_doubled("columns", [name.lower() for name in (*names, *self.labels, *optional)])
         for key, name in (("user", self.user), ("item", self.item)):
             if name is not None and name not in names:
                 raise ValueError(f"{key}: unknown feature {name!r}; features: {', '.join(names)}")
@@ -319,22 +241,3 @@ def _check_sharing(description: Description, feature: DescribedFeature, names: l
         raise ValueError(f"{feature.name}.table: {owner.name!r} has no table of its own")
     if owner.encoding == "bucket":
         raise ValueError(f"{feature.name}.table: {owner.name!r} has buckets of its own values")
-
-
-def _written(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _require_source(value: _Value) -> None:
-    if value.column is None and value.expression is None:
-        raise ValueError("column or expression: needed")
-
-
-def _check_shares(shares: Sequence[float]) -> None:
-    if abs(sum(shares) - 1) > 1e-9 or shares[0] == 0:
-        raise ValueError("shares: their sum is 1 and the first is above 0")
-
-
-def _refuse_doubled(what: str, names: Sequence[str]) -> None:
-    if doubled := next((name for name in names if list(names).count(name) > 1), None):
-        raise ValueError(f"{what}: {doubled!r} occurs twice")

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from stem_torchrec.prepare.encoder.definition import EncodedFeature, Encoder, Encoding, Input
+from stem_torchrec.prepare.tables.column import Column
 from stem_torchrec.prepare.tables.describe import DescribedFeature, Description
 from stem_torchrec.prepare.tables.encoding import direct_ids
 from stem_torchrec.prepare.tables.raw.files import RawFiles
-from stem_torchrec.prepare.tables.row_columns import Column
 
 
 def encoder_of(raw: RawFiles, description: Description, columns: Mapping[str, Column]) -> Encoder:

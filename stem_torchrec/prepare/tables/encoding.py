@@ -29,7 +29,7 @@ def table_rows(
     if owner.encoding != "vocabulary":
         assert owner.num_embeddings is not None
         return owner.num_embeddings
-    counted = _values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
+    counted = counted_values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
     return create_vocabulary(connection, owner.name, counted, min_count=description.min_count)
 
 
@@ -44,15 +44,22 @@ def table_owners(description: Description) -> list[DescribedFeature]:
     return [f for f in description.features if f.kind != "dense" and f.table is None]
 
 
-def _values(description: Description, owner: DescribedFeature, where: str = "") -> str:
-    """Query of the values and their counts of all features that share a table."""
+def counted_values(
+    description: Description, owner: DescribedFeature, where: str = "", by: str | None = None
+) -> str:
+    """Query of the values and their counts of all features that share a table.
+
+    Args:
+        by: SQL of a further column by which they are counted.
+    """
+    further = f", {by}" if by else ""
     parts = []
     for feature in description.features:
         if feature.kind != "dense" and description.owner(feature) is owner:
             value = quoted(feature.name)
             value = f"unnest({value})" if feature.kind == "bag" else value
-            parts.append(f"SELECT {value} AS value FROM placed {where}")
-    return f"SELECT value, count(*) AS count FROM ({' UNION ALL '.join(parts)}) GROUP BY value"
+            parts.append(f"SELECT {value} AS value{further} FROM placed {where}")
+    return f"SELECT *, count(*) AS count FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL"
 
 
 def count_values(connection: duckdb.DuckDBPyConnection, feature: DescribedFeature) -> int:
@@ -72,12 +79,12 @@ def count_collisions(
     assert owner.num_embeddings is not None
     is_integer = owner.name in integer_columns(connection)
     hashed = hashed_id_sql("value", owner.num_embeddings, is_integer=is_integer)
-    values, ids = fetch_one(
+    found, ids = fetch_one(
         connection,
         f"SELECT count(*), count(DISTINCT id) FROM (SELECT {hashed} AS id "
-        f"FROM ({_values(description, owner)}) WHERE value IS NOT NULL)",
+        f"FROM ({counted_values(description, owner)}) WHERE value IS NOT NULL)",
     )
-    return {"values": values, "ids": ids, "collisions": values - ids}
+    return {"values": found, "ids": ids, "collisions": found - ids}
 
 
 def count_unseen(

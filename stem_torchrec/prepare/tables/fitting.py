@@ -15,7 +15,7 @@ from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.encoder.definition import ENCODER_FILE, encoder_from, write_encoder
 from stem_torchrec.prepare.encoder.transforms import Transform
-from stem_torchrec.prepare.engine.sql import fetch_one, quoted
+from stem_torchrec.prepare.engine.sql import fetch_one, parquet_relation, quoted
 from stem_torchrec.prepare.engine.vocabulary import create_vocabulary, write_vocabulary
 from stem_torchrec.prepare.tables.describe import DescribedFeature, Description
 from stem_torchrec.prepare.tables.placing import SPLIT_COLUMN
@@ -33,11 +33,17 @@ def fitted_features(description: Description) -> list[DescribedFeature]:
 
 
 def fit(
-    connection: duckdb.DuckDBPyConnection, feature: DescribedFeature, folder: Path
+    connection: duckdb.DuckDBPyConnection,
+    feature: DescribedFeature,
+    folder: Path,
+    earlier: Path | None = None,
 ) -> dict[str, Any]:
     """A feature's transform, by the rows of train in the view ``placed``, as JSON.
 
     Of ``count`` the table ``vocab_FEATURE`` and ``folder/vocab/FEATURE.parquet`` have the counts.
+
+    Args:
+        earlier: folder of the days before: their constants hold, their counts are added to.
 
     Raises:
         UserError: the values do not differ, and the transform needs that they do.
@@ -48,11 +54,15 @@ def fit(
             f"SELECT {name} AS value, count(*) AS count FROM placed WHERE {SPLIT_COLUMN} = 0 "
             "GROUP BY value"
         )
+        if earlier is not None:
+            counted += f" UNION ALL {_counts_before(connection, feature, earlier)}"
         create_vocabulary(connection, feature.name, counted, min_count=1)
         write_vocabulary(connection, feature.name, folder / VOCABULARY_FOLDER)
         return Transform("count").content()
     if feature.transform == "log1p":
         return Transform("log1p").content()
+    if earlier is not None:
+        return _fitted_before(feature, earlier).content()
     values = _Values.of_train(connection, feature)
     if feature.transform == "standard":
         return _standard(connection, values).content()
@@ -68,6 +78,23 @@ def keep_transforms(folder: Path, fitted: Mapping[str, Transform]) -> None:
     encoder = encoder_from(file.read_bytes(), str(file))
     features = tuple(replace(f, transform=fitted.get(f.name)) for f in encoder.features)
     write_encoder(replace(encoder, features=features), folder)
+
+
+def _fitted_before(feature: DescribedFeature, earlier: Path) -> Transform:
+    file = earlier / ENCODER_FILE
+    [found] = encoder_from(file.read_bytes(), str(file)).only([feature.name], str(file)).features
+    if found.transform is None:
+        raise UserError(f"{file}: {feature.name}: has no transform")
+    return found.transform
+
+
+def _counts_before(
+    connection: duckdb.DuckDBPyConnection, feature: DescribedFeature, earlier: Path
+) -> str:
+    """Query of the counts of the days before, whose values are of the column's type."""
+    file = earlier / VOCABULARY_FOLDER / f"{feature.name}.parquet"
+    of_type = fetch_one(connection, f"SELECT typeof({quoted(feature.name)}) FROM rows LIMIT 1")[0]
+    return f"SELECT value::{of_type} AS value, count FROM {parquet_relation(file)}"
 
 
 class _Values(NamedTuple):

@@ -31,7 +31,7 @@ def feature_report(
             "values": values,
             "null_share": nulls,
             **({"id_0_share": shares[feature.name]} if feature.name in shares else {}),
-            "constant": differing < 2,
+            "constant": differing == 1,
         }
     return found
 
@@ -53,7 +53,7 @@ def rows_without(
 
 def _counted(connection: duckdb.DuckDBPyConnection, feature: Feature) -> tuple[int, float, int]:
     """Different values in train, the share of rows without one, and how many different things
-    there are in its rows: values, lists, and nothing."""
+    there are in its rows: values, lists, and nothing; 0 of each where train has no rows."""
     name, rows = quoted(feature.name), f"placed WHERE {SPLIT_COLUMN} = 0"
     missing = f"{name} IS NULL"
     if feature.kind == "bag":
@@ -70,7 +70,7 @@ def _counted(connection: duckdb.DuckDBPyConnection, feature: Feature) -> tuple[i
     if feature.kind == "bag":
         lists = f"SELECT DISTINCT {name} FROM {rows} AND NOT ({missing}) LIMIT 2"
         [differing] = fetch_one(connection, f"SELECT count(*) FROM ({lists})")
-    return values, nulls / all_rows, differing + (nulls > 0)
+    return values, nulls / all_rows if all_rows else 0.0, differing + (nulls > 0)
 
 
 def _shares_of_id_0(schema: Schema, folder: Path) -> dict[str, dict[str, float]]:

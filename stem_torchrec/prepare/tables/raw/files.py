@@ -17,11 +17,15 @@ from stem_torchrec.prepare.tables.raw.checks import refuse_other_compression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.headers import column_names, find_files
 from stem_torchrec.prepare.tables.raw.joins import Side, joined_sql
-from stem_torchrec.prepare.tables.raw.partitions import partition_types
+from stem_torchrec.prepare.tables.raw.partitions import partition_sql, partition_types
 from stem_torchrec.prepare.tables.raw.types import detect_types, stated_types, type_fault_sql
 from stem_torchrec.prepare.tables.raw.written import TIME_TYPE, time_columns, typed_sql
 
 SAMPLE_ROWS = 20_000
+
+_FILE = "\x02file"  # a name that no header has
+FILE_COLUMN = quoted(_FILE)
+"""The path of a row's file, as a SQL identifier."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class RawFiles:
         columns: DuckDB type by column.
         bad_rows: what to do with lines that are no rows of these columns.
         found_types: columns of delimited files whose type was found in the first rows.
-        partitions: of Parquet files, DuckDB types of the columns that their folders' names hold.
+        partitions: DuckDB types of the columns that the names of the files' folders hold.
+        with_names: rows have the column ``FILE_COLUMN``, the path of their file.
         sides: tables whose columns are joined to the rows; they are among ``columns``.
     """
 
@@ -42,6 +47,7 @@ class RawFiles:
     bad_rows: Literal["fail", "record", "pass over"] = "fail"
     found_types: frozenset[str] = frozenset()
     partitions: Mapping[str, str] = field(default_factory=dict)
+    with_names: bool = False
     sides: tuple[Side, ...] = ()
 
     @property
@@ -63,6 +69,12 @@ class RawFiles:
         return frozenset(self.partitions).union(*(side.columns for side in self.sides))
 
     @property
+    def _own_columns(self) -> list[str]:
+        """Columns without those of side tables."""
+        beside = frozenset().union(*(side.columns for side in self.sides))
+        return [name for name in self.columns if name not in beside]
+
+    @property
     def join_keys(self) -> frozenset[str]:
         """Columns by which tables are joined."""
         return frozenset().union(*(side.keys for side in self.sides))
@@ -82,22 +94,26 @@ class RawFiles:
         if self.format.type == "parquet":
             return self._parquet(paths)
         # Everything is read as text and cast here: the reader's own casts round 0.5 to an integer.
+        texts = {
+            name: partition_sql(name, FILE_COLUMN) if name in self.partitions else quoted(name)
+            for name in self._own_columns
+        }
         selected = [
-            f"{self._typed(name, quoted(name))} AS {quoted(name)}, {quoted(name)} AS {_text(name)}"
-            for name in self.columns
-            if name not in self.from_elsewhere
+            f"{self._typed(name, texts[name])} AS {quoted(name)}, {texts[name]} AS {_text(name)}"
+            for name in texts
         ]
-        names = [name for name in self.columns if name not in self.from_elsewhere]
-        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+        selected += [FILE_COLUMN] * self.with_names
+        in_files = [name for name in texts if name not in self.partitions]
+        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in in_files)
         quote = literal(self.format.quote or "")
         nulls = ", ".join(literal(text) for text in self.format.null_strings)
-        rejects = ", ignore_errors = true" * (self.bad_rows != "fail")
-        rejects += ", store_rejects = true" * (self.bad_rows == "record")
+        further = self._file_names + ", ignore_errors = true" * (self.bad_rows != "fail")
+        further += ", store_rejects = true" * (self.bad_rows == "record")
         return (
             f"(SELECT {', '.join(selected)} FROM "
             f"read_csv([{paths}], auto_detect = false, delim = {literal(self.format.delimiter)}, "
             f"header = {self.format.header}, quote = {quote}, escape = {quote}, "
-            f"nullstr = [{nulls}], columns = {{{columns}}}, hive_partitioning = false{rejects}))"
+            f"nullstr = [{nulls}], columns = {{{columns}}}, hive_partitioning = false{further}))"
         )
 
     def written(self, column: str) -> str:
@@ -108,7 +124,7 @@ class RawFiles:
         """SQL that is true where a value is not of its column's type; the same by column, each
         with SQL that says so."""
         texts = frozenset().union(*(side.columns for side in self.sides if side.has_texts))
-        own = self.columns.keys() - self.from_elsewhere
+        own = frozenset(self._own_columns)
         texts |= own if self.format.type == "delimited" else own & self.format.times.keys()
         used = texts.intersection(used)
         typed = {n: kind for n, kind in self.columns.items() if n in used and kind != "VARCHAR"}
@@ -116,7 +132,7 @@ class RawFiles:
         for name, kind in typed.items():
             hint = "; as in the first rows, format.types may state another"
             said = f" is no {kind}" + hint * (name in self.found_types)
-            if layout := self.format.times.get(name):
+            if name in own and (layout := self.format.times.get(name)):
                 said = f" is no time as format.times has it, {layout!r}"
             what = literal(f"column {name!r}: ")
             fault = f"concat({what}, left({_text(name)}, 80), {literal(said)})"
@@ -146,7 +162,7 @@ class RawFiles:
 
     def _wrong_type(self, name: str) -> str:
         """SQL that is true where a column's text is no value of its type."""
-        if name in self.format.times and name not in self.from_elsewhere:
+        if name in self.format.times and name in self._own_columns:
             return f"({_text(name)} IS NOT NULL AND {quoted(name)} IS NULL)"
         return type_fault_sql(_text(name), quoted(name), self.columns[name])
 
@@ -157,13 +173,17 @@ class RawFiles:
         """The same, without lines that are no rows and without a word about them."""
         return replace(self, bad_rows="pass over")
 
+    @property
+    def _file_names(self) -> str:
+        needed = self.with_names or (self.partitions and self.format.type == "delimited")
+        return f", filename = {literal(_FILE)}" if needed else ""
+
     def _parquet(self, paths: str) -> str:
         types = ", ".join(f"{literal(name)}: {kind}" for name, kind in self.partitions.items())
         hive = f"true, hive_types = {{{types}}}" if self.partitions else "false"
-        rows = f"read_parquet([{paths}], hive_partitioning = {hive})"
+        rows = f"read_parquet([{paths}], hive_partitioning = {hive}{self._file_names})"
         # No function takes nanoseconds with a zone; their zone is that of the reader, not of a row.
-        own = self.columns.keys() - self.from_elsewhere
-        zoned = [n for n, kind in self.columns.items() if kind == "TIMESTAMP_NS" and n in own]
+        zoned = [n for n in self._own_columns if self.columns[n] == "TIMESTAMP_NS"]
         naive = ", ".join(f"make_timestamp_ns(epoch_ns({n})) AS {n}" for n in map(quoted, zoned))
         times = [name for name in self.format.times if self.columns.get(name) == TIME_TYPE]
         timed = [f"{self._typed(n, f'{quoted(n)}::VARCHAR')} AS {quoted(n)}" for n in times]
@@ -178,11 +198,15 @@ def open_raw_files(
     raw_format: RawFormat,
     *,
     skip_bad_rows: bool = False,
+    known_types: Mapping[str, str] | None = None,
+    with_names: bool = False,
 ) -> RawFiles:
     """Find the files and name and type their columns; reads their heads only.
 
     Args:
         skip_bad_rows: record lines that are no rows, and go on.
+        known_types: of columns of delimited files whose type others have told already.
+        with_names: as in ``RawFiles``.
 
     Raises:
         UserError: no file is found or one is empty or unreadable, headers differ, or a type is
@@ -190,14 +214,24 @@ def open_raw_files(
     """
     paths = find_files(sources)
     if raw_format.type == "parquet":
-        return _open_parquet(connection, paths, raw_format)
+        return replace(_open_parquet(connection, paths, raw_format), with_names=with_names)
     refuse_other_compression(paths)
     names = column_names(paths, raw_format)
-    stated = stated_types(raw_format, names) | time_columns(connection, raw_format, names)
+    partitions = partition_types(paths, names)
+    stated = stated_types(raw_format, [*names, *partitions])
+    stated |= time_columns(connection, raw_format, names)
     columns = dict.fromkeys(names, "VARCHAR")
-    columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | stated
-    found = frozenset(names) - frozenset(stated)
-    return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
+    columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | partitions
+    columns |= {name: kind for name, kind in (known_types or {}).items() if name in columns}
+    return RawFiles(
+        paths,
+        raw_format,
+        columns | stated,
+        "record" if skip_bad_rows else "fail",
+        found_types=frozenset(names) - frozenset(stated),
+        partitions=partitions,
+        with_names=with_names,
+    )
 
 
 def _open_parquet(
