@@ -13,6 +13,7 @@ from stem_torchrec.runs.schema import schema_of_new, schema_of_run
 from stem_torchrec.runs.shared_folder import check_shared
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.session import build
+from stem_torchrec.training.settling import settled
 from stem_torchrec.training.trainer import Outcome, Trainer
 
 
@@ -39,6 +40,7 @@ def train(
         check_shared("run.dir", config.run.dir, ranks)
         resume = existing == "resume"
         schema = schema_of_run(config, ranks) if resume else schema_of_new(config, initial, ranks)
+        config = ranks.on_first(lambda: settled(config, schema))
         trainer = Trainer(build(config, ranks, schema), listener)
         if resume:
             trainer.go_on()

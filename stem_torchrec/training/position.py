@@ -44,7 +44,7 @@ class Position:
         The same at any position of an uninterrupted run; after going on with other ranks or
         another batch size the rest has other steps.
         """
-        left, epochs_left = 0, config.train.epochs - self.read.epoch
+        left, epochs_left = 0, config.train.num_epochs - self.read.epoch
         if epochs_left > 0:
             left = self.read.steps_left + (epochs_left - 1) * self._reader.steps_per_epoch
         steps = self.step + left
@@ -96,11 +96,12 @@ def few_steps(config: Config, position: Position) -> str | None:
     steps, asked = position.total_steps(config), config.train.max_steps
     if steps >= ENOUGH_STEPS or (asked is not None and steps == asked):
         return None
+    epochs, rows = config.train.num_epochs, config.train.batch_rows
     return (
-        f"train.epochs {config.train.epochs} with train.batch_size {config.train.batch_size} rows "
-        f"per rank make {steps} steps, and tables and weights learn little in fewer than "
-        f"{ENOUGH_STEPS}: set a smaller train.batch_size or more train.epochs (eval.patience ends "
-        "them in time, checkpoint.keep_best keeps the best weights)"
+        f"train.epochs {epochs} with train.batch_size {rows} rows per rank make {steps} steps, "
+        f"and tables and weights learn little in fewer than {ENOUGH_STEPS}: set a smaller "
+        "train.batch_size or more train.epochs (eval.patience ends them in time, "
+        "checkpoint.keep_best keeps the best weights)"
     )
 
 

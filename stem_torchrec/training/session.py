@@ -119,9 +119,9 @@ def open_split(
         config.data.path,
         split,
         schema,
-        batch_size=config.train.batch_size
+        batch_size=config.train.batch_rows
         if training
-        else config.eval.batch_size or config.train.batch_size,
+        else config.eval.batch_size or config.train.batch_rows,
         rank=ranks.rank,
         world_size=ranks.world_size,
         shuffle=training and config.data.shuffle and not in_file_order,
