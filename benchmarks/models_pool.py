@@ -116,6 +116,7 @@ def _serve(pipe: Connection, data: Path, scratch: Path) -> None:
 def train(training: Training, data: Path, scratch: Path) -> Row:
     """The line of a training: its settings, and its figures on valid and test, or why it failed."""
     from stem_torchrec import train as run_training
+    from stem_torchrec.runs.records import read_records
 
     start, cpu = time.perf_counter(), time.process_time()
     row: Row = {**training._asdict(), "key": training.key, "settings": dict(training.settings)}
@@ -127,7 +128,7 @@ def train(training: Training, data: Path, scratch: Path) -> Row:
         }
         try:
             run = run_training(_sections(keys), nproc=1)
-            records = [json.loads(line) for line in (run.config.run.dir / "metrics.jsonl").open()]
+            records = read_records(run.config.run.dir)
             row |= _figures([record for record in records if record["kind"] == "eval"])
         except Exception as error:  # told in the line: one training is not the comparison
             row["error"] = f"{type(error).__name__}: {error}"
