@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from models_pool import read_rows
 from models_search import MODELS, SETS, VARIATIONS, DataSet, chosen, defaults, search, variation
+from pool import lines_of
 from provenance import provenance
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, Row] = {}
     for file in options.trainings:
-        done |= {key: row for key, row in read_rows(file).items() if "error" not in row}
+        done |= {key: row for key, row in lines_of(file).items() if "failure" not in row}
     lines = options.logistic.read_text().splitlines()
     baselines = {row["data"]: row for row in map(json.loads, lines)}
     sections = []

@@ -1,4 +1,4 @@
-"""The comparison of models: each searches its own rates, and a finished training is a line."""
+"""The comparison of models: each searches its own rates, and is tested at its best epoch."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from logistic import logistic_regression, one_hot
-from models_pool import read_rows, train
 from models_report import contenders, section
-from models_search import (
-    DENSE_RATES,
-    SETS,
-    TABLE_RATES,
-    DataSet,
-    Training,
-    chosen,
-    wanted,
-)
+from models_search import DENSE_RATES, SETS, TABLE_RATES, DataSet, Training, chosen, wanted
+from models_training import train
 
 from stem_torchrec.data.schema import Feature, Schema, Task
 from tests.support.prepared import small_data
@@ -81,24 +73,15 @@ def test_what_is_not_complete_is_not_reported() -> None:
     assert "| mmoe | 0.5040 ± 0.0000 |" in section(SET, reported)
 
 
-def test_a_line_that_was_cut_off_is_trained_again(tmp_path: Path) -> None:
-    file = tmp_path / "trainings.jsonl"
-    file.write_text(json.dumps({"key": "whole"}) + '\n{"key": "cu')
-    assert list(read_rows(file)) == ["whole"]
-
-
-def test_a_training_is_a_row_whether_it_fails_or_not(tmp_path: Path) -> None:
+def test_a_training_is_a_row_of_its_best_epoch(tmp_path: Path) -> None:
     small_data(tmp_path / "small")
     keys = {"train.epochs": 2, "train.batch_size": 512, "model.name": "single_task"}
     keys |= {"checkpoint.keep_best": "valid/auc_mean", "model.expert_widths": (8,)}
     training = Training("small", "single_task", "search", 0, tuple(keys.items()))
-    row = json.loads(json.dumps(train(training, tmp_path, tmp_path)))
+    row = json.loads(json.dumps(train((training, tmp_path))))
     best = max(row["epochs"], key=lambda epoch: (epoch["auc_mean"], epoch["epoch"]))
     assert (row["best_epoch"], row["valid_auc_mean"]) == (best["epoch"], best["auc_mean"])
     assert set(row["test"]["calibration"]) == {"click", "like"}
-    failed = train(training._replace(data="missing"), tmp_path, tmp_path)
-    assert failed["key"] != row["key"]
-    assert "missing" in failed["error"]
 
 
 def test_one_hot_columns(tmp_path: Path) -> None:
