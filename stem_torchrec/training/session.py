@@ -117,7 +117,8 @@ def open_split(
     Collective: rank 0 reads the footers for all.
 
     Args:
-        for_training: leave out negatives as ``data.negative_rate`` says.
+        for_training: leave out negatives as ``data.negative_rate`` says, and hide ids as
+            ``data.unseen_rate`` does.
     """
     config, ranks, schema = session.config, session.ranks, session.schema
     training = split == "train"
@@ -144,6 +145,7 @@ def open_split(
         pin_memory=ranks.device.type == "cuda",
         verify_checksums=config.data.verify_checksums,
         negatives=negatives,
+        unseen_rate=config.data.unseen_rate if for_training else 0.0,
         manifest=manifest,
     )
 
