@@ -15,9 +15,9 @@ from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN, C
 SPLIT_COLUMN, KEY_COLUMN = "_split", "_key"
 ROW_COLUMN, CHANCE_COLUMN = "_row", "_chance"
 
-_STREAMS = {"split": 0, "order": 1}
+STREAMS = {"split": 0, "order": 1}
 # Buckets per pass of the search for a quantile: 5 passes find one among all 64-bit numbers.
-_BUCKETS = 2**13
+BUCKETS = 2**13
 
 
 def place_rows(
@@ -42,15 +42,15 @@ def place_rows(
     """
     split, key, chance, cuts = description.split, None, None, {}
     if isinstance(split, RandomSplit):
-        part, chance = _random_part(split), row_key_sql(_STREAMS["split"], split.seed)
+        part, chance = _random_part(split), row_key_sql(STREAMS["split"], split.seed)
     elif isinstance(split, TimeSplit):
         bounds = _bounds(connection, split, columns[TIME_COLUMN])
         part, key = _time_part(bounds), TIME_COLUMN
-        cuts = _cuts(connection, bounds, columns[TIME_COLUMN].type)
+        cuts = time_cuts(connection, bounds, columns[TIME_COLUMN].type)
     else:
         part = PART_COLUMN
     if description.shuffled:
-        key = row_key_sql(_STREAMS["order"], seed)
+        key = row_key_sql(STREAMS["order"], seed)
     made = [f"rowid AS {ROW_COLUMN}", f"{part} AS {SPLIT_COLUMN}"]
     made += [f"{key} AS {KEY_COLUMN}"] if key else []
     # A column of its own: in the branches of a CASE DuckDB would work it out again.
@@ -87,14 +87,14 @@ def _bounds(
     else:
         assert split.valid_from is not None
         assert split.test_from is not None
-        valid_from = _bound(connection, "valid_from", split.valid_from, time.type)
-        test_from = _bound(connection, "test_from", split.test_from, time.type)
+        valid_from = time_bound(connection, "valid_from", split.valid_from, time.type)
+        test_from = time_bound(connection, "test_from", split.test_from, time.type)
     if valid_from > test_from:
         raise UserError(f"split.valid_from: {split.valid_from} is after {split.test_from}")
     return valid_from, test_from
 
 
-def _cuts(
+def time_cuts(
     connection: duckdb.DuckDBPyConnection, bounds: tuple[int, int], type_name: str
 ) -> dict[str, int | str]:
     """Bounds as people read them: integers, or moments of UTC."""
@@ -113,7 +113,9 @@ def _time_part(bounds: tuple[int, int]) -> str:
     )
 
 
-def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str) -> int:
+def time_bound(
+    connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str
+) -> int:
     """A bound of the description as the number that ``_time`` holds; without a zone it is UTC."""
     if type_name in TIME_TYPES:  # by way of a zone, for a cast to others drops an offset
         sql = f"({literal(str(value))}::TIMESTAMPTZ)::TIMESTAMP"
@@ -137,7 +139,7 @@ def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> in
     )
     wanted, below, high = share * total - 1e-6, 0, high + 1
     while high - low > 1:  # the bound lies in (low, high]; `below` rows are under low
-        width = -(-(high - low) // _BUCKETS)
+        width = -(-(high - low) // BUCKETS)
         bucket = f"({TIME_COLUMN} - {low}) // {width}"
         inside = f"{where} AND {TIME_COLUMN} >= {low} AND {TIME_COLUMN} < {high}"
         counts = connection.execute(
