@@ -69,10 +69,12 @@ class _Recorded(NamedTuple):
     """A graph with the memory that it reads and writes.
 
     Attributes:
-        inputs: what is copied into before each launch.
+        kept: all that it reads of a batch; it is read as long as the graph is launched.
+        inputs: those of its tensors that are copied into before each launch.
         found: what the fork keeps of its Gram matrix; None where it makes none.
     """
 
+    kept: tuple[KeyedTensor | None, Batch]
     inputs: list[Tensor]
     output: Gradients
     replay: Callable[[], None]
@@ -147,7 +149,7 @@ class CapturedStep:
         kept, kept_sums = _copy(batch), None if sums is None else _copy_of_sums(sums)
         output, replay = self._graphs.record(lambda: self._run(kept_sums, kept))
         found = self._fork.found if self._fork is not None and self._fork.is_due else None
-        return _Recorded(_inputs(kept_sums, kept), output, replay, found)
+        return _Recorded((kept_sums, kept), _inputs(kept_sums, kept), output, replay, found)
 
 
 def _inputs(sums: KeyedTensor | None, batch: Batch) -> list[Tensor]:

@@ -137,15 +137,16 @@ def check_precision(config: Config, device: str) -> None:
         )
     if tables == "fp32":
         return
-    if tables == "bf16" and device == "cpu":
+    if tables == "bf16":
         raise UserError(
-            "embedding.precision: 'bf16' on cpu ranks, for which FBGEMM does not have it; allowed: "
-            "fp32, fp16 (a checkpoint's tables are converted as they are read)"
+            "embedding.precision: 'bf16', for which FBGEMM has no kernels that train (1.6 to 1.8); "
+            "allowed: fp32, fp16"
         )
-    if config.embedding.optimizer == "adam" and device == "cpu":
+    if config.embedding.optimizer == "adam":
         raise UserError(
             f"embedding.precision: {tables!r} with embedding.optimizer adam, which is not fused on "
-            "cpu ranks; allowed: fp32, or another optimizer"
+            "cpu ranks and whose kernel for cuda ranks takes fp32 alone; allowed: fp32, or another "
+            "optimizer"
         )
     for key, value in _unfused(config.distributed):
         raise UserError(

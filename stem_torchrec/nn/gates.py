@@ -183,6 +183,10 @@ class Gates(nn.Module):
             outputs=numbered(groups),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1."""
-        return self.mlp(x).softmax(dim=-1)
+    def forward(self, x: Tensor, common: Tensor | None = None) -> Tensor:
+        """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1.
+
+        Args:
+            common: columns that all read after their own, as ``BatchedMlp`` has them.
+        """
+        return self.mlp(x, common).softmax(dim=-1)
