@@ -1,5 +1,6 @@
 """What Spark prepares is what one machine does: ids, order, vocabularies, encoder, statistics."""
 
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ pytestmark = [
     pytest.mark.skipif(
         not (shutil.which("java") or "JAVA_HOME" in os.environ), reason="needs a Java runtime"
     ),
+    # Py4J leaves the sockets by which rows came to the collector.
+    pytest.mark.filterwarnings("ignore:unclosed .socket:ResourceWarning"),
 ]
 
 NUM_ROWS = 700
@@ -82,6 +85,7 @@ def spark() -> Iterator[Any]:
     session.sparkContext.setLogLevel("OFF")
     yield session
     session.stop()
+    gc.collect()
 
 
 def raw_rows() -> list[list[str]]:

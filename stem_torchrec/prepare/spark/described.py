@@ -44,6 +44,7 @@ _KEYS = {
     *("table", "by", "shares", "seed", "valid_from", "test_from", "train", "valid", "test"),
     "expression",  # unless it says something
 }
+_ENCODINGS = ("vocabulary", "hash", "identity")
 _SPLITTINGS = ("random", "time", "column")
 _FLOAT_MAX = 3.4e38
 _COMPARISON = re.compile(r"\s*(.+?)\s*(>=|<=|<>|!=|=|<|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
@@ -96,6 +97,12 @@ def refuse_unsupported(description: Description) -> None:
             raise not_for_spark(f"{prefix}expression", text)
         if unknown := sorted(part.model_fields_set - _KEYS):
             raise UserError(f"{prefix}{unknown[0]}: Spark does not do that here; see docs/spark.md")
+    for feature in description.features:
+        if feature.encoding not in _ENCODINGS:
+            raise UserError(
+                f"features.{feature.name}.encoding: {feature.encoding!r}; on Spark allowed: "
+                f"{', '.join(_ENCODINGS)}"
+            )
     if description.split.by not in _SPLITTINGS:
         raise UserError(
             f"split.by: {description.split.by!r}; on Spark allowed: {', '.join(_SPLITTINGS)}"

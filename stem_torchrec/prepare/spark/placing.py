@@ -10,7 +10,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.spark.raw import ROW
 from stem_torchrec.prepare.spark.values import below, row_key
 from stem_torchrec.prepare.tables.describe import Description, RandomSplit, TimeSplit
-from stem_torchrec.prepare.tables.placing import BUCKETS, KEY_COLUMN, SPLIT_COLUMN, STREAMS
+from stem_torchrec.prepare.tables.placing import KEY_COLUMN, SPLIT_COLUMN, STREAMS, first_time_after
 from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN
 
 
@@ -54,25 +54,18 @@ def order(*, ordered: bool) -> list[str]:
     return [KEY_COLUMN, ROW] if ordered else [ROW]
 
 
-def first_time_after(rows: DataFrame, share: float) -> int:
-    """As ``tables/placing`` has it: a few passes that count times in ever narrower buckets."""
+def time_after(rows: DataFrame, share: float) -> int:
+    """The first time after a share of the rows."""
     time = F.col(TIME_COLUMN)
+
+    def count(low: int, high: int, width: int) -> list[tuple[int, int]]:
+        bucket = F.expr(f"({TIME_COLUMN} - {low}) div {width}").alias("bucket")
+        inside = rows.where((time >= low) & (time < high))
+        return sorted(inside.groupBy(bucket).count().collect())
+
     found: Any = rows.agg(F.min(time), F.max(time), F.count("*")).first()
-    low, high, total = found
-    wanted, before, high = share * total - 1e-6, 0, high + 1
-    while high - low > 1:
-        width = -(-(high - low) // BUCKETS)
-        bucket = F.expr(f"({TIME_COLUMN} - {low}) div {width}")
-        inside = rows.where((time >= low) & (time < high)).groupBy(bucket.alias("bucket")).count()
-        for number, count in sorted(inside.collect()):
-            if before + count >= wanted:
-                low += number * width
-                high = min(low + width, high)
-                break
-            before += count
-        else:
-            return int(high)
-    return int(high)
+    first, last, total = found
+    return first_time_after(share * total, first, last, count)
 
 
 def _random_part(split: RandomSplit) -> Column:

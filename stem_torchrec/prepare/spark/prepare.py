@@ -21,7 +21,7 @@ from stem_torchrec.prepare.engine.row_hash import HASH_MACROS
 from stem_torchrec.prepare.spark.described import described, refuse_unsupported, require_good_rows
 from stem_torchrec.prepare.spark.ids import id_column, with_ids, write_vocabulary
 from stem_torchrec.prepare.spark.places import spark_address
-from stem_torchrec.prepare.spark.placing import first_time_after, order, placed, split_counts
+from stem_torchrec.prepare.spark.placing import order, placed, split_counts, time_after
 from stem_torchrec.prepare.spark.raw import RawTable, open_raw_table
 from stem_torchrec.prepare.spark.stats import raw_counts, stats_of, unseen_counts
 from stem_torchrec.prepare.tables.describe import Description, TimeSplit
@@ -175,7 +175,7 @@ def _bounds(
         return 0, 0
     if split.shares is not None:
         first, second = split.shares[:2]
-        return first_time_after(rows, first), first_time_after(rows, first + second)
+        return time_after(rows, first), time_after(rows, first + second)
     assert split.valid_from is not None
     assert split.test_from is not None
     return (

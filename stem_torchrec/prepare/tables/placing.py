@@ -1,5 +1,6 @@
 """The table ``rows`` -> the view ``placed``: which split a row belongs to, and where in it."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import duckdb
@@ -17,7 +18,7 @@ ROW_COLUMN, CHANCE_COLUMN = "_row", "_chance"
 
 STREAMS = {"split": 0, "order": 1}
 # Buckets per pass of the search for a quantile: 5 passes find one among all 64-bit numbers.
-BUCKETS = 2**13
+_BUCKETS = 2**13
 
 
 def place_rows(
@@ -129,28 +130,45 @@ def time_bound(
 
 
 def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> int:
-    """The smallest number that at least ``share`` of the rows' times lie below.
-
-    Counts in buckets that grow narrower, each pass a scan of one column in constant memory.
-    """
     where = "WHERE _bad IS NULL"
-    low, high, total = fetch_one(
-        connection, f"SELECT min({TIME_COLUMN}), max({TIME_COLUMN}), count(*) FROM rows {where}"
-    )
-    wanted, below, high = share * total - 1e-6, 0, high + 1
-    while high - low > 1:  # the bound lies in (low, high]; `below` rows are under low
-        width = -(-(high - low) // BUCKETS)
+
+    def count(low: int, high: int, width: int) -> list[tuple[int, int]]:
         bucket = f"({TIME_COLUMN} - {low}) // {width}"
         inside = f"{where} AND {TIME_COLUMN} >= {low} AND {TIME_COLUMN} < {high}"
-        counts = connection.execute(
+        return connection.execute(
             f"SELECT {bucket} AS bucket, count(*) FROM rows {inside} GROUP BY ALL ORDER BY ALL"
         ).fetchall()
-        for number, count in counts:
-            if below + count >= wanted:
+
+    first, last, total = fetch_one(
+        connection, f"SELECT min({TIME_COLUMN}), max({TIME_COLUMN}), count(*) FROM rows {where}"
+    )
+    return first_time_after(share * total, first, last, count)
+
+
+def first_time_after(
+    num_rows: float,
+    first: int,
+    last: int,
+    count: Callable[[int, int, int], Iterable[tuple[int, int]]],
+) -> int:
+    """The smallest number that the times of at least so many rows lie below.
+
+    Counts in buckets that grow narrower, each pass a scan of one column in constant memory.
+
+    Args:
+        first, last: of all times.
+        count: (low, high, width) -> the buckets of this width in [low, high) that are not empty,
+            counted from 0, and their rows, in order.
+    """
+    low, high, wanted, below = first, last + 1, num_rows - 1e-6, 0
+    while high - low > 1:  # the bound lies in (low, high]; `below` rows are under low
+        width = -(-(high - low) // _BUCKETS)
+        for number, rows in count(low, high, width):
+            if below + rows >= wanted:
                 low += number * width
                 high = min(low + width, high)
                 break
-            below += count
+            below += rows
         else:
             return int(high)
     return int(high)
