@@ -25,13 +25,12 @@ from stem_torchrec.prepare.spark.values import Form, hashed, is_integer, number,
 from stem_torchrec.prepare.tables.describe import (
     GROUP_COLUMN,
     WEIGHT_COLUMN,
-    ColumnSplit,
     DescribedFeature,
     Description,
-    TimeSplit,
 )
 from stem_torchrec.prepare.tables.expressions import TIME_TYPES
-from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN
+from stem_torchrec.prepare.tables.split_columns import PART_COLUMN, TIME_COLUMN
+from stem_torchrec.prepare.tables.splits import ColumnSplit, TimeSplit
 
 FAULT = "_fault"
 

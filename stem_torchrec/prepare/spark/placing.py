@@ -9,9 +9,10 @@ from stem_torchrec.data.schema import SPLITS
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.spark.raw import ROW
 from stem_torchrec.prepare.spark.values import below, row_key
-from stem_torchrec.prepare.tables.describe import Description, RandomSplit, TimeSplit
+from stem_torchrec.prepare.tables.describe import Description
 from stem_torchrec.prepare.tables.placing import KEY_COLUMN, SPLIT_COLUMN, STREAMS, first_time_after
-from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN
+from stem_torchrec.prepare.tables.split_columns import PART_COLUMN, TIME_COLUMN
+from stem_torchrec.prepare.tables.splits import RandomSplit, TimeSplit
 
 
 def placed(

@@ -24,12 +24,14 @@ from stem_torchrec.prepare.spark.places import spark_address
 from stem_torchrec.prepare.spark.placing import order, placed, split_counts, time_after
 from stem_torchrec.prepare.spark.raw import RawTable, open_raw_table
 from stem_torchrec.prepare.spark.stats import raw_counts, stats_of, unseen_counts
-from stem_torchrec.prepare.tables.describe import Description, TimeSplit
+from stem_torchrec.prepare.tables.describe import Description
 from stem_torchrec.prepare.tables.encoder import encoder_of
 from stem_torchrec.prepare.tables.encoding import prepared_schema, require_schema, table_owners
 from stem_torchrec.prepare.tables.placing import SPLIT_COLUMN, time_bound, time_cuts
 from stem_torchrec.prepare.tables.raw.files import open_raw_files
-from stem_torchrec.prepare.tables.row_columns import TIME_COLUMN, row_columns
+from stem_torchrec.prepare.tables.row_columns import row_columns
+from stem_torchrec.prepare.tables.split_columns import TIME_COLUMN
+from stem_torchrec.prepare.tables.splits import TimeSplit
 from stem_torchrec.storage.place import Place, remove
 
 _SESSION = {
