@@ -9,16 +9,13 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
+from stem_torchrec.config.days import Days
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.captured_step import (
-    CapturedStep,
-    CudaGraphs,
-    can_be_recorded,
-)
+from stem_torchrec.distributed.captured_step import CapturedStep, CudaGraphs
 from stem_torchrec.distributed.dense_step import DenseStep
 from stem_torchrec.distributed.forward_backward import ForwardBackward, Gradients
 from stem_torchrec.distributed.inputs import input_pipeline
@@ -29,7 +26,7 @@ from stem_torchrec.distributed.precision import dense_precision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.distributed.step import TrainStep
-from stem_torchrec.nn.compiled import compile_parts
+from stem_torchrec.nn.compiled import compile_model
 from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.storage.place import Place
 
@@ -93,16 +90,16 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     optimizers = Optimizers(config, model)
     undo = fork.undo if fork is not None else None
     if config.train.compile == "on":
-        compile_parts(recommender.model)
+        compile_model(recommender.model)
+        if fork is not None:
+            fork.compile_rule()
     local = config.distributed.pipeline != "prefetch" and is_local(planned.plan, ranks.world_size)
     if local:
         recommender.embeddings.local = LocalLookup(recommender.embeddings.tables)
     gradients: Callable[[Batch], Gradients]
     gradients = forward_backward = ForwardBackward(recommender.embeddings, dense_step, ranks)
     if config.train.capture == "on":
-        lookup_too = local and can_be_recorded(schema, optimizers)
-        graphs = CudaGraphs(ranks.device)
-        gradients = CapturedStep(forward_backward, fork, graphs, lookup_too=lookup_too)
+        gradients = CapturedStep(forward_backward, fork, CudaGraphs(ranks.device))
     inputs = input_pipeline(
         config.distributed.pipeline, recommender, ranks.device, exchanges=not local
     )
@@ -114,7 +111,12 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
 
 
 def open_split(
-    session: Session, split: str, *, in_file_order: bool = False, for_training: bool = False
+    session: Session,
+    split: str,
+    *,
+    in_file_order: bool = False,
+    for_training: bool = False,
+    days: Days | None = None,
 ) -> ParquetReader:
     """The reader of a split: shuffled for ``train`` unless asked, in file order for the others.
 
@@ -122,10 +124,11 @@ def open_split(
 
     Args:
         for_training: leave out negatives as ``data.negative_rate`` says.
+        days: those of ``data.days`` if None.
     """
     config, ranks, schema = session.config, session.ranks, session.schema
     training = split == "train"
-    days = config.data.days_of(split)
+    days = days or config.data.days_of(split)
     rate = config.data.negative_rate if for_training else 1.0
     negatives = negative_sampling(rate, config.run.seed, schema)
     manifest = ranks.on_first(
@@ -136,7 +139,7 @@ def open_split(
         split,
         schema,
         batch_size=config.train.batch_size
-        if training
+        if for_training
         else config.eval.batch_size or config.train.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,

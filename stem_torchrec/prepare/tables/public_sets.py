@@ -17,9 +17,9 @@ from stem_torchrec.prepare.engine.options import TikTokFields
 from stem_torchrec.prepare.tables.describe import (
     DescribedFeature,
     Description,
-    RandomSplit,
     RawFormat,
 )
+from stem_torchrec.prepare.tables.splits import RandomSplit
 
 TIKTOK_COLUMNS = (
     *("uid", "user_city", "item_id", "author_id", "item_city", "channel", "finish", "like"),
