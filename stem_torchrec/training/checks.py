@@ -26,6 +26,7 @@ from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.folder import Existing, check_run, require_run
+from stem_torchrec.runs.replayed import Replayed
 from stem_torchrec.runs.schema import fitted_schema, selected_schema
 from stem_torchrec.storage.lock.folder_lock import refuse_locked
 from stem_torchrec.storage.lock.holder import Holder
@@ -49,7 +50,11 @@ def check_inputs(
 
 
 def check_start(
-    config: Config, existing: Existing, num_workers: int, say: Callable[[str], None]
+    config: Config,
+    existing: Existing,
+    num_workers: int,
+    say: Callable[[str], None],
+    replayed: Replayed | None = None,
 ) -> None:
     """Raise the UserErrors that can be told before any rank of a training starts.
 
@@ -57,15 +62,16 @@ def check_start(
         existing: what to do with a run that the folder already holds.
         num_workers: ranks of this machine.
         say: is told what takes time.
+        replayed: the days that are gone through, of the train split alone.
     """
     check_devices(config.distributed, num_workers)
     if existing == "resume":
         require_run("--resume", config.run.dir)
     schema = check_settings(config, num_workers, of_run=existing == "resume")
-    check_run(config, existing)
+    check_run(config, existing, replayed)
     refuse_locked("run.dir", config.run.dir, Holder.this())
     say("reading the footers of the data")
-    check_data(config, schema)
+    check_data(config, schema, None if replayed is None else ["train"])
 
 
 def check_settings(config: Config, num_workers: int, *, of_run: bool = False) -> Schema:
@@ -114,7 +120,7 @@ def check_judgement(config: Config, schema: Schema) -> None:
     keep_best, patience = config.checkpoint.keep_best, config.eval.patience
     if keep_best is not None:
         _check_metric("checkpoint.keep_best", keep_best, config, schema)
-    elif config.eval.test_checkpoint == "best":
+    elif config.eval.test_checkpoint == "best" and not config.waits_for_valid:
         raise UserError(
             "eval.test_checkpoint: 'best', but no best one is kept; set checkpoint.keep_best"
         )
@@ -160,7 +166,9 @@ def doubtful_settings(config: Config) -> list[str]:
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
     if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
         warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
-    if config.eval.patience is None:
+    if config.waits_for_valid:
+        pass  # it ends by patience, and the best weights are tested
+    elif config.eval.patience is None:
         warnings += [
             f"eval.{name} has no effect without eval.patience"
             for name in sorted(_changed(config.eval) & {"metric", "min_delta"})

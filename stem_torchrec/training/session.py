@@ -9,6 +9,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
+from stem_torchrec.config.days import Days
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
@@ -110,18 +111,25 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
 
 
 def open_split(
-    session: Session, split: str, *, in_file_order: bool = False, for_training: bool = False
+    session: Session,
+    split: str,
+    *,
+    in_file_order: bool = False,
+    for_training: bool = False,
+    days: Days | None = None,
 ) -> ParquetReader:
     """The reader of a split: shuffled for ``train`` unless asked, in file order for the others.
 
     Collective: rank 0 reads the footers for all.
 
     Args:
-        for_training: leave out negatives as ``data.negative_rate`` says.
+        for_training: leave out negatives as ``data.negative_rate`` says, and hide ids as
+            ``data.unseen_rate`` does.
+        days: those of ``data.days`` if None.
     """
     config, ranks, schema = session.config, session.ranks, session.schema
     training = split == "train"
-    days = config.data.days_of(split)
+    days = days or config.data.days_of(split)
     rate = config.data.negative_rate if for_training else 1.0
     negatives = negative_sampling(rate, config.run.seed, schema)
     manifest = ranks.on_first(
@@ -131,9 +139,9 @@ def open_split(
         config.data.path,
         split,
         schema,
-        batch_size=config.train.batch_size
-        if training
-        else config.eval.batch_size or config.train.batch_size,
+        batch_size=config.train.batch_rows
+        if for_training
+        else config.eval.batch_size or config.train.batch_rows,
         rank=ranks.rank,
         world_size=ranks.world_size,
         shuffle=training and config.data.shuffle and not in_file_order,
@@ -144,6 +152,7 @@ def open_split(
         pin_memory=ranks.device.type == "cuda",
         verify_checksums=config.data.verify_checksums,
         negatives=negatives,
+        unseen_rate=config.data.unseen_rate if for_training else 0.0,
         manifest=manifest,
     )
 

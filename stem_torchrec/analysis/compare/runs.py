@@ -1,4 +1,4 @@
-"""Running the runs of a comparison: each the ``train`` command in a process of its own."""
+"""Running the runs of a comparison: each a command in a process of its own."""
 
 import json
 import os
@@ -21,9 +21,11 @@ from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.reading import dump_config
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.stopping.parent_watch import ends_its_children
 from stem_torchrec.stopping.signals import stop_signals
-from stem_torchrec.training.finished_run import unfinished
+from stem_torchrec.training.finished_run import unfinished, unfinished_replay
+from stem_torchrec.training.settling import settled
 
 Action = Literal["keep", "resume", "overwrite"]
 _POLL_S = 0.1
@@ -65,7 +67,7 @@ def action_for(run: PlannedRun, nproc: int, *, overwrite: bool) -> Action:
             f"{run.dir}: the run there has {difference}; "
             "choose another --out, or pass --overwrite to run everything anew"
         )
-    if last_test(read_records(run.dir)) is not None and unfinished(run.dir) is None:
+    if _without_results(run) is None:
         return "keep"
     return "resume" if checkpoint.saved_steps(run.dir / checkpoint.FOLDER) else "overwrite"
 
@@ -80,7 +82,10 @@ def difference_of(run: PlannedRun, nproc: int) -> str | None:
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     found = dict(_flat(content if isinstance(content, dict) else {}))
-    wanted = dict(_flat(careful_load(dump_config(run.config, {}))))
+    config = run.config
+    if config.train.is_open:
+        config = settled(config, selected_schema(config))
+    wanted = dict(_flat(careful_load(dump_config(config, {}))))
     start = _start_file(run)
     if start.is_file():
         found["--nproc"] = json.loads(start.read_text())["nproc"]
@@ -145,8 +150,9 @@ def runs_at_a_time(runs: Sequence[PlannedRun]) -> int:
 def _start(
     run: PlannedRun, action: Action, config: Path, ranks: Ranks
 ) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "stem_torchrec", "train", "--config", str(config)]
-    command += [*run.overrides, "--nproc", str(ranks.nproc), f"--{action}"]
+    command = [sys.executable, "-m", "stem_torchrec"]
+    command += ["train"] if run.days is None else ["replay", "--days", run.days]
+    command += ["--config", str(config), *run.overrides, "--nproc", str(ranks.nproc), f"--{action}"]
     run.dir.parent.mkdir(parents=True, exist_ok=True)
     _start_file(run).write_text(json.dumps(ranks._asdict()) + "\n")
     environment = dict(os.environ)
@@ -172,6 +178,13 @@ def _failure(run: PlannedRun, code: int, nproc: int) -> str | None:
     difference = difference_of(run, nproc)
     if difference:
         return f"it ran with {difference}"
+    return _without_results(run)
+
+
+def _without_results(run: PlannedRun) -> str | None:
+    """Why the run's folder has not what is compared; None if it has."""
+    if run.days is not None:
+        return unfinished_replay(run.dir)
     if last_test(read_records(run.dir)) is None:
         return "it wrote no test record"
     return unfinished(run.dir)

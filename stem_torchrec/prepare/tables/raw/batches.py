@@ -13,6 +13,7 @@ from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compresse
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import RawFiles, open_raw_files
 from stem_torchrec.prepare.tables.raw.headers import column_names, find_files
+from stem_torchrec.prepare.tables.raw.partitions import partition_types
 
 
 def raw_columns(file: Path, raw_format: Mapping[str, Any]) -> list[str]:
@@ -21,9 +22,9 @@ def raw_columns(file: Path, raw_format: Mapping[str, Any]) -> list[str]:
     Raises:
         UserError: the file is missing or unreadable.
     """
-    described = RawFormat.model_validate(raw_format)
+    described = _as_written(raw_format)
     if described.type == "delimited":
-        return column_names(find_files([file]), described)
+        return list(_delimited(file, described).columns)
     with duckdb.connect() as connection:
         return list(open_raw_files(connection, [file], described).columns)
 
@@ -36,13 +37,12 @@ def raw_tables(
     Raises:
         UserError: the file is damaged, or a line is no row.
     """
-    described = RawFormat.model_validate(raw_format)
+    described = _as_written(raw_format)
     verify_compressed(compressed([file]), threads=1)
     selected = ", ".join(map(quoted, columns)) or f"{literal('')} AS {quoted('')}"
     with duckdb.connect() as connection, readable_errors([file]):
         if described.type == "delimited":
-            names = column_names((file,), described)
-            raw = RawFiles((file,), described, dict.fromkeys(names, "VARCHAR"))
+            raw = _delimited(file, described)
         else:
             raw = open_raw_files(connection, [file], described)
         reader = connection.sql(f"SELECT {selected} FROM {raw.relation()}").to_arrow_reader(
@@ -54,3 +54,17 @@ def raw_tables(
             yield pa.Table.from_batches([batch])
         if empty:
             yield reader.schema.empty_table()
+
+
+def _delimited(file: Path, raw_format: RawFormat) -> RawFiles:
+    """All columns as texts, those of its folders' names, too."""
+    paths = find_files([file])
+    names = column_names(paths, raw_format)
+    partitions = partition_types(paths, names)
+    columns = dict.fromkeys([*names, *partitions], "VARCHAR")
+    return RawFiles(paths, raw_format, columns, partitions=partitions)
+
+
+def _as_written(raw_format: Mapping[str, Any]) -> RawFormat:
+    """The format without times: whoever encodes values makes times of those that are needed."""
+    return RawFormat.model_validate({**raw_format, "times": {}})
