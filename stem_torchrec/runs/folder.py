@@ -15,6 +15,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, Schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.encoder import ENCODER, carry_encoder
 from stem_torchrec.runs.records import METRICS, parse_record, record_lines
+from stem_torchrec.runs.trackers.mlflow import FILE as MLFLOW
 from stem_torchrec.storage.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.storage.place import Place, remove, replace_text, require_bucket
 
@@ -32,7 +33,7 @@ OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*", "profile"
 """What is a run's in its folders, which may be links to another disk."""
 
 OWN_FILES = (
-    *("plan.txt", "init.json", METRICS, ENCODER, *OWN_FOLDERS),
+    *("plan.txt", "init.json", MLFLOW, METRICS, ENCODER, *OWN_FOLDERS),
     *(SCHEMA_FILE, "config.yaml", JOB),
 )
 """What a run writes there, in the order in which a run that is replaced goes: what says that the
