@@ -21,15 +21,13 @@ class Shape:
     hidden: tuple[int, ...]
 
 
+_TIKTOK_ROWS = (70_000, 400_000, 150_000, 400, 5, 90_000, 75_000, 100)
+
 WORKLOADS = {
     "small": Shape((1000,) * 4, 16, 1, 2048, (64, 32), (32,)),
-    "tiktok": Shape(
-        (70_000, 400_000, 150_000, 400, 5, 90_000, 75_000, 100),
-        16,
-        1,
-        2048,
-        (512, 512, 512),
-        (128, 64),
+    "tiktok": Shape(_TIKTOK_ROWS, 16, 1, 2048, (512, 512, 512), (128, 64)),
+    "tiktok_20m": Shape(
+        tuple(25 * rows for rows in _TIKTOK_ROWS), 16, 1, 2048, (512, 512, 512), (128, 64)
     ),
     # 64 features, D 64 and 10 M rows on a GPU; on a CPU a quarter of the features and 1 % of rows.
     "ads": Shape((156_250,) * 64, 64, 10, 2048, (512, 256), (128, 64)),
@@ -92,7 +90,7 @@ class Runner:
         self._ranks.barrier()
 
     def _time_backward(self) -> None:
-        dense_step = self._session.step._dense_step
+        dense_step = self._session.step._gradients.dense_step
         gradients = dense_step._gradients
 
         def timed(*arguments: Any) -> Any:
@@ -138,6 +136,7 @@ def batches_of(shape: Shape, schema: Any, rank: int, number: int = 4) -> Iterato
             sparse=KeyedJaggedTensor(
                 keys=[f.name for f in schema.sparse],
                 values=torch.cat(values),
+                length_per_key=[len(of_feature) for of_feature in values],  # as the reader has it
                 lengths=lengths.flatten().to(torch.int32),
                 stride=size,
             ),

@@ -55,22 +55,21 @@ def together(*parts: Overrides) -> Overrides:
 
 def balanced(boundary: str, gram_rows: int | None = None) -> Overrides:
     keys = {"rule": "multi_balance", "boundary": boundary, "gram_rows": gram_rows}
-    return together(BF16, FUSED, {"balance": keys})
+    return together(BEST, {"balance": keys})
 
 
+BEST = together(BF16, FUSED, CAPTURED)
 PRECISIONS = {"fp32": FP32, "tf32": TF32, "bf16": BF16}
-LAYOUTS = {
-    "bf16 fused": together(BF16, FUSED),
-    "bf16 fused captured": together(BF16, FUSED, CAPTURED),
-}
-COMPILES = {
-    "bf16 fused": together(BF16, FUSED),
-    "bf16 fused compiled": together(BF16, FUSED, COMPILED),
+LAYOUTS = {"bf16 fused": together(BF16, FUSED), "bf16 fused captured": BEST}
+COMPILES = {"bf16 fused captured compiled": together(BEST, COMPILED)}
+HALVES = {
+    "bf16 fused captured fp16 tables": together(BEST, FP16_TABLES),
+    "bf16 fused captured compiled fp16 tables": together(BEST, COMPILED, FP16_TABLES),
 }
 BALANCED = {
-    "bf16 fused": together(BF16, FUSED),
-    "bf16 fused, multi_balance experts": balanced("experts"),
-    "bf16 fused, multi_balance pooled 256": balanced("pooled", 256),
+    "bf16 fused captured": BEST,
+    "bf16 fused captured, multi_balance experts": balanced("experts"),
+    "bf16 fused captured, multi_balance pooled 256": balanced("pooled", 256),
 }
 
 
@@ -87,13 +86,17 @@ class Case:
 
 CASES = (
     Case("tiktok", 2, 65_536, PRECISIONS | LAYOUTS, ("tf32", "bf16")),
-    Case("tiktok", 2, 4_096, {"tf32": TF32, "bf16": BF16} | LAYOUTS),
-    Case("tiktok", 2, 65_536, COMPILES, ("bf16 compiled",)),
+    Case("tiktok", 2, 4_096, {"tf32": TF32, "bf16": BF16} | LAYOUTS, ("bf16",)),
     Case("tiktok", 8, 16_384, {"tf32": TF32, "bf16": BF16} | LAYOUTS),
-    Case("ads", 8, 8_192, {"tf32": TF32} | {"bf16 fused": together(BF16, FUSED)}),
-    Case("ads", 8, 8_192, {"bf16 fused fp16 tables": together(BF16, FUSED, FP16_TABLES)}),
+    Case("ads", 8, 8_192, {"tf32": TF32} | LAYOUTS),
     Case("tiktok", 2, 16_384, BALANCED),
     Case("tiktok", 8, 16_384, BALANCED),
+    Case("ads", 8, 8_192, HALVES),
+    Case("tiktok", 2, 65_536, COMPILES, ("bf16 compiled",)),
+    Case("tiktok_20m", 2, 65_536, LAYOUTS, ("bf16", "bf16 compiled")),
+    Case("tiktok", 2, 4_096, COMPILES, ("bf16 compiled",)),
+    Case("tiktok", 8, 16_384, COMPILES),
+    Case("ads", 8, 8_192, COMPILES),
 )
 
 

@@ -77,9 +77,8 @@ def plan_of(case: Case) -> Planned:
             "distributed": {"hbm_gib": 80, "host_gib": 200},
         }
     )
-    return make_plan(
-        config, model_of(case), World(case.gpus, 8, "cuda"), sharder_for(config, "cuda")
-    )
+    world = World(case.gpus, 8, "cuda")
+    return make_plan(config, model_of(case), world, sharder_for(config, world))
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Factored:
     def combined(self, multipliers: Tensor) -> Tensor:
         weights = taking_part(self._weights, multipliers) * multipliers.view(-1, 1, 1)
         mixture = taking_part(self._mixture, multipliers)
-        return weighted_sums(weights.permute(2, 1, 0), list(mixture))
+        return weighted_sums(weights.permute(2, 1, 0), [mixture])
 
     def sizes(self) -> Tensor:
         return _sizes(self._weights) * _sizes(self._mixture)

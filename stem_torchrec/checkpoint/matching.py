@@ -149,7 +149,7 @@ def _rows(name: str, here: Shape, origin: str, there: Shape) -> int:
     if here[1] != there[1]:
         raise UserError(
             f"--init-from: {table} has dimension {here[1]}, {origin} there has {there[1]}; "
-            "set embedding.dim to the same"
+            "set embedding.dim and embedding.dims so that they are the same"
         )
     if here[0] < there[0]:
         raise UserError(

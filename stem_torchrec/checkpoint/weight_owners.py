@@ -27,8 +27,10 @@ def weight_owners(model: Model) -> dict[str, Ownership]:
 
 def reading_features(config: Config, schema: Schema) -> frozenset[str]:
     """Names of the dense weights that read the features: their shapes go by how many there are."""
-    inputs = inputs_of(schema, config.embedding.dim)
-    more = replace(inputs, features={**inputs.features, "one more": "context"})
+    inputs = inputs_of(schema, config.embedding)
+    features = {**inputs.features, "one more": "context"}
+    dims = {**inputs.widths, "one more": inputs.columns.widths[0]}
+    more = replace(inputs, features=features, dims=dims)
     with torch.device("meta"):
         one, other = (build_model(config.model, of).state_dict() for of in (inputs, more))
     return frozenset(f"{_PREFIX}{name}" for name in one if one[name].shape != other[name].shape)

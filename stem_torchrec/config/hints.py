@@ -22,6 +22,7 @@ _MEANT = {
     "checkpoint_every": ("checkpoint.every",),
     "embedding_dim": ("embedding.dim",),
     "emb_dim": ("embedding.dim",),
+    "embedding_dims": ("embedding.dims",),
     "l2": ("embedding.weight_decay", "optim.weight_decay"),
     "wd": ("embedding.weight_decay", "optim.weight_decay"),
     "grad_clip": ("optim.clip_norm",),

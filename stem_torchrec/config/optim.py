@@ -1,19 +1,25 @@
 """The tables and the dense weights: size, initial values and optimizers."""
 
-from typing import Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stem_torchrec.config.section import MAX_GRADIENT, MAX_RATE, MAX_STEPS, Section
 
+Width = Annotated[int, Field(ge=4, le=65536, multiple_of=4)]
+
 
 class EmbeddingConfig(Section):
-    dim: int = Field(
+    dim: Width = Field(
         16,
-        ge=4,
-        le=65536,
-        multiple_of=4,
-        description="embedding dimension D of every table, a multiple of 4",
+        description="embedding dimension D of every table that dims says nothing of, a multiple "
+        "of 4",
+    )
+    dims: dict[str, Width] = Field(
+        default_factory=dict,
+        description="embedding dimension by feature (* and ? match; a feature's own name comes "
+        "first, then the first pattern), over dim",
     )
     layout: Literal["separate", "fused"] = Field(
         "separate",
@@ -46,6 +52,17 @@ class EmbeddingConfig(Section):
         le=MAX_GRADIENT,
         description="clip each element of the pooled features' gradient to +-this",
     )
+
+    def dim_of(self, feature: str) -> int:
+        """The embedding dimension of a feature's tables."""
+        if feature in self.dims:
+            return self.dims[feature]
+        return next((d for name, d in self.dims.items() if self.fits(name, feature)), self.dim)
+
+    @staticmethod
+    def fits(pattern: str, feature: str) -> bool:
+        """Whether a name of ``dims`` is a feature's, or a pattern that matches it."""
+        return pattern == feature or fnmatchcase(feature, pattern)
 
 
 class OptimConfig(Section):

@@ -342,14 +342,14 @@ def _follows(error: Any) -> bool:
 
 def _describe(model: type[BaseModel], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
-    names = [key.name for key in all_keys(model)]
+    keys = list(all_keys(model))
+    names = [key.name for key in keys]
     full = ".".join(location)
     if error["type"] == "extra_forbidden":
         return unknown_key(full, _keys_beside(model, location), names)
     if error["type"] == "missing":
         return f"{full}: required"
-    # A location goes on into lists and alternatives; the key a person knows is its start.
-    key = next((name for name in names if full == name or full.startswith(name + ".")), full)
+    key = _key_of(full, keys)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:
         return f"{key}: {message}"
@@ -359,3 +359,12 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "literal_error":
         hint = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     return f"{key or 'config'}: {message}, found {shown(error['input'])}{hint}"
+
+
+def _key_of(location: str, keys: Sequence[Key]) -> str:
+    """What a person calls a location: it goes on into lists and alternatives, whose start is the
+    key, but in a mapping the names are a person's own."""
+    for key in keys:
+        if location == key.name or location.startswith(f"{key.name}."):
+            return location if key.allowed.startswith("mapping") else key.name
+    return location

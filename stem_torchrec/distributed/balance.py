@@ -15,6 +15,7 @@ from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance_parameters import ParameterBalance
 from stem_torchrec.distributed.balance_rows import RowGradients
 from stem_torchrec.distributed.dense_step import DenseStep, RankMean
+from stem_torchrec.distributed.widths import feature_widths
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn import Model
 
@@ -87,11 +88,11 @@ def install(
     check_balance(config, model, len(schema.tasks))
     if settings.rule == "equal":
         return None
-    dim, num_owners = config.embedding.dim, len(model.shared_owners)
+    widths, num_owners = feature_widths(schema, config.embedding), len(model.shared_owners)
     rule = rule_for(settings, len(schema.tasks), config.run.seed)
     grams: dict[str, Gram] = {
         "experts": ExpertsGram(),
-        "pooled": PooledGram(num_owners * len(schema.sparse) * dim, settings.gram_rows),
+        "pooled": PooledGram(num_owners * sum(widths.values()), settings.gram_rows),
     }
     fork = BalancedFork(
         rule,
@@ -104,7 +105,7 @@ def install(
     if rule.needs_gram and settings.boundary in ("parameters", "dense_parameters"):
         rows = RowGradients(
             schema,
-            dim,
+            widths,
             num_owners,
             world_size=world_size,
             rank_mean=rank_mean,

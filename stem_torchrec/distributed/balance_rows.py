@@ -1,11 +1,15 @@
 """Inner products of the tasks' gradients of shared table rows, over all ranks.
 
-B rows of the local batch, F features, D embedding dimension, T tasks, W ranks.
+B rows of the local batch, F features, D_f embedding dimension of feature f, D the largest of them,
+T tasks, W ranks.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.balancing.gradients import inner_products
@@ -20,7 +24,7 @@ class RowGradients:
     an all-to-all, as a table-wise sharded backward does.
 
     Args:
-        dim: D.
+        widths: feature -> D_f.
         num_owners: owners that share their tables between tasks; each has all features.
         rank_mean: collective mean over ranks.
         group: process group of the exchange.
@@ -29,7 +33,7 @@ class RowGradients:
     def __init__(
         self,
         schema: Schema,
-        dim: int,
+        widths: Mapping[str, int],
         num_owners: int,
         *,
         world_size: int,
@@ -48,24 +52,24 @@ class RowGradients:
         self._is_mean = torch.tensor(
             [f.kind == "bag" and f.pooling == "mean" for f in schema.sparse]
         )
-        self._dim, self._num_owners = dim, num_owners
+        self._widths, self._num_owners = [widths[name] for name in names], num_owners
         self._world_size = world_size
         self._rank_mean = rank_mean
         self._group = group
 
     def gram(self, features: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """(T, T) from gradients (T, B, I) of the shared features and their ids. Collective."""
-        width = len(self._table_of) * self._dim
+        width = sum(self._widths)
         by_owner = features[..., : self._num_owners * width].split(width, dim=-1)
         local = torch.stack([self._of_owner(part, sparse) for part in by_owner]).sum(dim=0)
         # A rank's gradient is W times its share; the mean over ranks takes one W of the two.
         return self._rank_mean(local / self._world_size)()
 
     def _of_owner(self, pooled: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        """This rank's part (T, T) from gradients (T, B, F * D) of one owner's pooled features."""
+        """This rank's part (T, T) from gradients (T, B, sum of D_f) of an owner's features."""
         num_tasks, batch, _ = pooled.shape
         num_features = len(self._table_of)
-        by_feature = pooled.reshape(num_tasks, batch, num_features, self._dim).permute(2, 1, 0, 3)
+        by_feature = self._padded(pooled).transpose(1, 2)
         lengths = sparse.lengths().view(num_features, batch).to(torch.int64)
         keys = sparse.values() + self._row_offsets(lengths)
         scale = torch.where(
@@ -78,6 +82,12 @@ class RowGradients:
             lengths, keys, samples = self._exchange(lengths, keys, samples)
         return self._products(lengths.flatten(), keys, samples.flatten(0, 1), num_tasks)
 
+    def _padded(self, pooled: Tensor) -> Tensor:
+        """(T, B, sum of D_f) -> (F, T, B, D); zeros add nothing to an inner product."""
+        most = max(self._widths)
+        parts = pooled.split(self._widths, dim=-1)
+        return torch.stack([pad(part, (0, most - part.shape[-1])) for part in parts])
+
     def _row_offsets(self, lengths: Tensor) -> Tensor:
         """What makes an id unique over tables, per id."""
         offsets = torch.tensor(self._table_of, device=lengths.device) * self._rows_per_table
@@ -87,7 +97,7 @@ class RowGradients:
         rows, row_of_id = keys.unique(return_inverse=True)
         per_id = samples.repeat_interleave(lengths, dim=0)
         sums = samples.new_zeros(len(rows), samples.shape[1]).index_add_(0, row_of_id, per_id)
-        return inner_products(sums.view(len(rows), num_tasks, self._dim).transpose(0, 1))
+        return inner_products(sums.view(len(rows), num_tasks, -1).transpose(0, 1))
 
     def _exchange(
         self, lengths: Tensor, keys: Tensor, samples: Tensor

@@ -31,7 +31,7 @@ def dense_operations(
     """The operations of one forward and backward of a model on the meta device.
 
     Args:
-        pooled_widths: by owner, the width of its pooled features, F_o * D.
+        pooled_widths: by owner, the columns of its pooled features.
         num_dense: dense features.
         batch_size: B, rows of one rank.
     """

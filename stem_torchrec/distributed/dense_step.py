@@ -1,6 +1,6 @@
 """The dense part of a step: pooled features in, losses and gradients out.
 
-B rows of the local batch, F_o features of owner o, D embedding dimension, T tasks, W ranks.
+B rows of the local batch, C_o columns of owner o's pooled features, T tasks, W ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class DenseOutput(NamedTuple):
         target: labels and weights, (B, T) each.
         total_weights: (T,) mean over ranks of each task's summed weight: ``losses`` times this is
             the weighted sum of the local samples' losses.
-        pooled: gradients (B, F_o * D) of the pooled features by owner, of those that are reached.
+        pooled: gradients (B, C_o) of the pooled features by owner, of those that are reached.
         weights: gradients of the dense weights, in their order.
     """
 
@@ -52,7 +52,7 @@ class DenseOutput(NamedTuple):
 
 
 class Dense(Protocol):
-    """Pooled features (B, F_o * D) by owner and their batch -> losses and gradients. Collective."""
+    """Pooled features (B, C_o) by owner and their batch -> losses and gradients. Collective."""
 
     def __call__(self, pooled: Mapping[str, Tensor], batch: Batch) -> DenseOutput: ...
 
@@ -81,11 +81,12 @@ class DenseStep:
         self.balance: Callable[[Tensor, KeyedJaggedTensor], Tensor] = as_they_are
 
     def __call__(self, pooled: Mapping[str, Tensor], batch: Batch) -> DenseOutput:
-        """Pooled features (B, F_o * D) by owner -> losses and gradients. Collective."""
+        """Pooled features (B, C_o) by owner -> losses and gradients. Collective."""
         inputs = {owner: features.detach().requires_grad_() for owner, features in pooled.items()}
         target = labelled(batch.labels, batch.weights)
         total_weights = self._rank_mean(target.weights.sum(dim=0))
-        logits = self.precision.forward(self._model, inputs, batch.dense)
+        dense = batch.dense.to(next(iter(inputs.values())).dtype)  # else it would widen them
+        logits = self.precision.forward(self._model, inputs, dense)
         totals = total_weights()
         losses = global_batch_losses(logits, target, totals, self._model.penalty)
         loss = self.balance(losses, batch.sparse).sum(dim=0)

@@ -1,9 +1,10 @@
 """Owners of tables -> one EmbeddingBagCollection -> pooled features by owner.
 
-B rows of the local batch, F_o features of owner o, D embedding dimension.
+B rows of the local batch, D_f embedding dimension of feature f, C_o columns of owner o: the sum of
+its features' D_f.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.data.schema import Schema
+from stem_torchrec.distributed.by_owner import ByOwner, Place
 from stem_torchrec.distributed.layout import Table, tables_of
+from stem_torchrec.distributed.local_lookup import LocalLookup
 from stem_torchrec.distributed.pooled_gradient import PooledGradient
 from stem_torchrec.distributed.precision import TABLE_TYPES
 from stem_torchrec.distributed.state_by_owner import name_by_owner
+from stem_torchrec.distributed.widths import feature_widths
 from stem_torchrec.nn.owners import Owners
 
 
@@ -30,12 +34,13 @@ class OwnerEmbeddings(nn.Module):
     Args:
         schema: the features in use, in the order in which they are concatenated.
         owners: which owner has tables for which features.
-        config: dimension D, layout, precision, clipping and decay.
+        config: dimensions, layout, precision, clipping and decay.
         world_size: W; a rank's gradient is W times its share of the global batch's.
 
     Attributes:
         adjust_gradient: to be applied to the pooled features' gradient before it goes on from here.
         layout: the tables.
+        local: looks ids up without an exchange, where all tables are on this one rank; else None.
     """
 
     def __init__(
@@ -52,71 +57,21 @@ class OwnerEmbeddings(nn.Module):
                 owner: {name: _place(self.layout, owner, name) for name in names}
                 for owner, names in owners.items()
             },
-            config.dim,
+            feature_widths(schema, config),
             [f.name for f in schema.sparse if f.kind == "bag" and f.pooling == "mean"],
         )
         self.adjust_gradient = PooledGradient(config.max_gradient, config.weight_decay, world_size)
+        self.local: LocalLookup | None = None
         name_by_owner(self)
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Pooled features of each owner, (B, F_o * D) float32, features in the owner's order."""
-        return self.by_owner(self.tables(sparse), sparse)
+        """Pooled features of each owner, (B, C_o) float32, features in the owner's order."""
+        return self.by_owner(self.sums(sparse), sparse)
 
-
-Place = tuple[str, int]
-"""A name among the tables' outputs, and which D columns of it."""
-
-
-class ByOwner(nn.Module):
-    """Joins the pooled features of each owner by name: their order follows the sharding plan.
-
-    Tables pool by sum and bags of mean pooling are divided by their lengths here: TorchRec's
-    row-wise mean is wrong where several tables serve one feature (it divides sums as well).
-
-    Every owner's features are copied once, whatever the layout, in the order in which its experts
-    read them. Splitting and joining beats FBGEMM's ``permute_multi_embedding`` (TorchRec's
-    ``regroup``), which on CPU copies element by element.
-
-    Args:
-        places: per owner, feature -> where it is among the tables' outputs.
-        dim: D.
-        mean_bags: names of the features whose sums are to be divided.
-    """
-
-    def __init__(
-        self, places: Mapping[str, Mapping[str, Place]], dim: int, mean_bags: Sequence[str]
-    ) -> None:
-        super().__init__()
-        self._places = places
-        self._dim = dim
-        self._mean_bags = mean_bags
-
-    def forward(self, sums: KeyedTensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Sums by output name, and the ids they came from -> (B, F_o * D) by owner."""
-        pieces = self._pieces(sums)
-        sizes = {}
-        if self._mean_bags:
-            lengths = sparse.lengths().view(len(sparse.keys()), -1, 1).clamp(min=1)
-            sizes = {name: lengths[sparse.keys().index(name)] for name in self._mean_bags}
-        return {
-            owner: torch.cat(
-                [
-                    pieces[place] / sizes[name] if name in sizes else pieces[place]
-                    for name, place in places.items()
-                ],
-                dim=1,
-            )
-            for owner, places in self._places.items()
-        }
-
-    def _pieces(self, sums: KeyedTensor) -> dict[Place, Tensor]:
-        """(B, D) each, all from one split, whose backward is one copy."""
-        places = [
-            (key, index)
-            for key, width in zip(sums.keys(), sums.length_per_key(), strict=True)
-            for index in range(width // self._dim)
-        ]
-        return dict(zip(places, sums.values().split(self._dim, dim=1), strict=True))
+    def sums(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
+        """Sums over bags by output name, as the tables give them. Collective."""
+        sums: KeyedTensor = self.tables(sparse) if self.local is None else self.local(sparse)
+        return sums
 
 
 def table_configs(

@@ -40,10 +40,18 @@ class Inputs(Protocol):
         """Let the model's forward be called with other batches; those in flight wait."""
 
 
-def input_pipeline(pipeline: PipelineName, model: nn.Module, device: torch.device) -> Inputs:
-    """What ``distributed.pipeline`` names, for a sharded model whose forward takes a batch."""
+def input_pipeline(
+    pipeline: PipelineName, model: nn.Module, device: torch.device, *, exchanges: bool = True
+) -> Inputs:
+    """What ``distributed.pipeline`` names, for a sharded model whose forward takes a batch.
+
+    Args:
+        exchanges: the lookup sends ids to other ranks, so that the pipeline has to do it before.
+    """
     if pipeline == "base":
         return OneByOne(device)
+    if not exchanges:
+        return CopiedAhead(device)
     if pipeline == "prefetch":
         return PrefetchPipeline(model, device)
     return InputPipeline(model, device)
@@ -66,6 +74,45 @@ class OneByOne:
 
     def detach(self) -> None:
         pass
+
+
+class CopiedAhead:
+    """Batch i + 1 is copied to the device while batch i computes; there is nobody to send ids to.
+
+    On a GPU on a stream of its own.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: Batch | None = None
+
+    def begin(self, batches: Iterator[Batch]) -> Batch:
+        batch = self._next if self._next is not None else self._copied(batches)
+        if batch is None:
+            raise StopIteration
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            batch.record_stream(current)
+        self._next = self._copied(batches)
+        return batch
+
+    def exchange_next(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def detach(self) -> None:
+        pass
+
+    def _copied(self, batches: Iterator[Batch]) -> Batch | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(self._stream):  # does nothing without a stream
+            return batch.to(self._device, non_blocking=True)
 
 
 class InputPipeline(TrainPipelineSparseDist[Batch, Any]):

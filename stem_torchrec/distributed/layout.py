@@ -1,6 +1,6 @@
 """Which tables there are: one per owner and feature, or owners' columns side by side in one.
 
-D embedding dimension, n owners of a table.
+D embedding dimension of a table, n owners of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from stem_torchrec.config import EmbeddingConfig
 from stem_torchrec.data.schema import Schema
+from stem_torchrec.distributed.widths import feature_widths
 from stem_torchrec.nn.owners import Owners
 
 
@@ -56,9 +57,13 @@ def tables_of(schema: Schema, owners: Owners, config: EmbeddingConfig) -> list[T
     Features with a common table share it per owner. ``fused`` joins the owners whose table serves
     the same features, so that no lookup reads a column that nobody wants: an owner alone keeps its
     own table.
+
+    Raises:
+        UserError: as ``feature_widths`` does.
     """
+    widths = feature_widths(schema, config)
     separate = [
-        Table((owner,), table, tuple(features), rows, config.dim)
+        Table((owner,), table, tuple(features), rows, widths[features[0]])
         for owner, names in owners.items()
         for table, (features, rows) in _by_table(schema, names).items()
     ]

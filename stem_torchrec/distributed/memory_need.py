@@ -48,7 +48,8 @@ def check_memory(config: Config, recommender: Recommender, num_workers: int) -> 
             f"model, embedding: weights, gradients and optimizer states need "
             f"{need / GIB:,.1f} GiB ({num_workers} x {dense / GIB:,.1f} dense, "
             f"{tables / GIB:,.1f} tables), but there are {room / GIB:,.1f} GiB; see "
-            "model.expert_widths, model.num_shared_experts, model.layers, embedding.dim"
+            "model.expert_widths, model.num_shared_experts, model.layers, embedding.dim, "
+            "embedding.dims"
         )
 
 

@@ -10,7 +10,7 @@ from stem_torchrec.config import Config
 from stem_torchrec.distributed.constraints import Sharder, World
 from stem_torchrec.distributed.optimizers import fused_params
 from stem_torchrec.distributed.plan import Planned, make_plan
-from stem_torchrec.distributed.precision import comm_codecs
+from stem_torchrec.distributed.precision import comm_codecs, output_type
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import initialise_tables
 
@@ -21,17 +21,22 @@ def plan_on_first_rank(config: Config, module: nn.Module, ranks: Ranks) -> Plann
     Raises:
         UserError: as ``make_plan`` does.
     """
-    per_node = config.distributed.ranks_per_node or ranks.local_world_size
-    world = World(ranks.world_size, per_node, ranks.device.type)
-    sharder = sharder_for(config, ranks.device.type)
+    world = _world(config, ranks)
+    sharder = sharder_for(config, world)
     return ranks.on_first(lambda: make_plan(config, module, world, sharder))
 
 
-def sharder_for(config: Config, device: str) -> Sharder:
-    params = fused_params(config.embedding, device)
-    if config.distributed.pipeline == "prefetch" and device == "cuda":
+def _world(config: Config, ranks: Ranks) -> World:
+    per_node = config.distributed.ranks_per_node or ranks.local_world_size
+    return World(ranks.world_size, per_node, ranks.device.type)
+
+
+def sharder_for(config: Config, world: World) -> Sharder:
+    params = fused_params(config.embedding, world.device)
+    if config.distributed.pipeline == "prefetch" and world.device == "cuda":
         params["prefetch_pipeline"] = True
-    return Sharder(fused_params=params, qcomm_codecs_registry=comm_codecs(config, device))
+    params |= output_type(config, world.size, world.device)
+    return Sharder(fused_params=params, qcomm_codecs_registry=comm_codecs(config, world.device))
 
 
 def shard(
@@ -47,7 +52,7 @@ def shard(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=ranks.device,
         plan=planned.plan,
-        sharders=[sharder_for(config, ranks.device.type)],
+        sharders=[sharder_for(config, _world(config, ranks))],
         init_data_parallel=False,
     )
     initialise_tables(model, seed=config.run.seed, std=config.embedding.init_std)

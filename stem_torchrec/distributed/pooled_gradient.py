@@ -4,10 +4,7 @@ FBGEMM's own weight decay is silently ignored on CPU and differs between optimiz
 one definition for every optimizer, kernel and sharding type.
 """
 
-import torch
 from torch import Tensor
-
-from stem_torchrec.distributed.verdict import known_unset
 
 
 class PooledGradient:
@@ -27,15 +24,11 @@ class PooledGradient:
         self._bound = max_gradient * world_size if max_gradient is not None else None
         self._weight_decay = weight_decay
 
-    def __call__(self, gradient: Tensor, features: Tensor, left_out: Tensor) -> Tensor:
-        """(B, F_o * D) each; zeros, decay too, in a step that is left out, whatever is in it.
-
-        Args:
-            left_out: () bool, on the device.
-        """
+    def __call__(self, gradient: Tensor, features: Tensor) -> Tensor:
+        """(B, C_o) each."""
         if self._bound is not None:
             gradient = gradient.clamp(-self._bound, self._bound)
         if self._weight_decay:
             decay = self._weight_decay / len(features)
             gradient = gradient.add(features.detach(), alpha=decay)
-        return gradient if known_unset(left_out) else torch.where(left_out, 0.0, gradient)
+        return gradient

@@ -68,6 +68,19 @@ def dense_precision(wanted: Products | Literal["auto"], device: str) -> DensePre
     return DensePrecision(wanted, device)
 
 
+def output_type(config: Config, world_size: int, device: str) -> dict[str, SparseType]:
+    """FBGEMM's argument for the type of pooled sums: autocast's, if that is what reads them.
+
+    The dense part rounds them to bfloat16 before all else; a GPU's kernel does so as it writes
+    them, in half the bytes. On one rank only: with several, ``comm_precision`` says how they
+    travel.
+    """
+    lowered = dense_precision(config.train.precision, device).name == "bf16"
+    if not (lowered and world_size == 1 and device == "cuda"):
+        return {}
+    return {"output_dtype": SparseType.BF16}
+
+
 class _Scaled(QuantizedCommCodec):
     """Float16 of numbers that are ``scale`` times as large; a power of two costs no digit.
 
@@ -112,8 +125,9 @@ def check_precision(config: Config, device: str) -> None:
     """Refuse what FBGEMM and gloo do not have.
 
     Raises:
-        UserError: tables or collectives in bfloat16 on CPU ranks; lowered tables outside of the
-            fused optimizers, whose states alone stay float32.
+        UserError: tables in bfloat16, which FBGEMM trains nowhere; lowered tables with Adam;
+            collectives in bfloat16 on CPU ranks; lowered tables outside of the fused optimizers,
+            whose states alone stay float32.
     """
     tables, comm = config.embedding.precision, config.distributed.comm_precision
     if comm == "bf16" and device == "cpu":
@@ -123,15 +137,16 @@ def check_precision(config: Config, device: str) -> None:
         )
     if tables == "fp32":
         return
-    if tables == "bf16" and device == "cpu":
+    if tables == "bf16":
         raise UserError(
-            "embedding.precision: 'bf16' on cpu ranks, for which FBGEMM does not have it; allowed: "
-            "fp32, fp16 (a checkpoint's tables are converted as they are read)"
+            "embedding.precision: 'bf16', for which FBGEMM has no kernels that train (1.6 to 1.8); "
+            "allowed: fp32, fp16"
         )
-    if config.embedding.optimizer == "adam" and device == "cpu":
+    if config.embedding.optimizer == "adam":
         raise UserError(
             f"embedding.precision: {tables!r} with embedding.optimizer adam, which is not fused on "
-            "cpu ranks; allowed: fp32, or another optimizer"
+            "cpu ranks and whose kernel for cuda ranks takes fp32 alone; allowed: fp32, or another "
+            "optimizer"
         )
     for key, value in _unfused(config.distributed):
         raise UserError(

@@ -7,7 +7,7 @@ owners of a row: each gets a copy, and the mean over owners is taken back. That 
 wide table's own accumulator would have been: the mean square of a row's gradient is the mean over
 its owners of theirs.
 
-D embedding dimension, n owners of a table.
+D embedding dimension of a table, n owners of it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.data.batch import Batch
-from stem_torchrec.distributed.dense_step import Dense, DenseOutput
+from stem_torchrec.distributed.dense_step import DenseOutput
+from stem_torchrec.distributed.forward_backward import Gradients
 from stem_torchrec.distributed.inputs import Inputs
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.precision import FLOAT32, DensePrecision
@@ -33,17 +34,16 @@ class StepOutput(NamedTuple):
 class TrainStep:
     """ids -> pooled features -> losses -> gradients -> weights and tables.
 
-    The ids of the next batches travel meanwhile (``inputs``). Before anything is changed,
-    the losses, the gradients of the pooled features and those of the dense weights are looked at:
-    if one is not finite on any rank, the step is left out on all. That costs a pass over them and
-    one all-reduce of one number, and is decided on the device: tables get gradients of zero, which
-    leave them and their optimizer's state as they are, bit for bit; what steps after the backward
-    is a ``GuardedOptimizer``. Nothing waits for the device, but where the tables' optimizer moves
-    on without a gradient (``Optimizers.need_gradients``): there the host decides, and their
-    backward does not run.
+    The ids of the next batches travel meanwhile (``inputs``). A step whose losses or gradients are
+    not finite on some rank is left out on all: tables get gradients of zero, which leave them and
+    their optimizer's state as they are, bit for bit; what steps after the backward is a
+    ``GuardedOptimizer``. Nothing waits for the device, but where the tables' optimizer moves on
+    without a gradient (``Optimizers.need_gradients``): there the host decides, and their backward
+    does not run.
 
     Args:
         recommender: sharded.
+        gradients: a batch's, as ``ForwardBackward`` makes them. Collective.
         precision: of the model's products; those of its forward are the dense step's own affair.
         undo: called after each step with the () bool of a step that is left out, for what its
             forward changed.
@@ -52,7 +52,7 @@ class TrainStep:
     def __init__(
         self,
         recommender: Recommender,
-        dense_step: Dense,
+        gradients: Callable[[Batch], Gradients],
         optimizers: Optimizers,
         ranks: Ranks,
         inputs: Inputs,
@@ -60,7 +60,7 @@ class TrainStep:
         undo: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._recommender = recommender
-        self._dense_step = dense_step
+        self._gradients = gradients
         self._optimizers = optimizers
         self._ranks = ranks
         self._undo = undo
@@ -74,31 +74,25 @@ class TrainStep:
             StopIteration: the batches, those in flight included, have run out.
         """
         batch = self._inputs.begin(batches)
-        pooled = self._recommender.embeddings(batch.sparse)
         with self._precision.products():
-            dense = self._dense_step(pooled, batch)
+            found = self._gradients(batch)
         self._inputs.exchange_next()
-        skipped = self._ranks.any(~dense.is_finite())
-        if not (self._optimizers.need_gradients and bool(skipped)):
-            self._update(pooled, dense, skipped)
+        if not (self._optimizers.need_gradients and bool(found.skipped)):
+            self._update(found)
         if self._undo is not None:
-            self._undo(skipped)
+            self._undo(found.skipped)
         self._inputs.end()
-        return StepOutput(batch, dense, skipped)
+        return StepOutput(batch, found.dense, found.skipped)
 
-    def _update(self, pooled: dict[str, Tensor], dense: DenseOutput, skipped: Tensor) -> None:
+    def _update(self, found: Gradients) -> None:
         """Tables step in their backward, if they are fused; the rest after it. Collective."""
-        mean = self._ranks.joined_mean(dense.weights)  # travels during the tables' backward
+        mean = self._ranks.joined_mean(found.dense.weights)  # travels during the tables' backward
         self._optimizers.forget_gradients()
-        adjust = self._recommender.embeddings.adjust_gradient
-        reached = [pooled[owner] for owner in dense.pooled]
-        torch.autograd.backward(
-            reached,
-            [adjust(g, e, skipped) for g, e in zip(dense.pooled.values(), reached, strict=True)],
-        )
+        # The graph stays for the next step where the lookup is recorded.
+        found.sums.backward(found.to_sums, retain_graph=True)
         for weight, gradient in zip(self._optimizers.dense, mean(), strict=True):
             weight.grad = gradient
-        self._optimizers.step(skipped)
+        self._optimizers.step(found.skipped)
 
     @torch.no_grad()
     def predict(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:

@@ -50,9 +50,9 @@ def _outermost(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _in_training(
-    part: nn.Module, compiled: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        return (compiled if part.training and torch.is_grad_enabled() else plain)(x)
+    part: nn.Module, compiled: Callable[..., Tensor], plain: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    def forward(*inputs: Tensor) -> Tensor:
+        return (compiled if part.training and torch.is_grad_enabled() else plain)(*inputs)
 
     return forward

@@ -1,6 +1,6 @@
 """K experts of one shape, by kind, as batched matrix products.
 
-B rows, F features of dimension D, N dense features, experts of width H.
+B rows, F features of dimension D_f, whose sum with the N dense features is I; experts of width H.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ class FieldWeightedExperts(Owned):
         dropout: probability of dropping a hidden activation.
 
     Raises:
-        ValueError: fewer than two features.
+        ValueError: fewer than two features, or of different dimensions.
 
-    >>> experts = FieldWeightedExperts(["shared:0", "shared:1"], Columns(3, 4, 2), (8,))
+    >>> experts = FieldWeightedExperts(["shared:0", "shared:1"], Columns((4, 4, 4), 2), (8,))
     >>> experts(torch.randn(5, 14)).shape
     torch.Size([2, 5, 8])
     """
@@ -42,13 +42,19 @@ class FieldWeightedExperts(Owned):
         self, owners: Sequence[str], columns: Columns, widths: Sequence[int], dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if columns.num_fields < 2:
+        size = len(columns.widths)
+        if size < 2:
             raise ValueError("expert: 'nfwfm' weights pairs of features; the data has one")
+        if len(set(columns.widths)) > 1:
+            raise ValueError(
+                "expert: 'nfwfm' multiplies features column by column; allowed: features of one "
+                f"embedding dimension, found {', '.join(map(str, sorted(set(columns.widths))))}"
+            )
         self.owners, self.columns = tuple(owners), columns
-        rows, others = torch.triu_indices(columns.num_fields, columns.num_fields, offset=1)
+        rows, others = torch.triu_indices(size, size, offset=1)
         self.register_buffer("pairs", torch.stack([rows, others]), persistent=False)
         self.pair_weights = nn.Parameter(torch.ones(len(owners), len(rows)))
-        width = columns.dim + columns.num_dense
+        width = columns.widths[0] + columns.num_dense
         self.mlp = BatchedMlp(len(owners), width, widths, dropout=dropout, owners=owners)
         self.width_out = self.mlp.width_out
 
@@ -58,8 +64,8 @@ class FieldWeightedExperts(Owned):
         return {"pair_weights": {0: self.owners}}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(K, B, F * D + N), or (B, F * D + N) that all K read, -> (K, B, H)."""
-        num, size = len(self.owners), self.columns.num_fields
+        """(K, B, I), or (B, I) that all K read, -> (K, B, H)."""
+        num, size = len(self.owners), len(self.columns.widths)
         fields, dense = self.columns.fields(x.expand(num, -1, -1))
         weights = self.pair_weights.new_zeros(num, size, size)
         weights[:, self.pairs[0], self.pairs[1]] = self.pair_weights
@@ -85,7 +91,7 @@ def experts(
     Raises:
         ValueError: as ``FieldWeightedExperts`` does.
 
-    >>> experts("mlp", ["click", "like"], Columns(3, 4, 2), (16, 8)).width_out
+    >>> experts("mlp", ["click", "like"], Columns((4, 4, 8), 2), (16, 8)).width_out
     8
     """
     if kind == "nfwfm":

@@ -33,7 +33,7 @@ class Extraction(nn.Module):
         gate_widths: hidden layers of a gate.
         shared_gate: also make the next shared stream, from all experts without stop-gradient.
 
-    >>> block = Extraction(["click", "like"], Columns(2, 4, 0), "own", gate_input="task")
+    >>> block = Extraction(["click", "like"], Columns((4, 4), 0), "own", gate_input="task")
     >>> forked = plain(torch.randn(5, 8), block.shared_experts(torch.randn(5, 8)))
     >>> block(forked, torch.randn(2, 5, 8))[1].shape
     torch.Size([2, 5, 512])
@@ -82,15 +82,19 @@ class Extraction(nn.Module):
         """
         own_out = self.task_experts(tasks.repeat_interleave(self.num_task_experts, dim=0))
         own_out = own_out.unflatten(0, (len(tasks), self.num_task_experts))
-        weights = self.gates(self._gate_input(forked.tasks.features, tasks))
+        weights = self.gates(*self._gate_input(forked.tasks.features, tasks))
         mixed = mix(weights, forked.tasks, own_out, self.reach)
         return self._next_shared(forked.shared, own_out), mixed
 
-    def _gate_input(self, shared: Tensor, tasks: Tensor) -> Tensor:
+    def _gate_input(self, shared: Tensor, tasks: Tensor) -> tuple[Tensor, ...]:
+        """Columns of each gate, and common ones after them where all gates read one copy."""
         if self.gate_input == "task":
-            return tasks
-        shared = shared.expand_as(tasks)
-        return shared if self.gate_input == "shared" else torch.cat([tasks, shared], dim=-1)
+            return (tasks,)
+        if self.gate_input == "shared":
+            return (shared.expand_as(tasks),)
+        if len(shared) == 1 < len(tasks) and self.gates.mlp.hidden:
+            return tasks, shared[0]
+        return (torch.cat([tasks, shared.expand_as(tasks)], dim=-1),)
 
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:
         if self.shared_gate is None:
@@ -114,7 +118,7 @@ class ExtractionStack(nn.Module):
     Raises:
         ValueError: as ``experts`` does.
 
-    >>> stack = ExtractionStack(["click", "like"], Columns(2, 4, 0), "own", gate_input="task")
+    >>> stack = ExtractionStack(["click", "like"], Columns((4, 4), 0), "own", gate_input="task")
     >>> stack(PlainFork(), torch.randn(5, 8), lambda shared: shared).shape
     torch.Size([2, 5, 512])
     """
@@ -140,7 +144,7 @@ class ExtractionStack(nn.Module):
         self.blocks = nn.ModuleList(
             Extraction(
                 tasks,
-                columns if layer == 1 else Columns(0, 0, width),
+                columns if layer == 1 else Columns((), width),
                 reach,
                 gate_input=gate_input,
                 num_shared_experts=num_shared_experts,

@@ -71,11 +71,13 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(weights, tasks, shared[0])
         ctx.reach, ctx.gates, ctx.num_handles = reach, gates, len(shared)
         if reach == "own":
-            terms = [[*shared[0], *own] for own in tasks]
             return torch.cat(
-                [weighted_sums(w[None], own) for w, own in zip(weights, terms, strict=True)]
+                [
+                    weighted_sums(w[None], [shared[0], own])
+                    for w, own in zip(weights, tasks, strict=True)
+                ]
             )
-        return weighted_sums(weights, [*shared[0], *tasks.flatten(0, 1)])
+        return weighted_sums(weights, [shared[0], tasks.flatten(0, 1)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -89,7 +91,7 @@ class _Mix(torch.autograd.Function):
             to_weights += [_products(gradient, tasks.flatten(0, 1))]
             own = of_tasks.unflatten(2, tasks.shape[:2]).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         if ctx.reach == "all":
-            to_tasks = weighted_sums(of_tasks.permute(2, 1, 0), list(gradient)).view_as(tasks)
+            to_tasks = weighted_sums(of_tasks.permute(2, 1, 0), [gradient]).view_as(tasks)
         else:
             to_tasks = _multiplied_out(own, gradient)
         to_shared = _to_shared(ctx, of_shared, gradient, len(shared))
@@ -101,7 +103,7 @@ def _to_shared(ctx: Any, of_shared: Tensor, gradient: Tensor, num_shared: int) -
         ctx.gates.append(GateGradient(of_shared, gradient))
         return gradient.new_zeros(()).expand(ctx.num_handles, num_shared, *gradient.shape[1:])
     if ctx.num_handles == 1:
-        return weighted_sums(of_shared.permute(2, 1, 0), list(gradient)).unsqueeze(0)
+        return weighted_sums(of_shared.permute(2, 1, 0), [gradient]).unsqueeze(0)
     return _multiplied_out(of_shared, gradient)
 
 
@@ -116,14 +118,34 @@ def _products(gradient: Tensor, experts: Tensor) -> Tensor:
     return torch.bmm(gradient.permute(1, 0, 2), experts.permute(1, 2, 0)).permute(1, 0, 2)
 
 
-def weighted_sums(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """(N, B, K) weights of K terms (B, H) -> (N, B, H) of the terms' type."""
-    sums = terms[0].new_empty(len(weights), *terms[0].shape)
+def weighted_sums(weights: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """(N, B, K) weights of K terms, in groups of (M, B, H) -> (N, B, H) of the terms' type."""
+    if weights.is_cuda:
+        return _sums_by_products(weights, groups)
+    first, *terms = (term for group in groups for term in group)
+    sums = first.new_empty(len(weights), *first.shape)
     for out, weight in zip(sums, weights, strict=True):
-        torch.mul(terms[0], weight[:, :1], out=out)
-        for k, term in enumerate(terms[1:], start=1):
+        torch.mul(first, weight[:, :1], out=out)
+        for k, term in enumerate(terms, start=1):
             out.addcmul_(term, weight[:, k : k + 1])
     return sums
+
+
+def _sums_by_products(weights: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """``weighted_sums`` as a product per row and group, which reads each term once.
+
+    Term by term, 8 gates over 9 experts launch 71 kernels, which take a third of a GPU's step.
+    """
+    by_row = weights.to(groups[0].dtype).transpose(0, 1)
+    first, *others = zip(
+        by_row.split([len(group) for group in groups], dim=2),
+        (group.transpose(0, 1) for group in groups),
+        strict=True,
+    )
+    sums = torch.bmm(*first)
+    for weight, terms in others:
+        sums.baddbmm_(weight, terms)
+    return sums.transpose(0, 1)
 
 
 class Gates(nn.Module):
@@ -161,6 +183,10 @@ class Gates(nn.Module):
             outputs=numbered(groups),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1."""
-        return self.mlp(x).softmax(dim=-1)
+    def forward(self, x: Tensor, common: Tensor | None = None) -> Tensor:
+        """(G, B, I), or (B, I) that all read, -> weights (G, B, K) that sum to 1.
+
+        Args:
+            common: columns that all read after their own, as ``BatchedMlp`` has them.
+        """
+        return self.mlp(x, common).softmax(dim=-1)

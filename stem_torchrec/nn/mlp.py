@@ -72,6 +72,17 @@ class BatchedLinear(Owned):
             return NarrowProduct.apply(x, self.weight, self.bias)
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
 
+    def of_two(self, own: Tensor, common: Tensor) -> Tensor:
+        """``forward`` of own columns (K, B, I_1) with common ones (B, I_2) after them.
+
+        A product each, of which that of the common columns is one for all K maps: side by side
+        they would be written, and their gradient too, K times.
+        """
+        of_own, of_common = self.weight.split([own.shape[2], common.shape[1]], dim=1)
+        columns = common @ of_common.transpose(0, 1).flatten(1)
+        by_map = columns.unflatten(1, (len(own), -1)).transpose(0, 1)
+        return by_map + torch.baddbmm(self.bias.unsqueeze(1), own, of_own)
+
 
 class NarrowProduct(torch.autograd.Function):
     """An affine map to few outputs, whose weights' gradient is summed in parts.
@@ -160,10 +171,17 @@ class BatchedMlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.width_out = width_out or widths[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(K, B, I), or (B, I) that all K read, -> (K, B, O)."""
+    def forward(self, x: Tensor, common: Tensor | None = None) -> Tensor:
+        """(K, B, I), or (B, I) that all K read, -> (K, B, O).
+
+        Args:
+            common: (B, I_2), columns that all K read after their own, which are fewer then; there
+                is a hidden layer.
+        """
         if x.dim() == 2:
             x = x.expand(self.num, -1, -1)
-        for layer in self.hidden:
-            x = self.dropout(layer(x).relu_())
+        for k, layer in enumerate(self.hidden):
+            assert isinstance(layer, BatchedLinear)
+            x = layer(x) if k or common is None else layer.of_two(x, common)
+            x = self.dropout(x.relu_())
         return in_float32(self.last, x) if self.last is not None else x

@@ -1,7 +1,7 @@
 """What every model is to the rest of the program, and the options that most models have.
 
-B rows of the local batch, F_o features of owner o, D embedding dimension, N dense features, T
-tasks.
+B rows of the local batch, N dense features, T tasks, C_o columns of owner o's pooled features: the
+sum of their embedding dimensions.
 """
 
 import abc
@@ -79,7 +79,7 @@ class Model(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        """Pooled features by owner, (B, F_o * D), and dense features (B, N) -> logits (B, T)."""
+        """Pooled features by owner, (B, C_o), and dense features (B, N) -> logits (B, T)."""
 
     @abc.abstractmethod
     def shared_parameters(self) -> Iterator[nn.Parameter]:

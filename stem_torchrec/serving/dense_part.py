@@ -6,7 +6,7 @@ whoever reads one refuses a file in which there is any.
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,19 @@ _CONFIGS = (
 
 
 def save_dense_part(
-    model: nn.Module, owners: Mapping[str, Sequence[str]], dim: int, num_dense: int, file: Path
+    model: nn.Module, pooled_widths: Mapping[str, int], num_dense: int, file: Path
 ) -> None:
     """Trace ``model(pooled, dense)`` for batches of any size and write it.
+
+    Args:
+        pooled_widths: by owner, the columns C_o of its pooled features.
+        num_dense: N dense features.
 
     Raises:
         UserError: torch cannot trace the model; says why.
     """
     batch = torch.export.Dim("batch", min=2)
-    pooled = {owner: torch.zeros(4, len(names) * dim) for owner, names in owners.items()}
+    pooled = {owner: torch.zeros(4, width) for owner, width in pooled_widths.items()}
     shapes = {"pooled": {owner: {0: batch} for owner in pooled}, "dense": {0: batch}}
     try:
         with torch.no_grad():
@@ -69,7 +73,7 @@ class DensePart:
 
     @torch.no_grad()
     def logits(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        """Pooled features by owner, (B, F_o * D), and dense features (B, N) -> logits (B, T)."""
+        """Pooled features by owner, (B, C_o), and dense features (B, N) -> logits (B, T)."""
         if len(dense) > 1:
             return self._module(pooled, dense)
         # One row is traced as another program than several: it goes twice.

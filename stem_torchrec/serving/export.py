@@ -128,21 +128,20 @@ def finish(config: Config, request: ExportRequest, exported: Exported) -> About:
         UserError: torch cannot trace the model; the run's encoder is not that of its data.
     """
     folder, schema = request.aside, exported.schema
-    model = build_model(config.model, inputs_of_schema(schema, config.embedding.dim))
+    inputs = inputs_of_schema(schema, config.embedding)
+    model = build_model(config.model, inputs)
     own = model.state_dict()
     model.load_state_dict({name: exported.weights[name] for name in own})
-    save_dense_part(
-        model, model.owners, config.embedding.dim, len(schema.dense), folder / DENSE_PART
-    )
+    widths = inputs.pooled_widths(model.owners)
+    save_dense_part(model, widths, len(schema.dense), folder / DENSE_PART)
     for file in (folder / TABLES).iterdir():
         reduce_table(file, request.tables)
     has_encoder = _carry_encoder(config, schema, folder)
     about = About(
         name=request.name,
         tasks=schema.task_names,
-        features=tuple(_served(feature) for feature in schema.features),
+        features=tuple(_served(part, inputs.widths.get(part.name, 0)) for part in schema.features),
         owners={owner: tuple(names) for owner, names in model.owners.items()},
-        dim=config.embedding.dim,
         tables=request.tables,
         has_encoder=has_encoder,
         notes={},
@@ -167,13 +166,13 @@ def _carry_encoder(config: Config, schema: Schema, folder: Path) -> bool:
     return True
 
 
-def _served(feature: Feature) -> ServedFeature:
+def _served(feature: Feature, dim: int) -> ServedFeature:
     if feature.kind == "dense":
         return ServedFeature(feature.name, feature.kind)
     assert feature.num_embeddings is not None
     is_mean = feature.kind == "bag" and feature.pooling == "mean"
     return ServedFeature(
-        feature.name, feature.kind, feature.table_name, feature.num_embeddings, is_mean
+        feature.name, feature.kind, feature.table_name, feature.num_embeddings, is_mean, dim
     )
 
 

@@ -27,6 +27,7 @@ class ServedFeature:
         table: whose table it is looked up in; empty for dense features.
         num_embeddings: rows of that table.
         is_mean: a bag's rows are averaged, not added up.
+        dim: D, columns of that table of each owner.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ServedFeature:
     table: str = ""
     num_embeddings: int = 0
     is_mean: bool = False
+    dim: int = 0
 
 
 class Ids(NamedTuple):

@@ -1,6 +1,6 @@
 """An exported model in memory: tables that are mapped, a dense part that is loaded.
 
-B rows, F_o features of owner o, D embedding dimension, T tasks.
+B rows, D embedding dimension of a feature, T tasks.
 """
 
 import json
@@ -37,7 +37,6 @@ class About:
     tasks: tuple[str, ...]
     features: tuple[ServedFeature, ...]
     owners: Mapping[str, tuple[str, ...]]
-    dim: int
     tables: str
     has_encoder: bool
     notes: Mapping[str, Any]
@@ -58,7 +57,9 @@ def read_about(folder: Path) -> About:
     file = folder / ABOUT
     try:
         content = json.loads(file.read_bytes())
-        content["features"] = tuple(ServedFeature(**part) for part in content["features"])
+        # Earlier versions wrote one dimension of all tables.
+        dim = {"dim": content.pop("dim")} if "dim" in content else {}
+        content["features"] = tuple(ServedFeature(**dim | part) for part in content["features"])
         content["owners"] = {owner: tuple(names) for owner, names in content["owners"].items()}
         content["tasks"] = tuple(content["tasks"])
         return About(**content)
@@ -84,7 +85,7 @@ class ServedModel:
                 key = owner, feature.table
                 if key not in self._tables:
                     file = table_file(folder, *key)
-                    self._tables[key] = Table(file, feature.num_embeddings, about.dim)
+                    self._tables[key] = Table(file, feature.num_embeddings, feature.dim)
 
     def table(self, owner: str, feature: str) -> Table:
         """An owner's table of one of its features."""
@@ -110,7 +111,7 @@ class ServedModel:
         if ids.lengths is None:
             return rows
         row = torch.repeat_interleave(torch.arange(num_rows), ids.lengths)
-        sums = torch.zeros(num_rows, self.about.dim).index_add_(0, row, rows)
+        sums = torch.zeros(num_rows, rows.shape[1]).index_add_(0, row, rows)
         if self.about.feature(name).is_mean:
             return sums / ids.lengths.clamp(min=1)[:, None]
         return sums

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stem_torchrec.distributed.tables import local_shards
+from stem_torchrec.distributed.widths import feature_widths
 from stem_torchrec.serving.safetensors import create_tensors, open_tensors
 from stem_torchrec.serving.tables import TABLES, table_file
 from stem_torchrec.training.session import Session
@@ -15,13 +16,14 @@ def write_tables(session: Session, folder: Path) -> None:
 
     def create() -> None:
         (folder / TABLES).mkdir()
-        dim = session.config.embedding.dim
+        widths = feature_widths(session.schema, session.config.embedding)
         for owner, names in session.recommender.model.owners.items():
             for feature in session.schema.sparse:
                 file = table_file(folder, owner, feature.table_name)
                 if feature.name in names and not file.exists():
                     assert feature.num_embeddings is not None
-                    create_tensors(file, {"values": ("F32", (feature.num_embeddings, dim))})
+                    shape = feature.num_embeddings, widths[feature.name]
+                    create_tensors(file, {"values": ("F32", shape)})
 
     session.ranks.on_first(create)
     for shard in local_shards(session.model):

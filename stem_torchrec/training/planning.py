@@ -15,7 +15,7 @@ from stem_torchrec.distributed.parallel import sharder_for
 from stem_torchrec.distributed.plan import Planned, make_plan
 from stem_torchrec.distributed.plan_report import columns
 from stem_torchrec.distributed.precision import Products
-from stem_torchrec.distributed.recommender import Recommender
+from stem_torchrec.distributed.recommender import Recommender, inputs_of
 from stem_torchrec.distributed.step_cost import (
     StepCost,
     TableUse,
@@ -88,7 +88,7 @@ def cost_of(config: Config, schema: Schema, world: World, assumed: Assumed) -> S
     recommender = _recommender(config, schema, world)
     planned = _plan(config, recommender, world)
     model, batch_size = recommender.model, config.train.batch_size
-    widths = {owner: len(names) * config.embedding.dim for owner, names in model.owners.items()}
+    widths = inputs_of(schema, config.embedding).pooled_widths(model.owners)
     dense_bytes = 4.0 * sum(weight.numel() for weight in model.parameters())
     tables = table_uses(recommender.embeddings.tables, schema, assumed.bag_ids)
     return step_cost(
@@ -124,4 +124,4 @@ def _recommender(config: Config, schema: Schema, world: World) -> Recommender:
 
 
 def _plan(config: Config, recommender: Recommender, world: World) -> Planned:
-    return make_plan(config, recommender, world, sharder_for(config, world.device))
+    return make_plan(config, recommender, world, sharder_for(config, world))

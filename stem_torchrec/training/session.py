@@ -1,5 +1,6 @@
 """A model with what trains it, built and sharded on these ranks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +9,20 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
+from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.captured_step import CapturedStep, CudaGraphs
-from stem_torchrec.distributed.dense_step import Dense, DenseStep
+from stem_torchrec.distributed.captured_step import (
+    CapturedStep,
+    CudaGraphs,
+    can_be_recorded,
+)
+from stem_torchrec.distributed.dense_step import DenseStep
+from stem_torchrec.distributed.forward_backward import ForwardBackward, Gradients
 from stem_torchrec.distributed.inputs import input_pipeline
+from stem_torchrec.distributed.local_lookup import LocalLookup, is_local
 from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.parallel import plan_on_first_rank, replicate, shard
 from stem_torchrec.distributed.precision import dense_precision
@@ -86,11 +94,19 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     undo = fork.undo if fork is not None else None
     if config.train.compile == "on":
         compile_parts(recommender.model)
-    dense: Dense = dense_step
+    local = config.distributed.pipeline != "prefetch" and is_local(planned.plan, ranks.world_size)
+    if local:
+        recommender.embeddings.local = LocalLookup(recommender.embeddings.tables)
+    gradients: Callable[[Batch], Gradients]
+    gradients = forward_backward = ForwardBackward(recommender.embeddings, dense_step, ranks)
     if config.train.capture == "on":
-        dense = CapturedStep(dense_step, fork, CudaGraphs(ranks.device))
-    inputs = input_pipeline(config.distributed.pipeline, recommender, ranks.device)
-    step = TrainStep(recommender, dense, optimizers, ranks, inputs, precision, undo)
+        lookup_too = local and can_be_recorded(schema, optimizers)
+        graphs = CudaGraphs(ranks.device)
+        gradients = CapturedStep(forward_backward, fork, graphs, lookup_too=lookup_too)
+    inputs = input_pipeline(
+        config.distributed.pipeline, recommender, ranks.device, exchanges=not local
+    )
+    step = TrainStep(recommender, gradients, optimizers, ranks, inputs, precision, undo)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits

@@ -142,7 +142,7 @@ def test_a_wrong_override_is_the_users_error(load, overrides, message):
         ),
         (
             SMALL | {"distributed": {"tables": {"x": {"sharding": ["rows"]}}}},
-            r"distributed\.tables: .*'row_wise'.*found 'rows'",
+            r"distributed\.tables\.x\.sharding\.0: .*'row_wise'.*found 'rows'",
         ),
     ],
 )

@@ -147,6 +147,20 @@ def test_two_ranks_equal_the_oracle_and_each_other(tmp_path, pair, boundary, sha
         assert_is_expected(chosen, parts, before, after, weights)
 
 
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_features_of_different_widths_equal_the_oracle(tmp_path, pair, boundary):
+    chosen = config(tmp_path, "multi_balance", boundary, "row_wise")
+    dims = {"user": 32, "hour": 4}
+    embedding = chosen.embedding.model_copy(update={"dims": dims})
+    chosen = of_model(chosen, "me_ple", decorrelation=2.0)
+    chosen = chosen.model_copy(update={"embedding": embedding})
+    parts = two_parts(1)
+    parts[1] = parts[0]  # covariances are of each rank's rows: with the same rows, those of all
+    for before, after, weights, _ in pair.run(balanced_step, chosen, parts):
+        assert not torch.allclose(weights, torch.ones_like(weights))
+        assert_is_expected(chosen, parts, before, after, weights)
+
+
 def without_products(ranks, config, parts):
     """A step in which making a Gram matrix, or gradients of parameters per task, fails."""
     with pytest.MonkeyPatch.context() as patched:

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.config import Config
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed import captured_step
-from stem_torchrec.distributed.captured_step import CapturedStep, check_capture
+from stem_torchrec.distributed.captured_step import (
+    CapturedStep,
+    can_be_recorded,
+    check_capture,
+)
 from stem_torchrec.errors import UserError
 from stem_torchrec.training.session import Session
-from tests.support.steps import batch_of, config_of, random_rows, start, state_of
+from tests.support.steps import SCHEMA, batch_of, config_of, random_rows, start, state_of
 
 # The third and the last but one have fewer rows than what is recorded.
 ROWS = (8, 8, 5, 8, 8, 8, 8, 8, 8, 5, 8)
@@ -25,23 +30,30 @@ SETTINGS = [
 ]
 
 
-def config_with(folder: Path, device: str, sections: dict[str, Any]) -> Config:
-    return config_of(folder, **sections, distributed={"device": device, "sharding": "table_wise"})
+IDS = SCHEMA.model_copy(update={"features": tuple(f for f in SCHEMA.features if f.kind != "bag")})
+SCHEMAS = (SCHEMA, IDS)
 
 
-def run(session: Session, spoiled: int = 7) -> list[Any]:
+def config_with(
+    folder: Path, device: str, sections: dict[str, Any], schema: Schema = SCHEMA
+) -> Config:
+    distributed = {"device": device, "sharding": "table_wise"}
+    return config_of(folder, schema, **sections, distributed=distributed)
+
+
+def run(session: Session, schema: Schema = SCHEMA, spoiled: int = 7) -> list[Any]:
     """Losses, and what balancing keeps, of each step; one of the steps is left out."""
     found: list[Any] = []
     session.recommender.train()
     for step, num_rows in enumerate(ROWS):
-        rows = random_rows(np.random.default_rng(step), num_rows)
+        rows = random_rows(np.random.default_rng(step), num_rows, schema)
         if step == spoiled:
             rows.dense[0] = np.nan
             rows.labels[0] = 1.0
-        session.optimizers.set_learning_rates(1.0)
+        session.optimizers.set_learning_rates(1.0 / (1 + step))
         if session.fork is not None:
             session.fork.begin(step)
-        done = session.step(iter([batch_of(rows).to(session.ranks.device)]))
+        done = session.step(iter([batch_of(rows, schema).to(session.ranks.device)]))
         kept = deepcopy(session.fork.last_state()) if session.fork is not None else None
         buffers = [b.clone() for b in session.fork.buffers()] if session.fork is not None else []
         found.append((done.dense.losses.clone(), done.skipped.clone(), kept, buffers))
@@ -93,16 +105,25 @@ def tensors(value: Any) -> list[Tensor]:
     return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []
 
 
+@pytest.mark.parametrize("schema", SCHEMAS, ids=["bags", "ids"])
 @pytest.mark.parametrize("sections", SETTINGS)
 def test_what_is_replayed_is_what_would_run(
-    tmp_path: Path, alone: Any, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    alone: Any,
+    schema: Schema,
+    sections: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(captured_step, "WARM_UP_STEPS", 1)
-    config = config_with(tmp_path, "cpu", sections)
+    config = config_with(tmp_path, "cpu", sections, schema)
     plain, captured = start(config, alone), start(config, alone)
     rerun = Rerun(captured)
-    captured.step._dense_step = CapturedStep(captured.step._dense_step, captured.fork, rerun)
-    same(run(captured), run(plain))
+    lookup_too = can_be_recorded(captured.schema, captured.optimizers)
+    assert lookup_too is (schema is IDS)
+    captured.step._gradients = CapturedStep(
+        captured.step._gradients, captured.fork, rerun, lookup_too=lookup_too
+    )
+    same(run(captured, schema), run(plain, schema))
     for one, other in zip(state_of(captured), state_of(plain), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     due_or_not = 2 if "gram_every" in sections.get("balance", {}) else 1
@@ -138,14 +159,17 @@ def test_what_can_be_recorded(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of FBGEMM and torch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("schema", SCHEMAS, ids=["bags", "ids"])
 @pytest.mark.parametrize("sections", [*SETTINGS, {"model": {"dropout": 0.3}}])
-def test_captured_equals_not_captured(tmp_path: Path, gpu: Any, sections: dict[str, Any]) -> None:
+def test_captured_equals_not_captured(
+    tmp_path: Path, gpu: Any, schema: Schema, sections: dict[str, Any]
+) -> None:
     found = []
     for capture in ("off", "on"):
-        config = config_with(tmp_path, "cuda", sections | {"train": {"capture": capture}})
+        config = config_with(tmp_path, "cuda", sections | {"train": {"capture": capture}}, schema)
         session = start(config, gpu)
         torch.manual_seed(0)
-        found.append((run(session), state_of(session)))
+        found.append((run(session, schema), state_of(session)))
     (plain, plain_state), (captured, captured_state) = found
     same(captured, plain)
     for one, other in zip(captured_state, plain_state, strict=True):

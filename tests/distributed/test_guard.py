@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stem_torchrec.distributed import guarded_optimizer, pooled_gradient
+from stem_torchrec.distributed import forward_backward, guarded_optimizer
 from stem_torchrec.nn.losses import labelled, task_losses
 from tests.support.steps import batch_of, config_of, random_rows, run_steps, start, take_steps
 
@@ -158,7 +158,7 @@ def test_a_verdict_that_the_host_does_not_know_changes_no_number(
         optim={"optimizer": dense, "weight_decay": 0.1, "clip_norm": 1.0},
     )
     found = []
-    for module in (None, pooled_gradient, guarded_optimizer):
+    for module in (None, forward_backward, guarded_optimizer):
         if module is not None:
             monkeypatch.setattr(module, "known_unset", lambda flag: False)
         session = start(config, alone)
@@ -174,7 +174,7 @@ def test_the_dense_step_reaches_no_table(tmp_path, alone):
     batch = batch_of(good_rows(0, 0))
     pooled = session.recommender.embeddings(batch.sparse)
     before = everything(session)
-    dense = session.step._dense_step(pooled, batch)
+    dense = session.step._gradients.dense_step(pooled, batch)
     assert all(torch.equal(value, everything(session)[name]) for name, value in before.items())
     target = labelled(batch.labels, batch.weights)
     whole = session.recommender.model(pooled, batch.dense)

@@ -28,6 +28,7 @@ from tests.support.steps import (
 
 LAYOUTS = ("separate", "fused")
 BOUNDS = {"max_gradient": 0.02, "weight_decay": 0.01}
+MIXED = {"dims": {"user": 20, "t*": 4}}
 LR = {"sgd": 2.0, "adagrad": 0.2, "rowwise_adagrad": 0.2, "adam": 0.02}
 
 
@@ -98,6 +99,7 @@ ON_ONE = [
     ("sgd", "table_wise", {}, BOUNDS),
     ("adagrad", "column_wise", SOME, {}),
     ("adam", "table_wise", SOME, BOUNDS),
+    ("adagrad", "column_wise", SOME, BOUNDS | MIXED),
 ]
 ON_TWO = [
     ("adagrad", "table_wise", {}, BOUNDS),
@@ -106,6 +108,9 @@ ON_TWO = [
     ("sgd", "column_wise", SOME, {}),
     ("sgd", "table_row_wise", {}, {}),
     ("adam", "row_wise", {}, BOUNDS),
+    ("adagrad", "table_wise", SOME, BOUNDS | MIXED),
+    ("sgd", "column_wise", {}, MIXED),
+    ("adagrad", "row_wise", {}, MIXED),
 ]
 
 
@@ -140,6 +145,15 @@ def assert_bit_equal(separate, fused):
     assert_close(fused.after.tables, separate.after.tables, 0.0)
     assert_close(fused.after.dense, separate.after.dense, 0.0)
     assert torch.equal(fused.losses, separate.losses)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_width_is_the_same_however_it_is_given(tmp_path, alone, layout):
+    one, other = (
+        train_share(alone, config_with(tmp_path, layout, "adagrad", "table_wise", **given))
+        for given in ({"dim": DIM}, {"dim": 64, "dims": {"user": DIM, "[hit]*": DIM, "*": 12}})
+    )
+    assert_bit_equal(one, other)
 
 
 @pytest.mark.parametrize("sharding", ["row_wise", "column_wise"])
@@ -216,20 +230,22 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("tables", "sharding", "layouts"),
+    ("tables", "sharding", "layouts", "dims"),
     [
-        ("adagrad", "table_wise", ("separate", "fused")),
-        ("adagrad", "row_wise", ("fused", "separate")),
-        ("adam", "row_wise", ("separate", "fused")),
-        ("adam", "data_parallel", ("fused", "separate")),
-        ("rowwise_adagrad", "row_wise", ("fused", "fused")),
-        ("rowwise_adagrad", "column_wise", ("fused", "fused")),
-        ("rowwise_adagrad", "data_parallel", ("fused", "fused")),
+        ("adagrad", "table_wise", ("separate", "fused"), {}),
+        ("adagrad", "row_wise", ("fused", "separate"), {}),
+        ("adagrad", "row_wise", ("separate", "fused"), MIXED),
+        ("adam", "row_wise", ("separate", "fused"), {}),
+        ("adam", "data_parallel", ("fused", "separate"), {}),
+        ("rowwise_adagrad", "row_wise", ("fused", "fused"), {}),
+        ("rowwise_adagrad", "column_wise", ("fused", "fused"), {}),
+        ("rowwise_adagrad", "column_wise", ("fused", "fused"), MIXED),
+        ("rowwise_adagrad", "data_parallel", ("fused", "fused"), {}),
     ],
 )
-def test_a_checkpoint_goes_on_bit_equal(tmp_path, pair, tables, sharding, layouts):
+def test_a_checkpoint_goes_on_bit_equal(tmp_path, pair, tables, sharding, layouts, dims):
     saving, loading = (
-        config_with(tmp_path, layout, tables, sharding, model=SOME, seed=seed)
+        config_with(tmp_path, layout, tables, sharding, model=SOME, seed=seed, **dims)
         for layout, seed in zip(layouts, (3, 4), strict=True)  # nothing is there by chance
     )
     saved = pair.run(train_save_train, saving, tmp_path / "saved")[0]

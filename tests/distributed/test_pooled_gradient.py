@@ -13,11 +13,8 @@ def pooled():
     return {name: torch.randn(B, WIDTH, requires_grad=True) for name in ("shared", "like")}
 
 
-def gradients(layer, features, outgoing, left_out=False):
-    return {
-        name: layer(outgoing[name], value, torch.tensor(left_out))
-        for name, value in features.items()
-    }
+def gradients(layer, features, outgoing):
+    return {name: layer(outgoing[name], value) for name, value in features.items()}
 
 
 @pytest.mark.parametrize("bound", [None, 0.3])
@@ -43,12 +40,3 @@ def test_decay_is_the_gradient_of_the_penalty():
     sum(decay / 2 * value.square().sum(1).mean() for value in features.values()).backward()
     for name, value in features.items():
         torch.testing.assert_close(found[name], value.grad)
-
-
-@pytest.mark.parametrize(("bound", "decay"), [(None, 0.0), (0.3, 0.7)])
-def test_what_is_left_out_is_exactly_zero(bound, decay):
-    features = pooled()
-    outgoing = {name: torch.randn(B, WIDTH) for name in features}
-    outgoing["like"][2] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1.0])
-    found = gradients(PooledGradient(bound, decay, 2), features, outgoing, left_out=True)
-    assert all(torch.equal(value, torch.zeros(B, WIDTH)) for value in found.values())

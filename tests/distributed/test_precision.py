@@ -166,16 +166,20 @@ def test_precision_of_a_device(wanted: str, device: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("device", "sections", "message"),
     [
-        ("cpu", {"embedding": {"precision": "bf16"}}, r"embedding\.precision: 'bf16' on cpu"),
-        (
-            "cpu",
-            {"embedding": {"precision": "fp16", "optimizer": "adam"}},
-            r"embedding\.precision: 'fp16' with embedding\.optimizer adam",
+        ("cpu", {"embedding": {"precision": "bf16"}}, r"embedding\.precision: 'bf16', for which"),
+        ("cuda", {"embedding": {"precision": "bf16"}}, r"embedding\.precision: 'bf16', for which"),
+        *(
+            (
+                device,
+                {"embedding": {"precision": "fp16", "optimizer": "adam"}},
+                r"embedding\.precision: 'fp16' with embedding\.optimizer adam",
+            )
+            for device in ("cpu", "cuda")
         ),
         (
             "cuda",
-            {"embedding": {"precision": "bf16"}, "distributed": {"sharding": "data_parallel"}},
-            r"'bf16' with distributed\.sharding data_parallel",
+            {"embedding": {"precision": "fp16"}, "distributed": {"sharding": "data_parallel"}},
+            r"'fp16' with distributed\.sharding data_parallel",
         ),
         (
             "cuda",
@@ -190,7 +194,7 @@ def test_precision_of_a_device(wanted: str, device: str, name: str) -> None:
             {"distributed": {"comm_precision": "bf16"}},
             r"distributed\.comm_precision: 'bf16'",
         ),
-        ("cuda", {"embedding": {"precision": "bf16", "optimizer": "adam"}}, None),
+        ("cuda", {"embedding": {"precision": "fp16"}}, None),
         ("cuda", {"distributed": {"comm_precision": "bf16"}}, None),
         ("cpu", {"embedding": {"precision": "fp16"}}, None),
     ],

@@ -34,8 +34,10 @@ pytestmark = [
 
 DENSE_BOUNDS = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
 """Of losses, in nats; tables and weights, whose rates are large here, may differ by five times."""
-TABLE_BOUNDS = {"fp16": 0.015, "bf16": 0.1}
-"""Of values up to 1.5 after six steps, each of which may round by one in the last place."""
+GRAM_BOUNDS = {"tf32": 0.03, "bf16": 0.15}
+"""Of the largest inner product of gradients that have come through four layers' products."""
+TABLE_BOUND = 0.015
+"""Of float16 values up to 1.5 after six steps, each of which may round by one in the last place."""
 
 
 def with_device(config: Config, device: str) -> Config:
@@ -65,13 +67,13 @@ def test_the_dense_part(tmp_path: Path, dense: str) -> None:
 
 
 @pytest.mark.parametrize(("boundary", "gram_rows"), BOUNDARIES)
-@pytest.mark.parametrize("dense", ["tf32", "bf16"])
+@pytest.mark.parametrize("dense", GRAM_BOUNDS)
 def test_gram_matrices(tmp_path: Path, dense: str, boundary: str, gram_rows: int | None) -> None:
     balance = {"rule": "multi_balance", "boundary": boundary, "gram_rows": gram_rows}
     exact, _ = on("cpu", grams_and_losses, lowered(tmp_path, balance=balance))
     found, _ = on("cuda", grams_and_losses, lowered(tmp_path, dense, balance=balance))
     assert found[0].dtype == torch.float32
-    atol = 0.03 * float(exact[0].max())
+    atol = GRAM_BOUNDS[dense] * float(exact[0].max())
     torch.testing.assert_close(found[0].cpu(), exact[0], rtol=0, atol=atol)
 
 
@@ -88,11 +90,10 @@ def test_products_are_tf32_but_for_gram_matrices() -> None:
     torch.testing.assert_close(gram, expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
-@pytest.mark.parametrize("tables", TABLE_BOUNDS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
 @pytest.mark.parametrize("kernel", ["fused", "fused_uvm_caching"])
-def test_tables(tmp_path: Path, kernel: str, tables: str, optimizer: str) -> None:
-    rate = {"sgd": 20.0, "adam": 0.003}.get(optimizer, 0.02)
+def test_tables(tmp_path: Path, kernel: str, optimizer: str) -> None:
+    rate = {"sgd": 20.0}.get(optimizer, 0.02)
     embedding = {"optimizer": optimizer, "lr": rate, "eps": 1e-3}
     distributed = {"sharding": "table_wise", "kernel": kernel}
     found = {
@@ -101,24 +102,23 @@ def test_tables(tmp_path: Path, kernel: str, tables: str, optimizer: str) -> Non
             train_lowered,
             lowered(tmp_path, tables=precision, embedding=embedding, distributed=dict(distributed)),
         )
-        for precision in ("fp32", tables)
+        for precision in ("fp32", "fp16")
     }
     _, exact, losses, _ = found["fp32"]
-    _, after, other_losses, types = found[tables]
-    assert types == {torch.float16 if tables == "fp16" else torch.bfloat16}
-    assert_close(after.tables, exact.tables, TABLE_BOUNDS[tables])
-    torch.testing.assert_close(other_losses, losses, rtol=0, atol=TABLE_BOUNDS[tables])
+    _, after, other_losses, types = found["fp16"]
+    assert types == {torch.float16}
+    assert_close(after.tables, exact.tables, TABLE_BOUND)
+    torch.testing.assert_close(other_losses, losses, rtol=0, atol=TABLE_BOUND)
 
 
-@pytest.mark.parametrize("tables", TABLE_BOUNDS)
-def test_rounding_is_stochastic(tmp_path: Path, tables: str) -> None:
+def test_rounding_is_stochastic(tmp_path: Path) -> None:
     """Steps that rounding to the nearest loses, see the CPU's test, are kept in the mean."""
     slow = {"lr": 0.05}
-    assert on("cuda", small_steps, lowered(tmp_path, tables=tables, embedding=slow)) >= 2.0**-12
+    assert on("cuda", small_steps, lowered(tmp_path, tables="fp16", embedding=slow)) >= 2.0**-12
 
 
-def test_bfloat16_tables_of_a_gpu_are_read_on_a_cpu(tmp_path: Path) -> None:
-    saved = lowered(tmp_path, "bf16", "bf16")
+def test_float16_tables_of_a_gpu_are_read_on_a_cpu(tmp_path: Path) -> None:
+    saved = lowered(tmp_path, "bf16", "fp16")
     halfway, _ = on("cuda", train_save_train, saved, tmp_path / "saved")
     found = on("cpu", load_for_evaluation, lowered(tmp_path), tmp_path / "saved")
     assert_close(found.tables, halfway.tables, 0.0)

@@ -9,46 +9,52 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.nn.decorrelation import Decorrelation
 from tests.nn.models.test_every_model import model_with
 
-DIM, B = 3, 7
+B = 7
 OWNERS = {"shared": ("user", "item", "hour"), "click": ("item",), "like": ("hour", "item")}
+WIDTHS = {"user": 3, "item": 3, "hour": 3}, {"user": 2, "item": 5, "hour": 3}
 ROWS = torch.tensor([1.0, 0, 1, 1, 0, 1, 1])
 
 
-def pooled_of(generator_seed=0):
+def pooled_of(widths, generator_seed=0):
     generator = torch.Generator().manual_seed(generator_seed)
+    sizes = {owner: sum(widths[name] for name in names) for owner, names in OWNERS.items()}
     return {
-        owner: torch.randn(B, len(names) * DIM, generator=generator, requires_grad=True)
-        for owner, names in OWNERS.items()
+        owner: torch.randn(B, size, generator=generator, requires_grad=True)
+        for owner, size in sizes.items()
     }
 
 
-def expected(pooled):
+def columns_of(pooled, owner, name, widths):
+    parts = pooled[owner].split([widths[each] for each in OWNERS[owner]], dim=1)
+    return parts[OWNERS[owner].index(name)]
+
+
+def expected(pooled, widths):
     total = 0.0
     for p, q in combinations(OWNERS, 2):
         both = set(OWNERS[p]) & set(OWNERS[q])
         for name in both:
-            at_p, at_q = (OWNERS[o].index(name) * DIM for o in (p, q))
-            one, other = pooled[p][:, at_p : at_p + DIM], pooled[q][:, at_q : at_q + DIM]
-            joint = torch.cat([one, other], dim=1)[ROWS == 1]
-            covariance = torch.cov(joint.t(), correction=0)[:DIM, DIM:]
-            total = total + covariance.abs().sum() / DIM**2 / len(both)
+            parts = [columns_of(pooled, owner, name, widths) for owner in (p, q)]
+            joint, dim = torch.cat(parts, dim=1)[ROWS == 1], widths[name]
+            covariance = torch.cov(joint.t(), correction=0)[:dim, dim:]
+            total = total + covariance.abs().sum() / dim**2 / len(both)
     return total
 
 
-def test_value_and_gradient_are_the_definitions():
-    pooled = pooled_of()
-    found = Decorrelation(OWNERS, DIM, 0.5)(pooled, ROWS)
-    torch.testing.assert_close(found, 0.5 * expected(pooled))
-    gradients = [
-        torch.autograd.grad(loss, list(pooled.values())) for loss in (found, expected(pooled) / 2)
-    ]
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_value_and_gradient_are_the_definitions(widths):
+    pooled = pooled_of(widths)
+    found = Decorrelation(OWNERS, widths, 0.5)(pooled, ROWS)
+    wanted = 0.5 * expected(pooled, widths)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(loss, list(pooled.values())) for loss in (found, wanted)]
     torch.testing.assert_close(*gradients)
     assert not any(gradient[ROWS == 0].any() for gradient in gradients[0])
 
 
 def test_without_a_row_it_is_zero():
-    pooled = pooled_of()
-    found = Decorrelation(OWNERS, DIM, 0.5)(pooled, torch.zeros(B))
+    pooled = pooled_of(WIDTHS[0])
+    found = Decorrelation(OWNERS, WIDTHS[0], 0.5)(pooled, torch.zeros(B))
     gradients = torch.autograd.grad(found, list(pooled.values()))
     assert found == 0
     assert not any(gradient.any() for gradient in gradients)

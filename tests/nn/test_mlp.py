@@ -165,3 +165,16 @@ def test_autocast_leaves_logits_in_float32():
     assert (logits.dtype, hidden.dtype) == (torch.float32, torch.bfloat16)
     assert len(logits.unique()) > 990  # bfloat16 would leave some 300
     torch.testing.assert_close(logits, mlp(x), rtol=0, atol=0.02)
+
+
+def test_common_columns_are_columns_of_each() -> None:
+    torch.manual_seed(0)
+    mlp = BatchedMlp(3, 10, (6, 4), 2)
+    own, common = torch.randn(3, 5, 7, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    inputs = [own, common, *mlp.parameters()]
+    beside = mlp(torch.cat([own, common.expand(3, -1, -1)], dim=-1))
+    found = mlp(own, common)
+    torch.testing.assert_close(found, beside)
+    outgoing = torch.randn_like(found)
+    expected = torch.autograd.grad(beside, inputs, outgoing)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, outgoing), expected)

@@ -43,7 +43,8 @@ def raw_run(folder: Path) -> Path:
     source = write_text(folder / "raw.csv", [RAW_COLUMNS, *rows])
     prepare_files([source], describe(DESCRIPTION), folder / "data")
     small_config(folder / "c.yaml", folder / "data", folder / "run")
-    st.train(folder / "c.yaml", train={"max_steps": 6}, **{"train.batch_size": 64})
+    keys = {"train.batch_size": 64, "embedding.dims": {"user": 8, "t*": 12}}
+    st.train(folder / "c.yaml", train={"max_steps": 6}, **keys)
     write_text(folder / "more_1.csv", [RAW_COLUMNS[:4], *TEST])
     more = [["", "", "a", "1"], ["3", "s1", "c", "0"]]
     write_text(folder / "more_2.csv", [RAW_COLUMNS[:4], *more])

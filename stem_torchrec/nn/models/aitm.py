@@ -15,7 +15,7 @@ from typing_extensions import Doc
 from stem_torchrec.nn.calibrator import Calibrator
 from stem_torchrec.nn.exact import in_float32
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.mlp import BatchedMlp
 from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
 from stem_torchrec.nn.owners import SHARED, Labels, Owned
@@ -79,7 +79,7 @@ class Aitm(Model):
         return self.chain.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         read = self.fork(self.chain, shared, self.num_tasks).tasks
         outputs = [of.unbind() for of in read.outputs.expand(self.num_tasks, -1, -1, -1).unbind()]
         *earlier, last = self.order

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Doc
 
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.mlp import BatchedMlp
 from stem_torchrec.nn.model import BOUNDARIES, DeepOptions, Model
 from stem_torchrec.nn.owners import SHARED
@@ -76,7 +76,7 @@ class Esmm(Model):
         return self.first_network.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         read = self.fork(self.first_network, shared, self.num_tasks).tasks
         features = read.features.expand(self.num_tasks, -1, -1)
         first = read.outputs.expand(self.num_tasks, -1, -1, -1)[:, 0, :, 0]

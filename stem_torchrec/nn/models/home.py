@@ -21,7 +21,7 @@ from typing_extensions import Doc
 
 from stem_torchrec.nn.gates import Gates
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.mlp import BatchedLinear, BatchedMlp
 from stem_torchrec.nn.model import BOUNDARIES, MAX_DEPTH, MAX_EXPERTS, DeepOptions, Model, Widths
 from stem_torchrec.nn.owners import SHARED, Labels, Owned, numbered
@@ -100,7 +100,7 @@ class Home(Model):
         return self.trunk.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         num_tasks = len(self.stream_of)
         outputs = self.fork(self.trunk, shared, num_tasks).tasks.outputs
         streams, experts = self.trunk.parts(outputs.expand(num_tasks, -1, -1, -1))

@@ -1,6 +1,6 @@
 """Multi-embedding MMoE (compared in STEM, AAAI 2024): one set of tables per expert.
 
-B rows, F features, D embedding dimension, N dense features, M experts of width H, T tasks.
+B rows, C columns of a set of pooled features, N dense features, M experts of width H, T tasks.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.gates import Gates, mix
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Columns, Inputs
+from stem_torchrec.nn.inputs import Columns, Inputs, joined
 from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
 from stem_torchrec.nn.towers import Towers
 
@@ -59,21 +59,21 @@ class MeMmoe(Model):
         self.towers = Towers(
             inputs.tasks, options.expert_widths[-1], options.tower_widths, options.dropout
         )
-        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
+        self.decorrelation = decorrelation(self.owners, inputs.widths, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.experts.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([*(pooled[owner] for owner in self.shared_owners), dense], dim=1)
+        shared = joined(*(pooled[owner] for owner in self.shared_owners), dense)
         read = self.fork(self.experts, shared, self.num_tasks).tasks
         weights = self.gates(read.features.expand(self.num_tasks, -1, -1))
         return self.towers(mix(weights, read, read.outputs[:1, :0], "all"))
 
 
 class _ExpertsWithTables(nn.Module):
-    """Expert k reads the k-th of M sets of pooled features: (B, M * F * D + N) -> (M, B, H)."""
+    """Expert k reads the k-th of M sets of pooled features: (B, M * C + N) -> (M, B, H)."""
 
     def __init__(self, columns: Columns, options: MeMmoeOptions) -> None:
         super().__init__()
@@ -87,4 +87,4 @@ class _ExpertsWithTables(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = [self.columns.pooled_width] * self.num + [self.columns.num_dense]
         *pooled, dense = x.split(sizes, 1)
-        return self.experts(torch.stack([torch.cat([part, dense], dim=1) for part in pooled]))
+        return self.experts(torch.stack([joined(part, dense) for part in pooled]))

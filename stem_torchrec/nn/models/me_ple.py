@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.extraction import ExtractionStack
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.model import ExtractionOptions, Model
 from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
@@ -63,13 +63,13 @@ class MePle(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
-        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
+        self.decorrelation = decorrelation(self.owners, inputs.widths, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.stack.trunk.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
-        own = torch.stack([torch.cat([pooled[task], dense], dim=1) for task in self.tasks])
+        shared = joined(pooled[SHARED], dense)
+        own = torch.stack([joined(pooled[task], dense) for task in self.tasks])
         return self.towers(self.stack(self.fork, shared, lambda _: own))

@@ -6,13 +6,12 @@ B rows, I inputs, M experts of width H, T tasks.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.gates import Gates, mix
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
 from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
@@ -59,7 +58,7 @@ class Mmoe(Model):
         return self.experts.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         read = self.fork(self.experts, shared, self.num_tasks).tasks
         weights = self.gates(read.features.expand(self.num_tasks, -1, -1))
         return self.towers(mix(weights, read, read.outputs[:1, :0], "all"))

@@ -6,14 +6,13 @@ B rows, I inputs, M experts of width H, T tasks.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.fork import Handle
 from stem_torchrec.nn.gates import Gates, mix
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Columns, Inputs
+from stem_torchrec.nn.inputs import Columns, Inputs, joined
 from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
 from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
@@ -56,7 +55,7 @@ class Omoe(Model):
         return self.mixture.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         (outputs,) = self.fork(self.mixture, shared, self.num_tasks).tasks.outputs.unbind(dim=1)
         return self.towers(outputs.expand(self.num_tasks, -1, -1))
 

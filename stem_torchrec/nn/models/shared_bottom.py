@@ -6,12 +6,11 @@ B rows, I inputs, T tasks, H width of the bottom.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.model import ExpertOptions, Model
 from stem_torchrec.nn.owners import SHARED, numbered
 from stem_torchrec.nn.towers import Towers
@@ -62,6 +61,6 @@ class SharedBottom(Model):
         return self.bottom.parameters()
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         (outputs,) = self.fork(self.bottom, shared, self.num_tasks).tasks.outputs.unbind(dim=1)
         return self.towers(outputs.expand(self.num_tasks, -1, -1))

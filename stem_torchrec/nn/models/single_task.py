@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined
 from stem_torchrec.nn.model import ExpertOptions, Model
 from stem_torchrec.nn.towers import Towers
 
@@ -57,5 +57,5 @@ class SingleTask(Model):
         return iter(())
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
-        inputs = [torch.cat([pooled[task], dense], dim=1) for task in self.tasks]
+        inputs = [joined(pooled[task], dense) for task in self.tasks]
         return self.towers(self.experts(torch.stack(inputs)))

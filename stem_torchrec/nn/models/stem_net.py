@@ -1,6 +1,6 @@
 """STEM-Net (Su et al., AAAI 2024): shared and task-specific tables, AFTB gates.
 
-B rows, D embedding dimension, N dense features, T tasks.
+B rows, N dense features, T tasks.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from stem_torchrec.errors import did_you_mean
 from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.extraction import ExtractionStack, GateInput
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs
+from stem_torchrec.nn.inputs import Inputs, joined, side_by_side
 from stem_torchrec.nn.model import ExtractionOptions, Model
 from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
@@ -72,8 +72,9 @@ class StemNet(Model):
         names = inputs.names
         specific = task_specific_features(options.task_specific_features, inputs)
         self.owners = {SHARED: names} | {task: specific for task in self.tasks if specific}
-        rest = torch.tensor([i for i, name in enumerate(names) if name not in specific])
-        columns = (rest.long()[:, None] * inputs.dim + torch.arange(inputs.dim)).ravel()
+        places = zip(names, side_by_side(inputs.columns.widths), strict=True)
+        rest = [column for name, place in places if name not in specific for column in place]
+        columns = torch.tensor(rest, dtype=torch.long)
         self.register_buffer("unspecific_columns", columns, persistent=False)
         self.stack = ExtractionStack(
             inputs.tasks,
@@ -91,7 +92,7 @@ class StemNet(Model):
         self.towers = Towers(
             inputs.tasks, self.stack.width_out, options.tower_widths, options.dropout
         )
-        self.decorrelation = decorrelation(self.owners, inputs.dim, options.decorrelation)
+        self.decorrelation = decorrelation(self.owners, inputs.widths, options.decorrelation)
         initialise(self, options.init)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
@@ -105,10 +106,10 @@ class StemNet(Model):
                 parts = [pooled[task]] if task in pooled else []
                 if len(self.unspecific_columns):
                     parts.append(features.index_select(1, self.unspecific_columns))
-                streams.append(torch.cat([*parts, dense], dim=1))
+                streams.append(joined(*parts, dense))
             return torch.stack(streams)
 
-        shared = torch.cat([pooled[SHARED], dense], dim=1)
+        shared = joined(pooled[SHARED], dense)
         return self.towers(self.stack(self.fork, shared, task_streams))
 
 

@@ -46,7 +46,7 @@ def model_with(name, schema=SCHEMA, **keys):
     torch.manual_seed(0)
     keys = SMALL | {"task_order": ORDERS.get(name)} | keys
     content = {"run": {"dir": "run"}, "data": {"path": "data"}, "model": {"name": name, **keys}}
-    return build_model(validate(content).model, inputs_of_schema(schema, DIM))
+    return build_model(validate(content).model, inputs_of_schema(schema, EmbeddingConfig(dim=DIM)))
 
 
 def inputs_of(model, schema=SCHEMA):

@@ -37,7 +37,7 @@ def schema_with(num_tasks=3, num_dense=2):
 
 def model_with(schema=None, **keys):
     torch.manual_seed(0)
-    inputs = inputs_of_schema(schema or schema_with(), DIM)
+    inputs = inputs_of_schema(schema or schema_with(), EmbeddingConfig(dim=DIM))
     return StemNet(inputs, StemNetOptions(**SMALL | keys))
 
 

@@ -37,7 +37,7 @@ def perceptron(widths, *, last):
 class PlainStemNet(nn.Module):
     """Streams e^S and e^t, experts, gates over all experts, towers; foreign experts detached."""
 
-    def __init__(self, model, specific):
+    def __init__(self, model, specific, widths):
         super().__init__()
         self.model, self.specific = model, specific
         self.tables = nn.ModuleDict()
@@ -47,9 +47,9 @@ class PlainStemNet(nn.Module):
         ):
             for feature in SCHEMA.sparse:
                 if feature.name in names and f"{owner}__{feature.table_name}" not in self.tables:
-                    bag = nn.EmbeddingBag(feature.num_embeddings, DIM)
+                    bag = nn.EmbeddingBag(feature.num_embeddings, widths.get(feature.name, DIM))
                     self.tables[f"{owner}__{feature.table_name}"] = bag
-        width = len(SCHEMA.sparse) * DIM + len(SCHEMA.dense)
+        width = sum(widths.get(f.name, DIM) for f in SCHEMA.sparse) + len(SCHEMA.dense)
         experts = [width, *model.expert_widths]
         self.shared_experts = nn.ModuleList(
             perceptron(experts, last=False) for _ in range(model.num_shared_experts)
@@ -200,7 +200,7 @@ def assert_equal_training(alone, config, specific):
     generator = np.random.default_rng(5)
     rows_of_steps = [random_rows(generator, 16) for _ in range(NUM_STEPS)]
     session = start(config, alone)
-    plain = PlainStemNet(config.model, specific)
+    plain = PlainStemNet(config.model, specific, config.embedding.dims)
     before = state_of(session)
     assert before.tables.keys() == set(plain.tables)
     copy_to(plain, before)
@@ -248,6 +248,25 @@ ALL = tuple(f.name for f in SCHEMA.sparse)
 )
 def test_training_equals_the_plain_models(tmp_path, alone, optimizer, model, specific):
     assert_equal_training(alone, config_with(tmp_path, optimizer, model=model), specific)
+
+
+WIDE = {"user": 32, "tags": 4, "item": 12, "history": 12}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize(
+    ("model", "specific"),
+    [
+        ({}, ALL),
+        ({"task_specific_features": "none"}, ()),
+        ({"task_specific_features": ["hour", "history", "user"]}, ("user", "history", "hour")),
+    ],
+    ids=str,
+)
+def test_features_of_different_widths_equal_the_plain_models(
+    tmp_path, alone, optimizer, model, specific
+):
+    assert_equal_training(alone, config_with(tmp_path, optimizer, model=model, dims=WIDE), specific)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
