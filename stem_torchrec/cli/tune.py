@@ -76,9 +76,9 @@ def tune(options: argparse.Namespace, rest: Sequence[str]) -> None:
     try:
         command = _command(options, rest)
         found = tuning.tune(request, command, console.note, console.watch)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, and any other stop signal
         print_note("interrupted; the same command goes on where this one stopped")
-        raise SystemExit(130) from None
+        raise SystemExit(error.code if isinstance(error, SystemExit) else 130) from None
     values = [[name, str(value)] for name, value in found.best.params.items()]
     title = f"trial {found.best.number}, {found.metric} {found.best.value:.4f}"
     print_report(title, Table(["key", "best"], values), found.written)

@@ -3,12 +3,15 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import sleep
 
 import pytest
 from rich.console import Console
 
+from stem_torchrec.cli import main, workers
 from stem_torchrec.console import PredictionConsole, StageConsole, prediction, stages
+from tests.support.prepared import small_config, small_data
 
 
 @contextmanager
@@ -56,3 +59,19 @@ def test_rows_of_an_evaluation(monkeypatch: pytest.MonkeyPatch, is_terminal: boo
             console.show(300, 1200)
         assert ("300 rows" in text.getvalue()) == is_terminal
         assert ("left" in text.getvalue()) == is_terminal
+
+
+def test_an_evaluation_counts_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, int | None]] = []
+
+    class Counting(PredictionConsole):
+        def show(self, done: int, total: int | None) -> None:
+            shown.append((done, total))
+
+    monkeypatch.setattr(workers, "PredictionConsole", Counting)
+    run_dir = tmp_path / "run"
+    config = small_config(tmp_path / "c.yaml", small_data(tmp_path / "data"), run_dir)
+    assert main(["train", "--config", str(config), "--train.max_steps", "1"]) == 0
+    assert shown == []
+    assert main(["evaluate", "--run", str(run_dir), "--split", "valid"]) == 0
+    assert shown == [(128, 301), (256, 301), (301, 301)]
