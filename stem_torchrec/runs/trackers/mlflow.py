@@ -27,8 +27,8 @@ FILE = "mlflow.json"
 WAITING = 10_000
 """Records that may wait for a store that does not answer."""
 
-CLOSE_S = 60.0
-"""How long the end of a run waits for the store."""
+CLOSE_S = 30.0
+"""How long the end of a run waits for the store: less than ``run.grace_s`` after a signal."""
 
 _DESCRIBING = ("config.yaml", "schema.json", "plan.txt", "init.json")
 _RECORDS = ("metrics.jsonl",)
@@ -56,22 +56,24 @@ class Mlflow(Tracker):
         self._thread.start()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        self._raise_failure()
-        try:
-            self._queue.put_nowait(record)
-        except Full:
-            raise TimeoutError(f"{WAITING} records wait for the store") from None
+        self._put(record)
 
     def flush(self) -> None:
         self._raise_failure()
 
     def close(self, end: End) -> None:
-        self._raise_failure()
-        self._queue.put(end, timeout=CLOSE_S)
+        self._put(end)
         self._thread.join(CLOSE_S)
         self._raise_failure()
         if self._thread.is_alive():
             raise TimeoutError(f"the store has not taken the last records in {CLOSE_S:.0f} s")
+
+    def _put(self, item: Mapping[str, Any] | End) -> None:
+        self._raise_failure()
+        try:
+            self._queue.put_nowait(item)
+        except Full:
+            raise TimeoutError(f"{WAITING} records wait for the store") from None
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
