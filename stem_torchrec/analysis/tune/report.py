@@ -1,5 +1,6 @@
 """The page of a search."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -73,9 +74,7 @@ def _sections(
 def _summary(study: Study, space: Space, base: Config, command: str) -> str:
     trials, best = study.trials, _best(study)
     assert best.value is not None
-    counts: dict[str, int] = {}
-    for trial in trials:
-        counts[trial.state.name.lower()] = counts.get(trial.state.name.lower(), 0) + 1
+    counts = Counter(trial.state.name.lower() for trial in trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     text = f"{len(trials)} trials ({states}). Best is trial {best.number}: {base.metric} "
     text += plain(best.value)
