@@ -62,14 +62,15 @@ BEST = together(BF16, FUSED, CAPTURED)
 PRECISIONS = {"fp32": FP32, "tf32": TF32, "bf16": BF16}
 LAYOUTS = {"bf16 fused": together(BF16, FUSED), "bf16 fused captured": BEST}
 COMPILES = {"bf16 fused captured compiled": together(BEST, COMPILED)}
-HALVES = {
-    "bf16 fused captured fp16 tables": together(BEST, FP16_TABLES),
-    "bf16 fused captured compiled fp16 tables": together(BEST, COMPILED, FP16_TABLES),
-}
+HALVES = {"bf16 fused captured fp16 tables": together(BEST, FP16_TABLES)}
 BALANCED = {
     "bf16 fused captured": BEST,
     "bf16 fused captured, multi_balance experts": balanced("experts"),
     "bf16 fused captured, multi_balance pooled 256": balanced("pooled", 256),
+}
+BALANCED_COMPILED = {
+    name.replace("captured", "captured compiled"): together(overrides, COMPILED)
+    for name, overrides in BALANCED.items()
 }
 
 
@@ -89,14 +90,16 @@ CASES = (
     Case("tiktok", 2, 4_096, {"tf32": TF32, "bf16": BF16} | LAYOUTS, ("bf16",)),
     Case("tiktok", 8, 16_384, {"tf32": TF32, "bf16": BF16} | LAYOUTS),
     Case("ads", 8, 8_192, {"tf32": TF32} | LAYOUTS),
-    Case("tiktok", 2, 16_384, BALANCED),
-    Case("tiktok", 8, 16_384, BALANCED),
     Case("ads", 8, 8_192, HALVES),
+    Case("tiktok", 2, 65_536, BALANCED),
+    Case("tiktok", 8, 16_384, BALANCED),
+    Case("tiktok_20m", 2, 65_536, LAYOUTS, ("bf16",)),
     Case("tiktok", 2, 65_536, COMPILES, ("bf16 compiled",)),
-    Case("tiktok_20m", 2, 65_536, LAYOUTS, ("bf16", "bf16 compiled")),
     Case("tiktok", 2, 4_096, COMPILES, ("bf16 compiled",)),
     Case("tiktok", 8, 16_384, COMPILES),
     Case("ads", 8, 8_192, COMPILES),
+    Case("tiktok", 2, 65_536, BALANCED_COMPILED),
+    Case("tiktok", 8, 16_384, BALANCED_COMPILED),
 )
 
 

@@ -74,6 +74,7 @@ class AppliedRule(nn.Module):
         self.found = Found(torch.zeros(num_tasks, num_tasks))
         self._losses: Tensor | None = None
         self._step = 0
+        self._balance: Callable[..., Balanced] = balance
 
     @property
     def num_tasks(self) -> int:
@@ -101,6 +102,17 @@ class AppliedRule(nn.Module):
         Rows and columns of a task without a gradient are 0; all are with a rule that needs none.
         """
         return cosines(self.found.gram.double()).float()
+
+    def compile_rule(self, **options: Any) -> None:
+        """Let ``torch.compile`` make few launches of the rule's many on a few numbers.
+
+        One that computes on the host stays as it is.
+
+        Args:
+            options: of ``torch.compile``.
+        """
+        if self._rule.recordable:
+            self._balance = torch.compile(balance, **options)
 
     def begin(self, step: int) -> None:
         """Before each step: its number, which seeds random rules and paces the Gram matrix."""
@@ -144,7 +156,7 @@ class AppliedRule(nn.Module):
         """Let the rule turn the global Gram matrix (T, T) and losses (T,) into multipliers."""
         state = {name: getattr(self, f"state_{name}") for name in self._state_names}
         before = [value.clone() for value in self._changing()]
-        balanced = balance(self._rule, gram, losses, state, self._step)
+        balanced = self._balance(self._rule, gram, losses, state, self._step)
         self.found = Found(gram if self.needs_gram else self.found.gram, balanced, before)
         for name, value in balanced.state.items():
             getattr(self, f"state_{name}").copy_(value)

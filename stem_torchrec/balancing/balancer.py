@@ -131,6 +131,7 @@ class MultiBalance(_Named):
         rho: pull of the average gradient, >= 0.
         beta: step of the weights; 1 / largest row sum if None.
         matrix: ``cosine`` or ``gram``.
+        floor: least weight of a task as a share of the equal one, [0, 1).
 
     >>> import torch
     >>> balancer = MultiBalance(num_tasks=2, gamma=0.1)

@@ -78,7 +78,9 @@ class TrainConfig(Section):
         description="samples (all ranks) in the window of the windowed NE",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile of experts, gates and towers; auto is off, for now"
+        "auto",
+        description="torch.compile of the model; of its experts, gates and towers where a fork "
+        "balances its tasks; auto is off, for now",
     )
     capture: Literal["auto", "on", "off"] = Field(
         "auto", description="the dense step as one CUDA graph; auto is off, for now"

@@ -1,8 +1,4 @@
-"""Forward and backward of a step as one CUDA graph: what they launch is launched at once.
-
-The graph ends where the tables' backward begins: that and the dense optimizer read the learning
-rate of the step.
-"""
+"""Forward and backward of a step as one CUDA graph: what they launch is launched at once."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +12,8 @@ from stem_torchrec.balancing.applied_rule import Found
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
 from stem_torchrec.data.batch import Batch
-from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.distributed.forward_backward import ForwardBackward, Gradients
-from stem_torchrec.distributed.optimizers import Optimizers
 from stem_torchrec.distributed.ranks import device_type
 from stem_torchrec.errors import UserError
 
@@ -69,95 +63,84 @@ class _Recorded(NamedTuple):
     """A graph with the memory that it reads and writes.
 
     Attributes:
-        kept: all that it reads of a batch; it is read as long as the graph is launched.
-        inputs: those of its tensors that are copied into before each launch.
+        sums, batch: what it reads, kept for as long as it is launched.
         found: what the fork keeps of its Gram matrix; None where it makes none.
     """
 
-    kept: tuple[KeyedTensor | None, Batch]
-    inputs: list[Tensor]
+    sums: KeyedTensor
+    batch: Batch
     output: Gradients
     replay: Callable[[], None]
     found: Found | None
 
 
 class CapturedStep:
-    """The forward and backward of a batch, recorded after a few of one size and then replayed.
+    """What follows the lookup, recorded after a few batches of one size and then replayed.
 
     Numbers are those of what is not recorded, bit for bit; collectives inside are recorded, too.
     Steps that make a Gram matrix and those that do not have a graph each. A batch of another
     number of rows, such as an epoch's last, runs as it is. What is returned is overwritten by the
     next step, but for the losses.
 
+    Lookup and tables' backward are not recorded: bags have another number of ids in each step, and
+    FBGEMM's lookup reads the learning rate of its backward on the host.
+
     Args:
         step: reads nothing from the device, and nothing of the step's number but whether the fork
             is due.
         fork: the model's, if it balances.
-        lookup_too: the recording begins at the ids, else at the pooled sums (see
-            ``can_be_recorded``).
     """
 
-    def __init__(
-        self,
-        step: ForwardBackward,
-        fork: BalancedFork | None,
-        graphs: Graphs,
-        *,
-        lookup_too: bool,
-    ) -> None:
+    def __init__(self, step: ForwardBackward, fork: BalancedFork | None, graphs: Graphs) -> None:
         self._step = step
         self._fork = fork
         self._graphs = graphs
-        self._lookup_too = lookup_too
         self._seen: dict[tuple[int, bool], int] = {}
         self._recorded: dict[bool, _Recorded] = {}
 
     def __call__(self, batch: Batch) -> Gradients:
         """Collective."""
-        sums = None if self._lookup_too else self._step.look_up(batch.sparse)
+        sums = self._step.look_up(batch.sparse)
         recorded = self._recorded_for(sums, batch)
         if recorded is None:
-            return self._graphs.run(lambda: self._run(sums, batch))
-        for kept, value in zip(recorded.inputs, _inputs(sums, batch), strict=True):
-            # Unseen by autograd: what looked these ids up is kept for the tables' backward.
-            kept.data.copy_(value)
+            return self._graphs.run(lambda: self._step.from_sums(sums, batch))
+        kept = _inputs(recorded.sums, recorded.batch)
+        for place, value in zip(kept, _inputs(sums, batch), strict=True):
+            place.copy_(value)
         recorded.replay()
         if self._fork is not None and recorded.found is not None:
             self._fork.found = recorded.found
         output = recorded.output
         return output._replace(
-            sums=output.sums if sums is None else sums.values(),
+            sums=sums.values(),
             dense=output.dense._replace(losses=output.dense.losses.clone()),
         )
 
-    def _run(self, sums: KeyedTensor | None, batch: Batch) -> Gradients:
-        return self._step(batch) if sums is None else self._step.from_sums(sums, batch)
-
-    def _recorded_for(self, sums: KeyedTensor | None, batch: Batch) -> _Recorded | None:
+    def _recorded_for(self, sums: KeyedTensor, batch: Batch) -> _Recorded | None:
         """The graph of such a batch; None where there is none, yet or at all."""
         num_rows, due = len(batch.labels), self._fork is not None and self._fork.is_due
         if due in self._recorded:
             recorded = self._recorded[due]
-            return recorded if len(recorded.output.dense.logits) == num_rows else None
+            return recorded if len(recorded.batch.labels) == num_rows else None
         self._seen[num_rows, due] = self._seen.get((num_rows, due), 0) + 1
         if self._seen[num_rows, due] <= WARM_UP_STEPS:
             return None
         self._recorded[due] = self._record(sums, batch)
         return self._recorded[due]
 
-    def _record(self, sums: KeyedTensor | None, batch: Batch) -> _Recorded:
-        kept, kept_sums = _copy(batch), None if sums is None else _copy_of_sums(sums)
-        output, replay = self._graphs.record(lambda: self._run(kept_sums, kept))
+    def _record(self, sums: KeyedTensor, batch: Batch) -> _Recorded:
+        sums = KeyedTensor(sums.keys(), sums.length_per_key(), sums.values().detach().clone())
+        batch = _copy(batch)
+        output, replay = self._graphs.record(lambda: self._step.from_sums(sums, batch))
         found = self._fork.found if self._fork is not None and self._fork.is_due else None
-        return _Recorded((kept_sums, kept), _inputs(kept_sums, kept), output, replay, found)
+        return _Recorded(sums, batch, output, replay, found)
 
 
-def _inputs(sums: KeyedTensor | None, batch: Batch) -> list[Tensor]:
-    """What is read of a batch: its ids, of which a bag has one, or what became of them."""
+def _inputs(sums: KeyedTensor, batch: Batch) -> list[Tensor]:
+    """What is read of a batch; ids belong to the boundary ``parameters`` alone."""
     weights = [] if batch.weights is None else [batch.weights]
-    sparse = batch.sparse
-    first = [sparse.values()] if sums is None else [sums.values().detach(), sparse.lengths()]
-    return [*first, batch.dense, batch.labels, *weights]
+    lengths = batch.sparse.lengths()  # of bags whose mean is taken
+    return [sums.values().detach(), lengths, batch.dense, batch.labels, *weights]
 
 
 def _copy(batch: Batch) -> Batch:
@@ -165,31 +148,12 @@ def _copy(batch: Batch) -> Batch:
     return replace(
         batch,
         sparse=KeyedJaggedTensor(
-            keys=sparse.keys(),
-            values=sparse.values().clone(),
-            lengths=sparse.lengths().clone(),
-            offsets=sparse.offsets().clone(),
-            stride=sparse.stride(),
-            length_per_key=sparse.length_per_key(),
+            sparse.keys(), sparse.values(), lengths=sparse.lengths().clone(), stride=sparse.stride()
         ),
         dense=batch.dense.clone(),
         labels=batch.labels.clone(),
         weights=None if batch.weights is None else batch.weights.clone(),
     )
-
-
-def _copy_of_sums(sums: KeyedTensor) -> KeyedTensor:
-    return KeyedTensor(sums.keys(), sums.length_per_key(), sums.values().detach().clone())
-
-
-def can_be_recorded(schema: Schema, optimizers: Optimizers) -> bool:
-    """Whether the lookup of a rank that has all tables is the same work in every step.
-
-    It is for single ids, one per feature and row, in tables that wholly lie on the device. Adam's
-    kernel is told the number of the step by the host.
-    """
-    single = all(feature.kind == "id" for feature in schema.sparse)
-    return single and optimizers.tables_on_device and not optimizers.need_gradients
 
 
 def check_capture(config: Config, num_tasks: int) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen as FusedKernel,
 )
@@ -63,7 +62,6 @@ class Optimizers:
         stepped: dense weights, and tables that no fused optimizer serves (data-parallel tables,
             Adam on CPU).
         dense: the dense weights.
-        tables_on_device: every table is in a fused optimizer's kernel and wholly on its device.
         need_gradients: a fused optimizer changes tables or its state by a gradient of zero: Adam,
             whose moments go on, and Adagrad with an epsilon of 0, which divides 0 by 0.
     """
@@ -91,11 +89,6 @@ class Optimizers:
         embedding = config.embedding
         by_zero = {"adam": True, "sgd": False}.get(embedding.optimizer, embedding.eps == 0)
         self.need_gradients = by_zero and bool(self._kernels)
-        self.tables_on_device = not tables and all(
-            place in (EmbeddingLocation.DEVICE, EmbeddingLocation.HOST)
-            for kernel in self._kernels
-            for _, _, place, _ in kernel.embedding_specs
-        )
         self._dense = GuardedOptimizer(dense, lambda p: dense_optimizer(config.optim, p))
         clipped: KeyedOptimizer = self._dense
         if config.optim.clip_norm is not None:
@@ -198,9 +191,7 @@ class Optimizers:
         ):
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = lr
-        for kernel in self._kernels:
-            # Unseen by autograd: the graph of a recorded lookup is kept, and reads it as it steps.
-            kernel.learning_rate_tensor.data.fill_(rates["embedding"])
+        self.fused.step()  # hands the learning rate to the kernels; changes no table
         return rates
 
     def set_applied_steps(self, steps: int) -> None:

@@ -88,8 +88,7 @@ class TrainStep:
         """Tables step in their backward, if they are fused; the rest after it. Collective."""
         mean = self._ranks.joined_mean(found.dense.weights)  # travels during the tables' backward
         self._optimizers.forget_gradients()
-        # The graph stays for the next step where the lookup is recorded.
-        found.sums.backward(found.to_sums, retain_graph=True)
+        found.sums.backward(found.to_sums)
         for weight, gradient in zip(self._optimizers.dense, mean(), strict=True):
             weight.grad = gradient
         self._optimizers.step(found.skipped)

@@ -7,14 +7,37 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import FieldWeightedExperts
+from stem_torchrec.nn.fork import PlainFork
 from stem_torchrec.nn.gates import Gates
 from stem_torchrec.nn.mlp import BatchedMlp
+from stem_torchrec.nn.model import Model
 from stem_torchrec.nn.towers import Towers
 
 PARTS = (BatchedMlp, FieldWeightedExperts, Gates, Towers)
 """Experts, gates and towers: shapes follow from their input's, and nothing in them is looked at."""
 
 _SHAPES_OF_A_PART = 8
+
+
+def compile_model(model: Model, **options: Any) -> None:
+    """Compile a model for training, in place: whole if no fork balances its tasks, else in parts.
+
+    As a whole it is one graph, so that mixtures and what surrounds the products take one pass; a
+    model of one's own may be more.
+
+    Args:
+        options: of ``torch.compile``.
+
+    >>> from stem_torchrec.nn import Inputs
+    >>> from stem_torchrec.nn.models.mmoe import Mmoe, MmoeOptions
+    >>> model = Mmoe(Inputs({"user": "user"}, 4, ("click", "like")), MmoeOptions())
+    >>> compile_model(model, backend="eager")
+    """
+    if not isinstance(model.fork, PlainFork):
+        compile_parts(model, **options)
+        return
+    compiled = torch.compile(model.forward, **options)
+    model.forward = _in_training(model, compiled, model.forward)  # type: ignore[method-assign]
 
 
 def compile_parts(model: nn.Module, **options: Any) -> list[str]:
@@ -52,7 +75,7 @@ def _outermost(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 def _in_training(
     part: nn.Module, compiled: Callable[..., Tensor], plain: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
-    def forward(*inputs: Tensor) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         return (compiled if part.training and torch.is_grad_enabled() else plain)(*inputs)
 
     return forward

@@ -14,11 +14,7 @@ from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed.balance import install
-from stem_torchrec.distributed.captured_step import (
-    CapturedStep,
-    CudaGraphs,
-    can_be_recorded,
-)
+from stem_torchrec.distributed.captured_step import CapturedStep, CudaGraphs
 from stem_torchrec.distributed.dense_step import DenseStep
 from stem_torchrec.distributed.forward_backward import ForwardBackward, Gradients
 from stem_torchrec.distributed.inputs import input_pipeline
@@ -29,7 +25,7 @@ from stem_torchrec.distributed.precision import dense_precision
 from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.distributed.step import TrainStep
-from stem_torchrec.nn.compiled import compile_parts
+from stem_torchrec.nn.compiled import compile_model
 from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.storage.place import Place
 
@@ -93,16 +89,16 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     optimizers = Optimizers(config, model)
     undo = fork.undo if fork is not None else None
     if config.train.compile == "on":
-        compile_parts(recommender.model)
+        compile_model(recommender.model)
+        if fork is not None:
+            fork.compile_rule()
     local = config.distributed.pipeline != "prefetch" and is_local(planned.plan, ranks.world_size)
     if local:
         recommender.embeddings.local = LocalLookup(recommender.embeddings.tables)
     gradients: Callable[[Batch], Gradients]
     gradients = forward_backward = ForwardBackward(recommender.embeddings, dense_step, ranks)
     if config.train.capture == "on":
-        lookup_too = local and can_be_recorded(schema, optimizers)
-        graphs = CudaGraphs(ranks.device)
-        gradients = CapturedStep(forward_backward, fork, graphs, lookup_too=lookup_too)
+        gradients = CapturedStep(forward_backward, fork, CudaGraphs(ranks.device))
     inputs = input_pipeline(
         config.distributed.pipeline, recommender, ranks.device, exchanges=not local
     )

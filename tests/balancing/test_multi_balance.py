@@ -39,11 +39,11 @@ def drifting(kind: str, num_tasks: int, scale: torch.Tensor | None = None) -> li
 
 
 @pytest.mark.parametrize("beta", [None, 0.3])
-@pytest.mark.parametrize("matrix", ["cosine", "gram"])
-def test_equals_the_formula_over_ten_steps(matrix, beta):
+@pytest.mark.parametrize(("matrix", "floor"), [("cosine", 0.0), ("gram", 0.0), ("gram", 0.6)])
+def test_equals_the_formula_over_ten_steps(matrix, floor, beta):
     gamma, rho, num_tasks = 0.1, 0.2, 4
     grams = drifting("torn", num_tasks)
-    found = run(MultiBalanceRule(MultiBalanceOptions(gamma, rho, beta, matrix)), grams)
+    found = run(MultiBalanceRule(MultiBalanceOptions(gamma, rho, beta, matrix, floor)), grams)
     average, weights, uniform = np.zeros(4), np.full(4, 0.25), np.full(4, 0.25)
     for step, gram in enumerate(grams):
         exact = gram.double().numpy()
@@ -51,10 +51,32 @@ def test_equals_the_formula_over_ten_steps(matrix, beta):
         average = (1 - gamma) * average + gamma * norms
         used = exact / np.outer(norms, norms) if matrix == "cosine" else exact
         size = beta or 1 / np.abs(used).sum(axis=1).max()
-        weights = projected(weights - size * (used @ weights + rho * used @ uniform))
+        moved = weights - size * (used @ weights + rho * used @ uniform)
+        weights = floor / 4 + (1 - floor) * projected((moved - floor / 4) / (1 - floor))
         unbiased = average / (1 - (1 - gamma) ** (step + 1))
         expected = num_tasks * weights * unbiased / norms
         np.testing.assert_allclose(found[step].numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.25, 0.9])
+def test_no_weight_is_below_the_floor(floor):
+    """The task with by far the largest gradient has none of the weight without a floor."""
+    gram = gram_of(gradients("random", 3, 500) * torch.tensor([[1.0], [1e3], [1.0]]))
+    options = MultiBalanceOptions(matrix="gram", floor=floor)
+    rule, state = MultiBalanceRule(options), MultiBalanceRule(options).initial_state(3)
+    for step in range(20):
+        state = balance(rule, gram, torch.ones(3), state, step).state
+    assert float(state["weights"].min()) == pytest.approx(floor / 3, abs=1e-9)
+    assert float(state["weights"].sum()) == pytest.approx(1.0)
+
+
+def test_two_tasks_have_equal_weights_whatever_their_gradients_are():
+    """Both rows of a cosine matrix have the same sum; of a Gram matrix they have not."""
+    grams = [torch.tensor([[1.0, product], [product, 100.0]]) for product in (5.0, -9.0, 0.0)]
+    for found in run(MultiBalanceRule(MultiBalanceOptions(gamma=1.0)), grams):
+        torch.testing.assert_close(found, torch.ones(2))
+    for first, second in run(MultiBalanceRule(MultiBalanceOptions(1.0, matrix="gram")), grams):
+        assert first > second
 
 
 def test_first_step_of_orthogonal_gradients_is_equal_weights():

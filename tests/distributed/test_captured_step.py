@@ -12,11 +12,7 @@ from torch import Tensor
 from stem_torchrec.config import Config
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.distributed import captured_step
-from stem_torchrec.distributed.captured_step import (
-    CapturedStep,
-    can_be_recorded,
-    check_capture,
-)
+from stem_torchrec.distributed.captured_step import CapturedStep, check_capture
 from stem_torchrec.errors import UserError
 from stem_torchrec.training.session import Session
 from tests.support.steps import SCHEMA, batch_of, config_of, random_rows, start, state_of
@@ -118,11 +114,7 @@ def test_what_is_replayed_is_what_would_run(
     config = config_with(tmp_path, "cpu", sections, schema)
     plain, captured = start(config, alone), start(config, alone)
     rerun = Rerun(captured)
-    lookup_too = can_be_recorded(captured.schema, captured.optimizers)
-    assert lookup_too is (schema is IDS)
-    captured.step._gradients = CapturedStep(
-        captured.step._gradients, captured.fork, rerun, lookup_too=lookup_too
-    )
+    captured.step._gradients = CapturedStep(captured.step._gradients, captured.fork, rerun)
     same(run(captured, schema), run(plain, schema))
     for one, other in zip(state_of(captured), state_of(plain), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stem_torchrec.nn import Inputs
-from stem_torchrec.nn.compiled import PARTS, compile_parts
+from stem_torchrec.nn.compiled import PARTS, compile_model, compile_parts
 from stem_torchrec.nn.mlp import BatchedLinear, NarrowProduct
 from stem_torchrec.nn.models import MODELS
 
@@ -65,7 +65,7 @@ def gradients(model, num_rows=5):
     return [logits, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
 
 
-@pytest.mark.parametrize(
+every_model = pytest.mark.parametrize(
     ("name", "options"),
     [
         *((name, {}) for name in sorted(MODELS) if name != "esmm"),
@@ -73,6 +73,28 @@ def gradients(model, num_rows=5):
         ("stem_net", {"expert": "nfwfm", "layers": 2}),
     ],
 )
+
+
+@every_model
+def test_a_model_that_nobody_balances_is_one_graph_with_the_same_numbers(name, options):
+    model = model_of(name, **options)
+    compiled, graphs = copy.deepcopy(model), Graphs()
+    compile_model(compiled, backend=graphs)
+    expected = gradients(model)
+    torch.testing.assert_close(gradients(compiled), expected, rtol=0, atol=0)
+    assert graphs.number == 1
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_model_with_a_fork_is_compiled_in_parts():
+    model, graphs = model_of("stem_net"), Graphs()
+    model.fork = nn.Identity()
+    compile_model(model, backend=graphs)
+    assert "forward" not in vars(model)
+    assert "forward" in vars(model.towers)
+
+
+@every_model
 def test_a_part_is_one_graph_with_the_same_numbers(name, options):
     model = model_of(name, **options)
     compiled, graphs = copy.deepcopy(model), Graphs()

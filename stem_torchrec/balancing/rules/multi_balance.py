@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
@@ -23,6 +23,7 @@ class MultiBalanceOptions(Options):
         rho: ρ >= 0, the pull away from directions that the average conflicts with.
         beta: β > 0, the step; 1 / ‖C‖_∞ (largest absolute row sum) if None.
         matrix: what stands for C, ``cosine`` or ``gram``.
+        floor: in [0, 1), the least λ_t as a share of the equal weight 1/K.
     """
 
     gamma: Annotated[float, Gt(0), Le(1), Doc("share of the newest norm")] = 0.01
@@ -31,6 +32,9 @@ class MultiBalanceOptions(Options):
         float | None, Gt(0), Le(MAX_FACTOR), Doc("step of the weights; 1 / largest row sum if null")
     ] = None
     matrix: Annotated[Literal["cosine", "gram"], Doc("matrix in use")] = "cosine"
+    floor: Annotated[
+        float, Ge(0), Lt(1), Doc("least weight of a task, as a share of the equal one")
+    ] = 0.0
 
 
 class MultiBalanceRule(Rule[MultiBalanceOptions]):
@@ -43,6 +47,10 @@ class MultiBalanceRule(Rule[MultiBalanceOptions]):
     - u_t ← (1 - γ) u_t + γ n_t, û_t = u_t / (1 - (1 - γ)^k_t);
     - λ ← Π_Δ(λ - β (C λ + ρ C λ0)), λ0 = 1/K, start λ0;
     - α_t = K λ_t û_t / n_t.
+
+    With ``floor`` f the projection is on the part of the simplex where every λ_t >= f λ0. Two tasks
+    have equal rows in C, so λ stays λ0 with ``cosine``: only the smoothed norms differ from
+    ``equal`` then.
 
     So a task enters with its smoothed norm û_t, in the direction of its present gradient. The
     factor K keeps the step as large as with equal weights.
@@ -80,7 +88,10 @@ class MultiBalanceRule(Rule[MultiBalanceOptions]):
             descent = descent / torch.where(largest > 0, largest, 1.0)
         else:
             descent = self.options.beta * descent
-        weights = project_on_simplex(weights - descent, active)
+        floor = self.options.floor
+        least = floor * start
+        above = project_on_simplex((weights - descent - least) / (1 - floor), active)
+        weights = least + (1 - floor) * above
 
         multipliers = num_active * weights * unbiased / norms
         return multipliers, {"norm_average": average, "weights": weights, "steps": steps}
