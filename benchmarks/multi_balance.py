@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.out / "trainings.jsonl",
         processes=options.processes,
         limit_s=options.limit_s,
+        fork=True,
     )
     rows = summary(wanted, lines_of(options.out / "trainings.jsonl"))
     result = {"model": options.model, "settings": options.set, "rows": rows}

@@ -45,6 +45,7 @@ def work_off(
     *,
     processes: int = 1,
     limit_s: float | None = None,
+    fork: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Record]:
     """Do the jobs that have no line in ``file`` yet, in their order; key -> record of all done.
@@ -57,6 +58,8 @@ def work_off(
         do: a function of a module, which the workers import.
         processes: workers; 0 for this process.
         limit_s: nothing is begun after so many seconds.
+        fork: workers begin with what this process has imported, which saves seconds; only where it
+            has not computed yet.
     """
     done = lines_of(file)
     left = [job for job in jobs if "failure" in done.get(job.key, {"failure": None})]
@@ -65,7 +68,7 @@ def work_off(
     with file.open("a") as lines:
         if file.stat().st_size and not file.read_text().endswith("\n"):
             lines.write("\n")
-        for number, (key, record) in enumerate(_ended(left, do, processes, end), 1):
+        for number, (key, record) in enumerate(_ended(left, do, processes, end, fork), 1):
             done[key] = record
             lines.write(json.dumps({"key": key, **record}) + "\n")
             lines.flush()
@@ -87,7 +90,11 @@ def lines_of(file: Path) -> dict[str, Record]:
 
 
 def _ended(
-    jobs: Sequence[Job[Work]], do: Callable[[Work], Record], processes: int, end: float | None
+    jobs: Sequence[Job[Work]],
+    do: Callable[[Work], Record],
+    processes: int,
+    end: float | None,
+    fork: bool,
 ) -> Iterable[tuple[str, Record]]:
     """Key and record of each job as it ends; no more are handed out than there are workers."""
     waiting = (job for job in jobs if end is None or monotonic() < end)
@@ -97,7 +104,8 @@ def _ended(
     if not jobs:
         return
     workers = min(processes, len(jobs))
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
+    context = get_context("fork" if fork else "spawn")
+    executor = ProcessPoolExecutor(workers, context, _start_worker)
     with ends_its_children(), executor as pool:
         running: dict[Future[Record], str] = {}
         while True:

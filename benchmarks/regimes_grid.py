@@ -13,11 +13,11 @@ WORLDS: tuple[str, ...] = get_args(WorldName)
 # of two, multi_balance weights both alike whatever they want.
 DATA: Settings = {
     "num_tasks": "3",
-    "train_rows": "150000",
+    "train_rows": "100000",
     "valid_rows": "20000",
     "test_rows": "50000",
-    "num_users": "800",
-    "num_items": "250",
+    "num_users": "600",
+    "num_items": "200",
     "latent_dim": "4",
     "num_clusters": "50",
     "individuality": "0.5",
@@ -70,7 +70,13 @@ RULES: dict[str, dict[str, Settings]] = {
 }
 """Rule -> the trainings it takes, each with its keys."""
 
-_FIRST = ("equal", "multi_balance@pooled", "multi_balance@experts")
+_PARTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("equal",), tuple(MODELS)),
+    (("multi_balance@experts",), ("mmoe", "stem_net")),
+    (("multi_balance@pooled",), ("mmoe",)),
+    (tuple(RULES), tuple(MODELS)),
+)
+"""Rules and models in the order of what tells most."""
 
 
 class Cell(NamedTuple):
@@ -113,16 +119,17 @@ class Training(NamedTuple):
 def trainings(
     worlds: Sequence[str], models: Sequence[str], rules: Sequence[str], num_seeds: int
 ) -> list[Training]:
-    """All there are to do, what tells most first: each world, then each model with equal weights
-    and ``multi_balance``, then more seeds, then the other rules."""
-    parts = [[r for r in rules if r in _FIRST], [r for r in rules if r not in _FIRST]]
-    return [
-        Training(cell, seed, point)
-        for part in parts
+    """All there are to do, what tells most first: of every seed the models with equal weights and
+    where ``multi_balance`` is looked at first, in each world; then the rest."""
+    found = [
+        Training(Cell(world, model, rule), seed, point)
+        for parts in (_PARTS[:-1], _PARTS[-1:])
         for seed in range(num_seeds)
-        for rule in part
+        for rules_of_part, models_of_part in parts
+        for rule in rules_of_part
         for point in RULES[rule]
-        for model in models
+        for model in models_of_part
         for world in worlds
-        if (cell := Cell(world, model, rule)).left_out is None
+        if rule in rules and model in models
     ]
+    return list(dict.fromkeys(t for t in found if t.cell.left_out is None))

@@ -107,8 +107,19 @@ def check_same_samples(runs: Sequence[Run], split: str) -> None:
     """Refuse runs that do not see the same rows and features.
 
     Raises:
+        UserError: as ``check_same_data``; or the split is missing or damaged.
+    """
+    check_same_data(runs)
+    for run in runs:
+        check_split(run.config.data.path, split, run.schema, run.config.data.days_of(split))
+
+
+def check_same_data(runs: Sequence[Run]) -> None:
+    """Refuse runs of different data in one report; whether it is still there does not matter.
+
+    Raises:
         UserError: another data folder (links resolved) or another choice of features than the
-            first run's; or the split is missing or damaged.
+            first run's.
     """
     first = runs[0]
     for run in runs:
@@ -121,7 +132,6 @@ def check_same_samples(runs: Sequence[Run], split: str) -> None:
                     f"{run.path}: {key} is {found}, but {first.path} has {expected}; "
                     "runs are compared on the same samples and features"
                 )
-        check_split(run.config.data.path, split, run.schema, run.config.data.days_of(split))
 
 
 def check_same_tasks(runs: Sequence[Run], tasks: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ itself, and ``manifest.json``, without which a folder is no checkpoint.
 """
 
 from stem_torchrec.checkpoint.choice import Choice, chosen_step, chosen_valid
+from stem_torchrec.checkpoint.continued import Before, load_continued
 from stem_torchrec.checkpoint.folders import (
     FOLDER,
     epoch_of,
@@ -26,6 +27,7 @@ from stem_torchrec.checkpoint.weight_owners import about_owners
 
 __all__ = [
     "FOLDER",
+    "Before",
     "Choice",
     "Content",
     "Initial",
@@ -42,6 +44,7 @@ __all__ = [
     "epoch_of",
     "has_published",
     "load",
+    "load_continued",
     "load_initial",
     "load_own",
     "metric_value",

@@ -1,6 +1,7 @@
-"""First weights from another run's checkpoint (fine-tuning)."""
+"""First weights from another run's checkpoint."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,27 @@ from stem_torchrec.storage.place import Place
 _MODEL = "model."
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Other:
+    """Another run's checkpoint, and what this model takes from it.
+
+    Attributes:
+        found: by tensor's name here.
+        shapes: of the tensors here.
+    """
+
+    folder: Place
+    index: Index
+    source: Source
+    found: Mapping[str, Match | str]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def matches(self) -> dict[str, Match]:
+        """Those of tensors that take something."""
+        return {name: match for name, match in self.found.items() if isinstance(match, Match)}
+
+
 def load_initial(
     model: DistributedModelParallel,
     config: Config,
@@ -40,6 +61,23 @@ def load_initial(
     Raises:
         UserError: there is no such checkpoint, or it is damaged; otherwise as ``matches`` does.
     """
+    other = open_other(model, config, schema, initial, ranks)
+    load_weights(model, other, ranks)
+    return weights_report(other) | {"optimizers": "not loaded"}
+
+
+def open_other(
+    model: DistributedModelParallel,
+    config: Config,
+    schema: Schema,
+    initial: Initial,
+    ranks: Ranks,
+) -> Other:
+    """The checkpoint that is meant, compared with this model. Collective.
+
+    Raises:
+        UserError: as ``load_initial``.
+    """
     folder = chosen_valid(initial.run_dir, initial.checkpoint, ranks)
     index = ranks.on_first(lambda: read_index(folder))
     source = ranks.on_first(lambda: _source(folder, index, initial.run_dir))
@@ -51,8 +89,14 @@ def load_initial(
         weight_owners(model.module.recommender.model),
         reading_features(config, schema),
     )
-    found = matches(here, source, initial)
-    loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
+    return Other(folder, index, source, matches(here, source, initial), here.shapes)
+
+
+@torch.no_grad()
+def load_weights(model: DistributedModelParallel, other: Other, ranks: Ranks) -> None:
+    """Tables and dense weights. Collective."""
+    folder, index, loaded = other.folder, other.index, other.matches
+    state = model.state_dict()
     if ranks.is_first:
         targets = {_MODEL + match.source: state[name] for name, match in loaded.items()}
         say_conversion(folder, targets, index)
@@ -61,7 +105,6 @@ def load_initial(
     dense = {name: match for name, match in loaded.items() if match.rows is None}
     _read_dense(folder, index, state, dense, ranks)
     model.load_state_dict(state)
-    return _report(folder, source, found, here.shapes)
 
 
 def _features(schema: Schema) -> list[str]:
@@ -111,10 +154,11 @@ def _read_dense(
     read(folder, index, {"model": values}, ranks)
     for name, match in loaded.items():
         for piece in match.pieces:
-            _copy_weight(state[name], values[piece.source], piece)
+            copy_piece(state[name], values[piece.source], piece)
 
 
-def _copy_weight(target: Tensor, values: Tensor, piece: Piece) -> None:
+def copy_piece(target: Tensor, values: Tensor, piece: Piece) -> None:
+    """Write what a dense weight takes from a tensor, or what an optimizer keeps of it."""
     values = values.to(target.device)
     if piece.indices is None:
         target.copy_(values)
@@ -124,16 +168,12 @@ def _copy_weight(target: Tensor, values: Tensor, piece: Piece) -> None:
     target[torch.meshgrid(*here, indexing="ij")] = values[torch.meshgrid(*there, indexing="ij")]
 
 
-def _report(
-    folder: Place,
-    source: Source,
-    found: Mapping[str, Match | str],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, Any]:
-    loaded = {name: match for name, match in found.items() if isinstance(match, Match)}
+def weights_report(other: Other) -> dict[str, Any]:
+    """What was loaded from where, what keeps its initial values and why, what was not used."""
+    loaded, shapes = other.matches, other.shapes
     used = {piece.source for match in loaded.values() for piece in match.pieces}
     return {
-        "from": str(folder.absolute()),
+        "from": str(other.folder.absolute()),
         "loaded": {name: match.source for name, match in loaded.items()},
         "new_rows": {
             name: shapes[name][0] - match.rows
@@ -141,7 +181,6 @@ def _report(
             if match.rows is not None and match.rows < shapes[name][0]
         },
         "in_part": [name for name, match in loaded.items() if match.in_part],
-        "initial": {name: why for name, why in found.items() if isinstance(why, str)},
-        "not_used": sorted(set(source.shapes) - used),
-        "optimizers": "not loaded",
+        "initial": {name: why for name, why in other.found.items() if isinstance(why, str)},
+        "not_used": sorted(set(other.source.shapes) - used),
     }

@@ -26,12 +26,19 @@ class Initial(NamedTuple):
         names: (there, here) pairs of tasks, features, owners or other parts of a tensor's name.
         new_tasks: what the tables of a task that the other run does not have start from.
         checkpoint: which of the other run's; of ``last`` the newest that is valid.
+        continues: optimizers, balancing and schedules go on, too, on data that extends the run's.
     """
 
     run_dir: Place
     names: tuple[tuple[str, str], ...] = ()
     new_tasks: Literal["shared", "fresh"] = "shared"
     checkpoint: Choice = "last"
+    continues: bool = False
+
+    @property
+    def option(self) -> str:
+        """Of the command line."""
+        return "--continue-from" if self.continues else "--init-from"
 
 
 class Source(NamedTuple):
@@ -123,7 +130,10 @@ def matches(here: Here, source: Source, initial: Initial) -> dict[str, Match | s
             name, there, their_tasks, here.tasks, initial
         )
         found[name] = (
-            Match((Piece(origin),), _rows(name, shape, origin, source.shapes[origin]))
+            Match(
+                (Piece(origin),),
+                _rows(initial.option, name, shape, origin, source.shapes[origin]),
+            )
             if origin is not None
             else _NOT_THERE
         )
@@ -144,16 +154,16 @@ def _origin_of_new_task(
     return there.get(f"{prefix}.{SHARED}__{feature}.weight")
 
 
-def _rows(name: str, here: Shape, origin: str, there: Shape) -> int:
+def _rows(option: str, name: str, here: Shape, origin: str, there: Shape) -> int:
     table = name.rsplit(".", 2)[1]
     if here[1] != there[1]:
         raise UserError(
-            f"--init-from: {table} has dimension {here[1]}, {origin} there has {there[1]}; "
+            f"{option}: {table} has dimension {here[1]}, {origin} there has {there[1]}; "
             "set embedding.dim and embedding.dims so that they are the same"
         )
     if here[0] < there[0]:
         raise UserError(
-            f"--init-from: {table} has {here[0]} rows, {origin} there has {there[0]}; a vocabulary "
+            f"{option}: {table} has {here[0]} rows, {origin} there has {there[0]}; a vocabulary "
             "may grow but not shrink (ids would mean other values)"
         )
     return there[0]

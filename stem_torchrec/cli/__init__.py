@@ -18,6 +18,7 @@ from stem_torchrec.cli.options import CommandParser
 from stem_torchrec.cli.plan import add_plan
 from stem_torchrec.cli.predict import add_predict
 from stem_torchrec.cli.prepare import add_prepare, refuse_check_of_source
+from stem_torchrec.cli.replay import add_replay
 from stem_torchrec.cli.serve import add_serve
 from stem_torchrec.cli.train import add_train
 from stem_torchrec.cli.tune import add_tune
@@ -79,6 +80,7 @@ def _parser() -> CommandParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
     add_train(commands)
+    add_replay(commands)
     add_evaluate(commands)
     add_predict(commands)
     add_export(commands)

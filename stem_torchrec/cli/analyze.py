@@ -115,7 +115,7 @@ def features(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def collapse(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec import checkpoint
     from stem_torchrec.analysis.collapse import analyse, collapse_table, report
-    from stem_torchrec.analysis.runs import by_model, read_runs
+    from stem_torchrec.analysis.runs import by_model, check_same_data, read_runs
     from stem_torchrec.cli.workers import tables_worker
 
     every = options.checkpoint == "all"
@@ -127,9 +127,12 @@ def collapse(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
     _check_place(options)
     choice = None if every else options.checkpoint
-    models = by_model(read_runs("--runs", options.runs, rest, choice))
+    runs = read_runs("--runs", options.runs, rest, choice)
+    check_same_data(runs)
     found = analyse(
-        models, steps_of, lambda run, step: tables_worker(run.config, run.schema.sparse, step)
+        by_model(runs),
+        steps_of,
+        lambda run, step: tables_worker(run.config, run.schema.sparse, step),
     )
     _finish(report(found, _origin()), options.out, "collapse", collapse_table(found))
 

@@ -63,6 +63,11 @@ def add_compare(commands: Commands) -> None:
         help="runs at a time; samples/s is comparable with 1 only",
     )
     command.add_argument(
+        "--replay",
+        metavar="A:B",
+        help="go through these days of the train split as replay does, and compare on them",
+    )
+    command.add_argument(
         "--overwrite", action="store_true", help="run everything anew, what is finished too"
     )
     command.set_defaults(run=compare)
@@ -89,6 +94,7 @@ def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         parallel=options.parallel,
         overwrite=options.overwrite,
         overrides=rest,
+        days=options.replay,
     )
     console = StageConsole()
     try:
@@ -98,7 +104,8 @@ def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         print_note("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None
     table = overview(found.rows, request.seeds)
-    print_report("test split, mean ± std over seeds", table, found.written[:3])
+    split = "test split" if options.replay is None else f"days {options.replay}"
+    print_report(f"{split}, mean ± std over seeds", table, found.written[:3])
     if found.failures:
         names = "; ".join(f"{f.run.label}: {f.failure}" for f in found.failures)
         raise WorkerError(f"{len(found.failures)} of the runs failed: {names}")
@@ -111,6 +118,7 @@ def _command(options: argparse.Namespace, rest: Sequence[str]) -> str:
     words += ["--balance", ",".join(options.balance)] if options.balance else []
     words += ["--vary", *options.vary] if options.vary else []
     words += ["--own", *options.own] if options.own else []
+    words += ["--replay", options.replay] if options.replay else []
     words += ["--nproc", str(options.nproc)] if options.nproc else []
     words += ["--parallel", str(options.parallel), "--out", str(options.out), *rest]
     return shlex.join(words)

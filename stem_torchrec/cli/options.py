@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import NoReturn, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from stem_torchrec.config import Config
+from stem_torchrec.config.days import parse_day
 from stem_torchrec.config.reading import all_keys
 from stem_torchrec.errors import UserError, without_passwords
 from stem_torchrec.storage.place import Place, local_path, place_of
@@ -147,6 +149,13 @@ def _integer(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+
+
+def day(text: str) -> date:
+    found = parse_day(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2022-04-08")
+    return found
 
 
 def positive(text: str) -> int:

@@ -10,11 +10,19 @@ from stem_torchrec.cli.options import place
 from stem_torchrec.stopping.command import stoppable
 
 
-def add_target(command: argparse.ArgumentParser, *, restartable: bool) -> None:
-    """``--out``, ``--overwrite`` and, where finished stages are kept, ``--fresh``."""
-    command.add_argument(
-        "--out", type=place, required=True, metavar="DIR", help="prepared folder to write"
-    )
+def add_target(
+    command: argparse.ArgumentParser, *, restartable: bool, extendable: bool = False
+) -> None:
+    """``--out``, ``--overwrite``, where finished stages are kept ``--fresh``, and where days can be
+    added ``--extend`` in place of ``--out``."""
+    text = "prepared folder to write"
+    if extendable:
+        target = command.add_mutually_exclusive_group(required=True)
+        target.add_argument("--out", type=place, metavar="DIR", help=text)
+        text = "in its place: prepared folder to add later days to, with its vocabularies"
+        target.add_argument("--extend", type=place, metavar="DIR", help=text)
+    else:
+        command.add_argument("--out", type=place, required=True, metavar="DIR", help=text)
     command.add_argument("--overwrite", action="store_true", help="replace the folder")
     if restartable:
         text = "start anew, without what an interrupted run has left"

@@ -14,6 +14,7 @@ from stem_torchrec.errors import environment_failures
 from stem_torchrec.launch.notices import hide_dependency_notices
 from stem_torchrec.runs.folder import Existing
 from stem_torchrec.runs.records import Record
+from stem_torchrec.runs.replayed import Replayed
 from stem_torchrec.stopping.interruption import show_stacks_on_request
 from stem_torchrec.training.checks import doubtful_columns, doubtful_settings
 from stem_torchrec.training.evaluation import Joined
@@ -38,14 +39,44 @@ def train_worker(
     config: Config, existing: Existing, initial: Initial | None = None
 ) -> Outcome | None:
     """Train; the outcome on rank 0, None elsewhere."""
+    return _train(config, existing, initial)
+
+
+@lenient_streams()
+@environment_failures()
+def replay_worker(
+    config: Config,
+    replayed: Replayed,
+    existing: Existing,
+    initial: Initial | None = None,
+    notes: Sequence[str] = (),
+) -> Outcome | None:
+    """Go through days, after some warnings; the outcome on rank 0, None elsewhere."""
+    return _train(config, existing, initial, replayed, notes)
+
+
+def _train(
+    config: Config,
+    existing: Existing,
+    initial: Initial | None,
+    replayed: Replayed | None = None,
+    notes: Sequence[str] = (),
+) -> Outcome | None:
     hide_dependency_notices()
     show_stacks_on_request()
     ranks = start_ranks(config.distributed)
     with TrainConsole() if ranks.is_first else nullcontext() as console:
         listener = console.show if console is not None else _ignore
         if console is not None:
-            console.warn([*doubtful_settings(config), *doubtful_columns(config)])
-        outcome = train(config, ranks, existing=existing, listener=listener, initial=initial)
+            console.warn([*notes, *doubtful_settings(config), *doubtful_columns(config)])
+        outcome = train(
+            config,
+            ranks,
+            existing=existing,
+            listener=listener,
+            initial=initial,
+            replayed=replayed,
+        )
     stop_ranks()
     return outcome if ranks.is_first else None
 

@@ -350,6 +350,9 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{full}: required"
     key = _key_of(full, keys)
+    # Of a section in a list a person knows the whole location.
+    if any(isinstance(part, int) for part in error["loc"]) and isinstance(error["loc"][-1], str):
+        key = full
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:
         return f"{key}: {message}"

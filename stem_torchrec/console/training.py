@@ -35,6 +35,7 @@ class TrainConsole:
             transient=True,
         )
         self._line = self._progress.add_task("starting", total=None)
+        self._days = ""
         self.qps: float | None = None
 
     def __enter__(self) -> "TrainConsole":
@@ -56,7 +57,7 @@ class TrainConsole:
     def show(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "train":
             self.qps = record["qps_total"]
-            line = train_line(record)
+            line = self._days + train_line(record)
             self._progress.update(
                 self._line,
                 description=line,
@@ -70,6 +71,10 @@ class TrainConsole:
                 self._console.print(Text(line), soft_wrap=True)
         elif record["kind"] == "stop":
             self._console.print(f"step {record['step']}  {stop_line(record)}")
+        elif record["kind"] == "day":
+            left = record["days"] - record["number"]
+            self._days = f"day {record['day']}, {left} more  "
+            self._console.print(day_line(record))
         elif record.get("split") == "valid":
             aucs = by_task(record["auc"])
             self._console.print(f"step {record['step']}  valid  auc {aucs}")
@@ -81,12 +86,35 @@ def init_lines(record: Mapping[str, Any]) -> Sequence[str]:
     """What a run takes from another one, and everything that it does not."""
     return [
         f"{len(record['loaded'])} tensors start from {record['from']} (init.json lists them); "
-        "optimizers start anew",
+        f"{_of_training(record)}",
         *(f"in part: {name}: {rows:,} new rows" for name, rows in record["new_rows"].items()),
         *(f"in part: {name}: the tasks in common" for name in record["in_part"]),
         *(f"initial values: {name}: {why}" for name, why in record["initial"].items()),
         *(f"not used: {name}" for name in record["not_used"]),
+        *(f"optimizer starts anew: {name}: {why}" for name, why in _anew(record).items()),
     ]
+
+
+def _anew(record: Mapping[str, Any]) -> Mapping[str, str]:
+    """Weights whose optimizers start anew although the weights do not."""
+    if record["optimizers"] == "not loaded":
+        return {}
+    names = record["optimizers"]["initial"]
+    return {name: why for name, why in names.items() if name not in record["initial"]}
+
+
+def _of_training(record: Mapping[str, Any]) -> str:
+    if record["optimizers"] == "not loaded":
+        return "optimizers start anew"
+    balance = record["balance"]
+    goes_on = balance if balance == "loaded" else f"anew ({balance})"
+    return f"optimizers go on after {record['steps_before']:,} steps; balancing: {goes_on}"
+
+
+def day_line(record: Mapping[str, Any]) -> str:
+    """A day as the weights of the days before have it."""
+    place = f"day {record['day']} ({record['number']}/{record['days']})"
+    return f"{place}  auc {by_task(record['auc'])}  ne {by_task(record['ne'])}"
 
 
 def stop_line(record: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import PurePath
+from typing import NamedTuple
 
 from stem_torchrec.config.days import Days, parse_day
 from stem_torchrec.errors import UserError
@@ -38,11 +39,49 @@ def select_days(files: Sequence[Place], folder: Place, days: Days) -> list[Place
     return found
 
 
+def by_day(files: Sequence[Place], folder: Place) -> dict[date, list[Place]]:
+    """The files of every day, in the order of time; a file's day as of ``select_days``.
+
+    Raises:
+        UserError: a file has no day, or a day lies in two places beside each other.
+    """
+    found: dict[date, list[Place]] = {}
+    names: dict[tuple[date, PurePath], str] = {}
+    for file in files:
+        path = relative(file, folder)
+        part = _dated_part(path)
+        if part is None:
+            raise UserError(
+                f"{file} has no day in its name; a split by days is expected as "
+                "date=2022-04-08/*.parquet or 20220408.parquet"
+            )
+        found.setdefault(part.day, []).append(file)
+        name = part.name if part.is_folder else "files"
+        first = names.setdefault((part.day, part.parent), name)
+        if name != first:
+            raise UserError(f"{str(folder)!r} has {part.day} twice: in {first} and in {name}")
+    return dict(sorted(found.items()))
+
+
+class _Part(NamedTuple):
+    """The folder or file of a path that says its day."""
+
+    day: date
+    parent: PurePath
+    name: str
+    is_folder: bool
+
+
 def _day_of(path: PurePath) -> date | None:
-    """The day of a path in the split's folder; the innermost folder's before the file's."""
-    folders = [part for part in reversed(path.parts[:-1]) if "=" in part]
-    for part in (*folders, path.name):
-        match = _FIRST.match(part)
+    part = _dated_part(path)
+    return part.day if part is not None else None
+
+
+def _dated_part(path: PurePath) -> _Part | None:
+    """Of a path in the split's folder; the innermost folder's day before the file's."""
+    folders = [place for place in path.parents if "=" in place.name]
+    for place in (*folders, path):
+        match = _FIRST.match(place.name)
         if match is not None and (day := parse_day(match[1])) is not None:
-            return day
+            return _Part(day, place.parent, place.name, place is not path)
     return None

@@ -98,6 +98,13 @@ class Ranks:
             raise box[0]
         return box[0]
 
+    def objects_of_all(self, own: T) -> list[T]:
+        """Every rank's on every rank, in rank order. Collective, on the host."""
+        found = [own] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(found, own, group=self.host_group)
+        return found
+
     def gather_rows(self, rows: Tensor) -> Tensor | None:
         """All ranks' rows (n_r, C) on the host, joined in rank order on rank 0. Collective.
 

@@ -44,11 +44,12 @@ class _Pair(NamedTuple):
 class Decorrelation(nn.Module):
     """Mean absolute covariance of the pooled features of each two owners, times a weight.
 
-    The covariance loss of Crocodile (Lin et al., 2024, arXiv 2405.12706): sum over pairs of owners
-    of |cov(e^p, e^q)|_1 / d^2. Departures: covariances are of one feature's D columns with the
-    same feature's, not of all with all, and their mean over features is taken, so that the cost
-    grows with the sum of D_f^2 and the weight means the same for any number of features; and they
-    are divided by the number of rows, so that it means the same for any batch.
+    After the covariance loss of Crocodile (Lin et al., 2024, arXiv 2405.12706), which disentangles
+    the embeddings of several tables: |cov(e^p, e^q)|_1 / d^2 over pairs of them. Departures:
+    covariances are of one feature's D columns with the same feature's, not of all with all, and
+    their mean over features is taken, so that the cost grows with the sum of D_f^2 and the weight
+    means the same for any number of features; and they are divided by the number of rows, so that
+    it means the same for any batch.
 
     Args:
         owners: of tables. A pair counts with the features that both have.

@@ -21,7 +21,7 @@ from stem_torchrec.data.manifest import (
 from stem_torchrec.data.parquet_file import open_parquet_file, type_family, unreadable
 from stem_torchrec.data.schema import SPLITS, Schema, load_schema
 from stem_torchrec.errors import StoreUnreachable, UserError
-from stem_torchrec.prepare.check_metadata import check_stats, check_vocabularies
+from stem_torchrec.prepare.check_metadata import check_days, check_stats, check_vocabularies
 from stem_torchrec.prepare.engine.split_counts import SplitCounts
 from stem_torchrec.prepare.engine.stages import Unseen, Watcher
 from stem_torchrec.storage.place import Place
@@ -64,7 +64,7 @@ def check_folder(folder: Place, watcher: Watcher | None = None) -> Checked:
             faults += check.faults
             splits.append(check.counts)
     with watcher.stage("check vocabularies", lambda: -1):
-        faults += check_vocabularies(folder, schema)
+        faults += check_vocabularies(folder, schema) + check_days(folder)
     faults += check_stats(folder, schema, splits)
     return Checked(schema.task_names, list(dict.fromkeys(faults)), splits)
 

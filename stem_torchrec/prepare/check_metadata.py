@@ -15,6 +15,7 @@ from stem_torchrec.data.schema import Feature, Schema
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER, identity_of
 from stem_torchrec.errors import StoreUnreachable, UserError
 from stem_torchrec.prepare.engine.split_counts import SplitCounts
+from stem_torchrec.prepare.tables.earlier_days import DAYS_FILE, read_days, refuse_changed_counts
 from stem_torchrec.storage.place import Place
 
 _BATCH_ROWS = 65_536
@@ -81,6 +82,19 @@ def _vocabulary_ids(file: Place) -> Iterator[NDArray[np.integer]]:
                 yield batch.column(0).to_numpy()
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from None
+
+
+def check_days(folder: Place) -> list[str]:
+    """Faults of what the next day of a folder by days is counted on."""
+    if not (folder / DAYS_FILE).is_file():
+        return []
+    try:
+        refuse_changed_counts(folder, read_days(folder))
+    except StoreUnreachable:
+        raise
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def check_stats(folder: Place, schema: Schema, splits: Sequence[SplitCounts]) -> list[str]:

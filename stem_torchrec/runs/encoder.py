@@ -6,7 +6,7 @@ from pathlib import Path
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.data.vocabulary_identity import VOCABULARY_FOLDER, identity_of, vocabulary_file
 from stem_torchrec.errors import UserError
-from stem_torchrec.prepare.encoder.definition import ENCODER_FILE
+from stem_torchrec.prepare.encoder.definition import ENCODER_FILE, encoder_from
 from stem_torchrec.storage.place import Place
 
 ENCODER = "encoder"
@@ -20,7 +20,10 @@ def carry_encoder(data: Place, schema: Schema, folder: Place) -> None:
     """
     if not (data / ENCODER_FILE).is_file():
         return
-    files = {
+    encoder = data / ENCODER_FILE
+    counts = encoder_from(encoder.read_bytes(), str(encoder)).counted
+    files = {f"{feature.name}.parquet" for feature in schema.dense if feature.name in counts}
+    files |= {
         vocabulary_file(data, feature).name
         for feature in schema.sparse
         if feature.encoding == "vocabulary"

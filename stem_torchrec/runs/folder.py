@@ -15,6 +15,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, Schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.encoder import ENCODER, carry_encoder
 from stem_torchrec.runs.records import METRICS, parse_record, record_lines
+from stem_torchrec.runs.replayed import REPLAY, Replayed, check_replayed
 from stem_torchrec.runs.trackers.mlflow import FILE as MLFLOW
 from stem_torchrec.storage.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.storage.place import Place, remove, replace_text, require_bucket
@@ -32,9 +33,12 @@ JOB = "job.json"
 OWN_FOLDERS = {"checkpoints": "step_*", "tb": "events.out.tfevents.*", "profile": "rank_0.*"}
 """What is a run's in its folders, which may be links to another disk."""
 
+PAGES = ("days.md", "days.json", "days.html", "days_1.png", "days_2.png")
+"""The report on a replay."""
+
 OWN_FILES = (
-    *("plan.txt", "init.json", MLFLOW, METRICS, ENCODER, *OWN_FOLDERS),
-    *(SCHEMA_FILE, "config.yaml", JOB),
+    *("plan.txt", "init.json", MLFLOW, METRICS, ENCODER, *PAGES, *OWN_FOLDERS),
+    *(REPLAY, SCHEMA_FILE, "config.yaml", JOB),
 )
 """What a run writes there, in the order in which a run that is replaced goes: what says that the
 files are a run's goes last."""
@@ -89,8 +93,10 @@ def _is_run(run_dir: Place, found: Sequence[str]) -> bool:
     return isinstance(content, dict) and {"run", "data", "versions"} <= content.keys()
 
 
-def check_run(config: Config, existing: Existing) -> None:
-    """As ``check_run_dir``; also refuse folders of other things, and to resume another model."""
+def check_run(config: Config, existing: Existing, replayed: Replayed | None = None) -> None:
+    """As ``check_run_dir``; also refuse folders of other things, and to resume another model or
+    other days.
+    """
     if existing != "resume":  # a run that is there is where it was made
         refuse_unsafe("run.dir", config.run.dir, config.data.path)
     elif config.run.dir.resolve() == config.data.path.resolve():  # both have a schema.json
@@ -99,6 +105,7 @@ def check_run(config: Config, existing: Existing) -> None:
     check_links(config.run.dir)
     if existing == "resume":
         check_resumed(config)
+        check_replayed(config.run.dir, replayed)
 
 
 def load_run_config(

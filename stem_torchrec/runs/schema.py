@@ -7,6 +7,7 @@ from typing import Any
 from stem_torchrec import checkpoint
 from stem_torchrec.checkpoint import Initial
 from stem_torchrec.config import Config
+from stem_torchrec.config.reading import load_config
 from stem_torchrec.data.identity import (
     Fitted,
     compare_features,
@@ -102,6 +103,8 @@ def initial_schema(config: Config, initial: Initial) -> Fitted:
         )
         return Fitted(schema, [note])
     then = renamed(schema_from(about["schema"], there), dict(initial.names))
+    if initial.continues:
+        _check_continued(config, schema, then, initial)
     features = {feature.name: feature for feature in schema.features}
     tasks = {task.name: task for task in schema.tasks}
     mapped = {new for _, new in initial.names}
@@ -115,6 +118,36 @@ def initial_schema(config: Config, initial: Initial) -> Fitted:
     )
     ordered, notes = _in_order_of(then, schema, there)
     return Fitted(ordered, [*notes, *unknown_ids(compared, folder)])
+
+
+def _check_continued(config: Config, schema: Schema, then: Schema, initial: Initial) -> None:
+    """Refuse to go on with another model, other features or fewer tasks.
+
+    Raises:
+        UserError: names the key, feature or task.
+    """
+    option, there = f"{initial.option}: {config.data.path}", str(initial.run_dir)
+    names = [feature.name for feature in schema.features]
+    if gone := [name for name in _names(then) if name not in names]:
+        raise UserError(f"{option} does not extend the data of {there}: no feature {gone[0]!r}")
+    if new := [name for name in names if name not in _names(then)]:
+        raise UserError(
+            f"{option} has a feature {new[0]!r} that {there} has not: leave it out with "
+            "data.features, or take the weights alone with --init-from"
+        )
+    if gone := [name for name in then.task_names if name not in schema.task_names]:
+        raise UserError(
+            f"{initial.option}: task {gone[0]!r} of {there} is not trained here; map it with "
+            "--init-map, or take the weights alone with --init-from"
+        )
+    before = load_config(initial.run_dir / "config.yaml", ["--run.dir", there])
+    old, now = (one.model.model_dump(mode="json") for one in (before, config))
+    for key in now:
+        if old.get(key) != now[key]:
+            raise UserError(
+                f"{initial.option}: model.{key} is {now[key]!r}, {there} has {old.get(key)!r}; "
+                "take the weights alone with --init-from"
+            )
 
 
 def _in_order_of(then: Schema, schema: Schema, there: str) -> tuple[Schema, list[str]]:

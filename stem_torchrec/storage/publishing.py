@@ -4,10 +4,17 @@ On a disk a folder is written aside and renamed. In a store, where nothing can b
 written in its place: as long as it has no marker file, which is written last, it is not there.
 """
 
+import ctypes
+import os
+from pathlib import Path
+
 from stem_torchrec.storage.place import Place, in_store, remove, sync_folder
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
+
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 def aside_of(final: Place) -> Place:
@@ -49,3 +56,13 @@ def discard(path: Place, marker: str) -> None:
     elif not is_leftover(path, marker):
         path = path.rename(path.with_name(path.name + PARTIAL))
     remove(path)
+
+
+def exchanged(first: Path, second: Path) -> bool:
+    """Let two folders of one disk take each other's names, at once; false where that is not
+    possible, and then nothing has changed."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0

@@ -26,6 +26,7 @@ from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.distributed.recommender import Recommender
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.folder import Existing, check_run, require_run
+from stem_torchrec.runs.replayed import Replayed
 from stem_torchrec.runs.schema import fitted_schema, selected_schema
 from stem_torchrec.runs.trackers.trackers import check_trackers
 from stem_torchrec.storage.lock.folder_lock import refuse_locked
@@ -52,7 +53,11 @@ def check_inputs(
 
 
 def check_start(
-    config: Config, existing: Existing, num_workers: int, say: Callable[[str], None]
+    config: Config,
+    existing: Existing,
+    num_workers: int,
+    say: Callable[[str], None],
+    replayed: Replayed | None = None,
 ) -> None:
     """Raise the UserErrors that can be told before any rank of a training starts.
 
@@ -60,15 +65,16 @@ def check_start(
         existing: what to do with a run that the folder already holds.
         num_workers: ranks of this machine.
         say: is told what takes time.
+        replayed: the days that are gone through, of the train split alone.
     """
     check_devices(config.distributed, num_workers)
     if existing == "resume":
         require_run("--resume", config.run.dir)
     schema = check_settings(config, num_workers, of_run=existing == "resume")
-    check_run(config, existing)
+    check_run(config, existing, replayed)
     refuse_locked("run.dir", config.run.dir, Holder.this())
     say("reading the footers of the data")
-    check_data(config, schema)
+    check_data(config, schema, None if replayed is None else ["train"])
 
 
 def check_settings(config: Config, num_workers: int, *, of_run: bool = False) -> Schema:

@@ -1,4 +1,4 @@
-"""When a run evaluates, and how a split is predicted and measured on all ranks."""
+"""How rows are predicted and measured on all ranks."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,10 +6,9 @@ from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import SplitRefused, UserError
 from stem_torchrec.nn.losses import labelled
-from stem_torchrec.runs.records import Record, defined, has_evaluation
+from stem_torchrec.runs.records import Record, defined
 from stem_torchrec.stopping.interruption import Interruption
 from stem_torchrec.training.evaluation import Joined, Predictions, evaluation
-from stem_torchrec.training.position import Position
 from stem_torchrec.training.session import Session, open_split
 
 Counted = Callable[[int, int], None]
@@ -42,11 +41,24 @@ def evaluate(
         reader = open_split(session, split)
     except UserError as error:  # the same on every rank
         raise SplitRefused(f"{split} is not evaluated after step {step}: {error}") from error
-    tasks = session.schema.task_names
-    joined = predict(session, reader, interruption, counted)
     record = {"kind": "eval", "split": split, "step": step, "epoch": epoch}
-    record |= {"samples": reader.num_rows}
-    return session.ranks.on_first(lambda: record | defined(evaluation(tasks, joined)))
+    return record | figures_on(session, reader, interruption, counted)
+
+
+def figures_on(
+    session: Session,
+    reader: ParquetReader,
+    interruption: Interruption | None = None,
+    counted: Counted | None = None,
+) -> Record:
+    """Exact metrics of a reader's rows, and how many they are. Collective.
+
+    Raises:
+        Stopped: the ranks have agreed to stop.
+    """
+    tasks, samples = session.schema.task_names, {"samples": reader.num_rows}
+    joined = predict(session, reader, interruption, counted)
+    return session.ranks.on_first(lambda: samples | defined(evaluation(tasks, joined)))
 
 
 def predict(
@@ -93,22 +105,3 @@ def predict_batches(
     if interruption is not None:
         interruption.rest()
     return predictions.joined(session.ranks.gather_rows)
-
-
-def evaluation_due(session: Session, position: Position, total_steps: int) -> bool:
-    """Whether an evaluation of the valid split follows the step that was just done.
-
-    Every so many steps or at each epoch's end, and after the last step.
-    """
-    config, last = session.config, position.step == total_steps
-    every = config.eval.every
-    due = position.read.is_start if every is None else position.step % every == 0
-    return (due or last) and "valid" in session.splits
-
-
-def owes_evaluation(session: Session, position: Position, total_steps: int) -> bool:
-    """Whether the run was stopped before the evaluation that follows its step. Collective."""
-    step, run_dir = position.step, session.config.run.dir
-    if step == 0 or not evaluation_due(session, position, total_steps):
-        return False
-    return not session.ranks.on_first(lambda: has_evaluation(run_dir, "valid", step))

@@ -14,6 +14,7 @@ from stem_torchrec.distributed.ranks import Ranks
 from stem_torchrec.distributed.tables import whole_tables
 from stem_torchrec.nn import Gates
 from stem_torchrec.runs.records import Record, last_test, read_records
+from stem_torchrec.runs.replayed import read_replayed
 from stem_torchrec.runs.schema import schema_of_run
 from stem_torchrec.storage.place import Place
 from stem_torchrec.training.evaluating import Counted, evaluate, predict
@@ -49,6 +50,15 @@ def unfinished(run_dir: Place) -> str | None:
         return None
     kept = f"the newest is of step {saved[-1]}" if saved else "there is none"
     return f"no checkpoint of step {test['step']}, which its test record is of: {kept}"
+
+
+def unfinished_replay(run_dir: Place) -> str | None:
+    """Why a replay is not through all its days; None if it is."""
+    replayed = read_replayed(run_dir)
+    if replayed is None or not checkpoint.saved_steps(run_dir / checkpoint.FOLDER):
+        return "it has no checkpoint of a day"
+    done, days = checkpoint.newest_about(run_dir)["days_done"], len(replayed.days)
+    return None if done == days else f"it is through {done} of its {days} days"
 
 
 def tested(run_dir: Place) -> checkpoint.Choice:

@@ -9,6 +9,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stem_torchrec.balancing.fork import BalancedFork
 from stem_torchrec.config import Config
+from stem_torchrec.config.days import Days
 from stem_torchrec.data.batch import Batch
 from stem_torchrec.data.negatives import negative_sampling
 from stem_torchrec.data.reader import ParquetReader, find_rows
@@ -110,7 +111,12 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
 
 
 def open_split(
-    session: Session, split: str, *, in_file_order: bool = False, for_training: bool = False
+    session: Session,
+    split: str,
+    *,
+    in_file_order: bool = False,
+    for_training: bool = False,
+    days: Days | None = None,
 ) -> ParquetReader:
     """The reader of a split: shuffled for ``train`` unless asked, in file order for the others.
 
@@ -118,10 +124,11 @@ def open_split(
 
     Args:
         for_training: leave out negatives as ``data.negative_rate`` says.
+        days: those of ``data.days`` if None.
     """
     config, ranks, schema = session.config, session.ranks, session.schema
     training = split == "train"
-    days = config.data.days_of(split)
+    days = days or config.data.days_of(split)
     rate = config.data.negative_rate if for_training else 1.0
     negatives = negative_sampling(rate, config.run.seed, schema)
     manifest = ranks.on_first(
@@ -132,7 +139,7 @@ def open_split(
         split,
         schema,
         batch_size=config.train.batch_size
-        if training
+        if for_training
         else config.eval.batch_size or config.train.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,

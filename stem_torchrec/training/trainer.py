@@ -16,9 +16,10 @@ from stem_torchrec.runs.folder import (
 from stem_torchrec.runs.records import Listener, Record, Recorder, read_records
 from stem_torchrec.runs.restart import mark
 from stem_torchrec.stopping.interruption import Interruption, Stopped
-from stem_torchrec.training.evaluating import evaluate, evaluation_due, owes_evaluation
+from stem_torchrec.training.course import Course, Epochs
+from stem_torchrec.training.evaluating import evaluate
 from stem_torchrec.training.patience import Patience, Plateau
-from stem_torchrec.training.position import Position, few_steps
+from stem_torchrec.training.position import Position
 from stem_torchrec.training.profile import Profile
 from stem_torchrec.training.saving import (
     LastBalance,
@@ -28,7 +29,7 @@ from stem_torchrec.training.saving import (
     keep_last,
     save_due,
 )
-from stem_torchrec.training.session import Session, open_split
+from stem_torchrec.training.session import Session
 from stem_torchrec.training.skipped import SkippedSteps
 from stem_torchrec.training.throughput import Throughput
 from stem_torchrec.training.train_record import train_metrics, train_record
@@ -62,6 +63,7 @@ class Trainer:
     Args:
         session: the model with what trains it.
         listener: gets every record, on rank 0 alone.
+        course: what is read and how it is judged; epochs of the train split if None.
 
     Attributes:
         position: how far the run has come.
@@ -74,11 +76,12 @@ class Trainer:
     recorder: Recorder
     saver: checkpoint.Saver
 
-    def __init__(self, session: Session, listener: Listener) -> None:
+    def __init__(self, session: Session, listener: Listener, course: Course | None = None) -> None:
         config, ranks = session.config, session.ranks
+        self.course = course or Epochs(session)
         self.session, self.config, self.ranks = session, config, ranks
         self._listener = listener
-        self.position = Position(open_split(session, "train", for_training=True))
+        self.position = Position(*self.course.readers())
         self.metrics = train_metrics(session)
         self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
         self.profile = Profile(config, ranks)
@@ -114,11 +117,9 @@ class Trainer:
         return parts
 
     def begin(self, existing: Existing, initial: checkpoint.Initial | None) -> None:
-        """Take the first weights from another run if asked, and make the run's folder."""
-        config, session, report = self.config, self.session, None
-        if initial is not None:
-            model, schema = session.model, session.schema
-            report = checkpoint.load_initial(model, config, schema, initial, self.ranks)
+        """Take from another run what is asked for, and make the run's folder."""
+        config, session = self.config, self.session
+        report = self._take(initial) if initial is not None else None
 
         def make() -> None:
             with environment_failures(config.run.dir):
@@ -127,11 +128,23 @@ class Trainer:
                 create_run(config, session.schema, session.plan_report)
 
         self.ranks.on_first(make)
-        if self.ranks.is_first and (few := few_steps(self.config, self.position)) is not None:
-            _log.warning("%s", few)
+        if self.ranks.is_first and (doubt := self.course.doubt(self.position)) is not None:
+            _log.warning("%s", doubt)
         if report is not None and self.ranks.is_first:
             write_init(config.run.dir, report)
             self._listener({"kind": "init", **report})
+
+    def _take(self, initial: checkpoint.Initial) -> Record:
+        """Weights of another run, or all that its training knows; what was taken."""
+        session, position = self.session, self.position
+        model, schema, ranks = session.model, session.schema, self.ranks
+        if not initial.continues:
+            return checkpoint.load_initial(model, self.config, schema, initial, ranks)
+        report, before = checkpoint.load_continued(
+            model, session.optimizers, self.config, schema, initial, ranks
+        )
+        position.steps_before, position.skipped_before = before.steps, before.skipped
+        return report
 
     def go_on(self) -> None:
         """Load the newest checkpoint and bring the run's folder to its position."""
@@ -163,7 +176,7 @@ class Trainer:
             self.saver.close()
             best = best_kept(self.session)
             try:
-                if stopped is None and "test" in self.session.splits:
+                if stopped is None and self.course.tests and "test" in self.session.splits:
                     test = self._test(best)
             except Stopped:
                 stopped = position.step
@@ -181,8 +194,8 @@ class Trainer:
         position, total_steps = self.position, self.position.total_steps(self.config)
         batches = position.batches(total_steps)
         self.patience.start(self.ranks.on_first(lambda: read_records(self.config.run.dir)))
-        if owes_evaluation(self.session, position, total_steps):
-            self._evaluate("valid")
+        if self.course.owes(position, total_steps):
+            self._judge()
         self.session.recommender.train()
         self.throughput.resume()
         while position.step < total_steps and not self.patience.is_over:
@@ -202,12 +215,15 @@ class Trainer:
     def _set_rates(self, total_steps: int) -> dict[str, float]:
         """Tell optimizers and balancing which step comes; the learning rates it has."""
         session, position = self.session, self.position
-        factor = learning_rate_factor(self.config.optim, position.step, total_steps)
+        step = position.steps_before + position.step
+        skipped = position.skipped_before + position.skipped
+        steps_in_all = position.steps_before + total_steps
+        factor = learning_rate_factor(self.config.optim, step, steps_in_all)
         if session.optimizers.need_gradients:  # the step has waited for the device already
             self.skipped.settle()
-        session.optimizers.set_applied_steps(position.step - position.skipped)
+        session.optimizers.set_applied_steps(step - skipped)
         if session.fork is not None:
-            session.fork.begin(position.step)
+            session.fork.begin(step)
         return session.optimizers.set_learning_rates(factor * self.plateau.factor)
 
     def _between_steps(self, total_steps: int) -> None:
@@ -216,10 +232,11 @@ class Trainer:
         Raises:
             As ``_evaluate_and_save`` does.
         """
-        session, position = self.session, self.position
+        position, course = self.position, self.course
         stop, last = self.interruption.agreed(), position.step == total_steps
-        due = not stop and evaluation_due(session, position, total_steps)
-        if stop or due or save_due(self.config.checkpoint, position.step, last, None):
+        due = not stop and course.judges_after(position, total_steps)
+        save = save_due(self.config.checkpoint, position.step, last, None)
+        if stop or due or save or course.saves_after(position):
             self.skipped.settle()
             self.throughput.pause()
             self._evaluate_and_save(due, last, stop)
@@ -231,12 +248,12 @@ class Trainer:
 
         Raises:
             Stopped: the ranks have agreed to stop, here or in the evaluation, and have saved.
-            SplitRefused: the valid split cannot be read any more; the ranks have saved.
+            SplitRefused: what is due cannot be read any more; the ranks have saved.
         """
         evaluated, refused = None, None
         try:
             if due:
-                evaluated = self._evaluate("valid")
+                evaluated = self._judge()
         except Stopped:
             stop = True
         except SplitRefused as error:  # on all ranks
@@ -246,7 +263,8 @@ class Trainer:
         if enough:
             self._publish(self.patience.record(self.position.step))
         ends = stop or last or enough or refused is not None
-        if ends or save_due(self.config.checkpoint, self.position.step, last, evaluated):
+        save = save_due(self.config.checkpoint, self.position.step, last, evaluated)
+        if ends or save or self.course.saves_after(self.position):
             self._save(evaluated, ends=ends)
         if refused is not None:
             self.saver.wait()
@@ -254,9 +272,8 @@ class Trainer:
         if stop:
             raise Stopped
 
-    def _evaluate(self, split: str) -> Record:
-        position = self.position
-        record = evaluate(self.session, split, position.step, position.epoch, self.interruption)
+    def _judge(self) -> Record:
+        record = self.course.judge(self.position, self.interruption)
         self._publish(record)
         self.patience.judge(record)
         return record
@@ -266,18 +283,20 @@ class Trainer:
 
         The last ones must have been saved: others take their place here.
         """
-        if not self.config.tests_best or best in (None, self.position.step):
-            return self._evaluate("test")
-        folder = checkpoint.chosen_valid(self.config.run.dir, best, self.ranks)
-        checkpoint.load(folder, {"model": self.session.model}, self.ranks)
-        epoch = self.ranks.on_first(lambda: checkpoint.epoch_of(folder))
-        record = evaluate(self.session, "test", best, epoch, self.interruption)
+        step = self.position.step
+        epoch: int | None = self.position.epoch
+        if self.config.tests_best and best is not None and best != step:
+            folder = checkpoint.chosen_valid(self.config.run.dir, best, self.ranks)
+            checkpoint.load(folder, {"model": self.session.model}, self.ranks)
+            step, epoch = best, self.ranks.on_first(lambda: checkpoint.epoch_of(folder))
+        record = evaluate(self.session, "test", step, epoch, self.interruption)
         self._publish(record)
         return record
 
     def _save(self, evaluated: Record | None, *, ends: bool) -> None:
         """Save what the run has come to; ``evaluated`` is this step's eval record."""
         about = about_checkpoint(self.session, self.position, evaluated)
+        about |= self.course.about(self.position)
         state, own = checkpoint.state_of(self.parts), checkpoint.own_state(self.own_parts)
         self.saver.save(checkpoint.Content(self.position.step, state, own, about), last=ends)
 

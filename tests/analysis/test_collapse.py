@@ -1,6 +1,7 @@
 """``analyze collapse`` end to end, and its figures on tables whose rank is known."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,4 +99,17 @@ def test_unknown_run_is_the_users_error(tmp_path: Path, capsys: pytest.CaptureFi
     options = ["--runs", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
     assert main(["analyze", "collapse", *options]) == 2
     assert "--runs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_different_data_share_no_page(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "data", tmp_path / "d")
+    other = shutil.copytree(finished / "plain", tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace(str(finished / "data"), str(tmp_path / "d")))
+    runs = [str(finished / "both"), str(other)]
+    assert main(["analyze", "collapse", "--runs", *runs, "--out", str(tmp_path / "out")]) == 2
+    assert f"{other}: data.path is {tmp_path / 'd'}, but" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

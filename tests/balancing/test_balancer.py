@@ -309,7 +309,7 @@ def test_a_compiled_rule_gives_the_same() -> None:
     torch._dynamo.reset()
     graphs = []
     net, compiled = Net(), Net()
-    balancers = [Balancer(MultiBalance(), NUM_TASKS) for _ in range(2)]
+    balancers = [MultiBalance(NUM_TASKS) for _ in range(2)]
     balancers[1].compile_rule(backend=lambda graph, _: graphs.append(graph) or graph.forward)
     for number in range(3):
         for own, balancer in zip((net, compiled), balancers, strict=True):
@@ -318,6 +318,6 @@ def test_a_compiled_rule_gives_the_same() -> None:
     assert len(graphs) == 1
     for one, other in zip(balancers[0].buffers(), balancers[1].buffers(), strict=True):
         assert torch.equal(one, other)
-    on_the_host = Balancer(PcGrad(), NUM_TASKS)
+    on_the_host = PcGrad(NUM_TASKS)
     on_the_host.compile_rule(backend="eager")
     assert on_the_host._balance is balance

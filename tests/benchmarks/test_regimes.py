@@ -53,7 +53,7 @@ def test_what_tells_most_is_trained_first() -> None:
     found = trainings(WORLDS, list(MODELS), list(RULES), num_seeds=2)
     assert len({training.key for training in found}) == len(found) == 7 * 2 * (1 + 5 * 7)
     assert [training.cell.world for training in found[:7]] == list(WORLDS)
-    of_first = found[: 7 * (1 + 5 * 3)]
+    of_first = found[: 7 * 9]
     assert {t.seed for t in of_first} == {0}
     assert {t.cell.rule for t in of_first} == set(RULES) - {"mgda@parameters", "static"}
     keys = found[-1].settings

@@ -38,7 +38,7 @@ def observed_worker(log: Path, config: Any, existing: Any) -> Any:
 def _observe(write: Callable[..., None]) -> None:
     from stem_torchrec.checkpoint import Saver
     from stem_torchrec.distributed.dense_step import DenseStep
-    from stem_torchrec.training import trainer
+    from stem_torchrec.training import course, trainer
     from stem_torchrec.training.trainer import Trainer
 
     last = {"rows": 0}
@@ -77,7 +77,7 @@ def _observe(write: Callable[..., None]) -> None:
     trainer.Position.advance = watched_advance  # type: ignore[method-assign]
     Trainer._save = watched_save  # type: ignore[method-assign]
     Saver._write = watched_write_out  # type: ignore[method-assign]
-    trainer.evaluate = watched_evaluate
+    trainer.evaluate = course.evaluate = watched_evaluate
 
 
 def _fault(step: int) -> None:

@@ -18,6 +18,8 @@ import pytest
 from stem_torchrec.data.schema import SPLITS, load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.check import check_folder
+from stem_torchrec.prepare.engine.options import KuaiRandSplit
+from stem_torchrec.prepare.kuairand.days import last_days
 from stem_torchrec.prepare.kuairand.features import CORE_VIDEO_FIELDS, TASKS
 from stem_torchrec.prepare.kuairand.prepare import KuaiRandConfig, prepare_kuairand
 from tests.prepare.raw_tables import files_under
@@ -146,7 +148,11 @@ def test_both_releases_give_the_same_rows(tmp_path: Path, include_random: bool) 
     large = Source(tmp_path / "KuaiRand-27K").write()
     small = Source(tmp_path / "KuaiRand-1K").write_1k()
     config = KuaiRandConfig(
-        tasks=EIGHT_TASKS, fields="core", include_random=include_random, min_count=3
+        tasks=EIGHT_TASKS,
+        fields="core",
+        include_random=include_random,
+        min_count=3,
+        split="last_5_days",
     )
     for source in (large, small):
         stats = prepare_kuairand(source, tmp_path / f"{source.name}-out", config=config)
@@ -157,6 +163,16 @@ def test_both_releases_give_the_same_rows(tmp_path: Path, include_random: bool) 
     for split in SPLITS:
         assert _rows(one, split) == _rows(other, split)
     assert check_folder(one).faults == []
+
+
+def test_one_day_each_is_valid_and_test_of_the_release_that_the_paper_counts(
+    source: Source, tmp_path: Path
+) -> None:
+    stats = prepare_kuairand(source.write_1k(), tmp_path / "out")
+    assert [stats["samples"][split] for split in SPLITS] == [400, 50, 50]
+    splits: tuple[KuaiRandSplit, ...] = ("release", "last_2_days", "last_5_days")
+    assert [last_days(split, "1k").test for split in splits] == [1, 1, 3]
+    assert [last_days(split, "slice").valid for split in splits] == [2, 1, 2]
 
 
 def test_the_fields_of_a_full_release(source: Source, tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ DESCRIPTION_ERRORS: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (feature(expression="[slot]"), "kind 'id', but its value is a list"),
     (feature(encoding="hash"), "num_embeddings: needed with encoding 'hash'"),
     (feature(num_embeddings=9), "num_embeddings: counted by encoding 'vocabulary'"),
+    (
+        feature(transform="log1p"),
+        "'log1p' is one of dense features, kind is 'id'; for ids",
+    ),
+    (feature(kind="dense", transform="sqrt"), "features.0.transform: Input should be 'log1p', "),
+    (
+        feature(kind="bag", separator="|", encoding="bucket", num_embeddings=9),
+        "encoding: 'bucket' is one of ids, kind is 'bag'",
+    ),
+    (
+        feature(encoding="bucket", num_embeddings=2),
+        "num_embeddings: 2 with encoding 'bucket'; ",
+    ),
     (feature(table="nobody"), "user.table: unknown 'nobody'"),
     (feature(table="price"), "user.table: 'price' has no table of its own"),
     (
@@ -232,7 +245,7 @@ def test_unusable_source(tmp_path: Path, content: bytes | None, message: str) ->
 
 def test_folders_foreign_headers_and_broken_parquet_are_refused(tmp_path: Path) -> None:
     described = describe(DESCRIPTION)
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="is a folder without files"):
         prepare_files([tmp_path], described, tmp_path / "out")
     write(tmp_path, lines())
     (tmp_path / "raw2.csv").write_text("user,other\n1,2\n")

@@ -9,13 +9,13 @@ from stem_torchrec.cli import main
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.options import TikTokFields
-from stem_torchrec.prepare.tables.describe import RandomSplit
 from stem_torchrec.prepare.tables.prepare_files import prepare_files
 from stem_torchrec.prepare.tables.public_sets import (
     QK_VIDEO_COLUMNS,
     describe_qk_video,
     describe_tiktok,
 )
+from stem_torchrec.prepare.tables.splits import RandomSplit
 from tests.prepare.raw_tables import all_rows, vocabulary, without, write_text
 
 ROOT = Path(__file__).parents[2]

@@ -35,7 +35,7 @@ min_count: 2
 KILLED = """
 import os, signal, sys
 from stem_torchrec.cli import main
-from stem_torchrec.prepare.engine import prepared
+from stem_torchrec.prepare.engine import building, prepared
 from stem_torchrec.prepare.engine.stages import Stage, StageLog
 
 wanted, *command = sys.argv[1:]
@@ -51,6 +51,8 @@ def run_and_die(log, stage):
 StageLog._run = run_and_die
 if wanted == "count labels":
     prepared.compute_stats = lambda *_, **__: die()
+if wanted == "exchange":
+    building.exchanged = lambda *_: die()
 main(command)
 """
 ENDLESS = """
@@ -259,7 +261,7 @@ def test_what_is_no_mistake_of_the_user_keeps_finished_stages(
 
     error: Exception = duckdb.OutOfMemoryException("failed to pin block")
     with monkeypatch.context() as patch:
-        patch.setattr("stem_torchrec.prepare.tables.prepare_files.table_rows", fail)
+        patch.setattr("stem_torchrec.prepare.tables.preparation.table_rows", fail)
         assert main(command) == 2
         shown = capsys.readouterr().err
         assert "memory_gib: not enough" in shown

@@ -21,11 +21,13 @@ from stem_torchrec.analysis.compare.runs import (
     run_all,
     runs_at_a_time,
 )
+from stem_torchrec.analysis.replay import ahead_figures, day_records
+from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.analysis.training_process import Ranks, Watch, share_done, unwatched
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
 from stem_torchrec.launch.launcher import default_num_workers, under_torchrun
-from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.runs.records import read_records
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.storage.lock.holder import Holder
 from stem_torchrec.storage.place import Place
@@ -77,7 +79,8 @@ def _run_and_report(
     with watch(f"{len(plan.runs)} runs", progress.share):
         finished = run_all(actions, request.config, ranks, progress.started, progress.ended)
     failures = [outcome for outcome in finished if outcome.failure is not None]
-    rows = collect(plan, failed=[outcome.run for outcome in failures])
+    failed = [outcome.run for outcome in failures]
+    rows = collect(plan, failed)
     report = make_report(
         rows,
         Circumstances(
@@ -88,7 +91,9 @@ def _run_and_report(
             runs_at_a_time(plan.runs),
             plan.left_out,
             [(f.run.label, f.failure or "", str(f.run.log)) for f in failures],
+            request.days,
         ),
+        over_days([run for run in plan.runs if run not in failed]) if request.days else {},
     )
     return Comparison(rows, failures, report.write(request.out, "compare"))
 
@@ -103,6 +108,20 @@ def collect(plan: Plan, failed: Sequence[PlannedRun]) -> list[Row]:
         if run not in failed:
             results[run.combination][run.seed] = figures_of(read_records(run.dir))
     return summarize(results, parameters)
+
+
+def over_days(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Spread]]:
+    """Combination -> day -> mean AUC over seeds, of replays; untrained weights left out."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for run in runs:
+        by_day = found.setdefault(run.combination.label, {})
+        judged = ahead_figures(day_records(read_records(run.dir))).get(1, {})
+        for day, auc in judged.items():
+            by_day.setdefault(day, []).append(auc)
+    return {
+        label: {day: Spread(tuple(aucs)) for day, aucs in by_day.items()}
+        for label, by_day in found.items()
+    }
 
 
 class Progress:
@@ -130,8 +149,7 @@ class Progress:
         if outcome.failure is not None:
             self._tell(f"{place}  failed: {outcome.failure}")
             return
-        test = last_test(read_records(outcome.run.dir))
-        auc = test["auc_mean"] if test else None
+        auc = figures_of(read_records(outcome.run.dir)).get("auc_mean")
         score = "auc -" if auc is None else f"auc {auc:.4f}"
         time = "there already" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
         self._tell(f"{place}  {score}  {time}")

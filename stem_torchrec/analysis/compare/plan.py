@@ -13,6 +13,7 @@ from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError, did_you_mean
 from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.training.checks import check_inputs
+from stem_torchrec.training.replay import replay_of
 from stem_torchrec.training.session import has_split
 
 SINGLE_TASK = "single_task"
@@ -36,6 +37,7 @@ class Request:
         vary: ``section.key=v1;v2`` each.
         own: ``MODEL:section.key=value`` each, for one model's runs.
         overrides: ``--section.key value`` for every run.
+        days: go through these, FIRST:LAST, instead of training and testing; None for the latter.
     """
 
     config: Path
@@ -49,6 +51,7 @@ class Request:
     parallel: int = 1
     overwrite: bool = False
     overrides: Sequence[str] = ()
+    days: str | None = None
 
 
 class Combination(NamedTuple):
@@ -65,11 +68,12 @@ class Combination(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One ``train`` command."""
+    """One ``train`` command, or ``replay`` where there are days."""
 
     combination: Combination
     config: Config
     overrides: Sequence[str]
+    days: str | None = None
 
     @property
     def seed(self) -> int:
@@ -128,7 +132,9 @@ def make_plan(request: Request) -> Plan:
     _own_settings(request, keys, taken=[name for name, _ in varied[0]])
     chosen = [f"--run.dir={request.out}", f"--model.name={request.models[0]}"]
     base = load_config(request.config, [*request.overrides, *chosen])
-    if not has_split(base.data.path, "test"):
+    if request.days is not None:
+        _check_days(base, request.days)
+    elif not has_split(base.data.path, "test"):
         raise UserError(f"data.path: {str(base.data.path)!r} has no test split to compare on")
     rules = [base.balance.rule] if request.rules is None else request.rules
     _each_once("--balance", rules)
@@ -159,7 +165,16 @@ def _planned(request: Request, combination: Combination, seed: int) -> PlannedRu
         *_own_settings(request, _known_keys(request)).get(combination.model, []),
         *(f"--{key}={text}" for key, text in combination.varied),
     ]
-    return PlannedRun(combination, load_config(request.config, overrides), overrides)
+    config = load_config(request.config, overrides)
+    if request.days is not None:
+        config = replay_of(config, request.days)[0]
+    return PlannedRun(combination, config, overrides, request.days)
+
+
+def _check_days(config: Config, days: str) -> None:
+    """Raise UserError if there is no day to judge by: the first one is, by untrained weights."""
+    if len(replay_of(config, days)[1].days) < 2:
+        raise UserError(f"--replay: {days}; expected FIRST:LAST of at least two days")
 
 
 def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
@@ -171,7 +186,7 @@ def _unfit(request: Request, combination: Combination, seed: int) -> str | None:
     config = _planned(request, combination, seed).config
     rule_for(config.balance, len(selected_schema(config).tasks), seed)
     try:
-        check_inputs(config)
+        check_inputs(config, splits=None if request.days is None else ["train"])
     except UserError as error:
         if combination.rule != "equal" and str(error).startswith("balance."):
             return str(error)

@@ -1,6 +1,6 @@
 """The plots of a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -44,6 +44,26 @@ def auc_against_qps(rows: Sequence[Row]) -> Figure | None:
 
 def auc_against_parameters(rows: Sequence[Row]) -> Figure | None:
     return _auc_against([(row, Spread((row.parameters.total,))) for row in rows], "parameters")
+
+
+def auc_over_days(over_days: Mapping[str, Mapping[str, Spread]]) -> Figure:
+    """Mean AUC, a line per combination with its spread over seeds."""
+    plot = Figure(figsize=(9, 4))
+    axes = plot.subplots()
+    for label, by_day in over_days.items():
+        aucs = list(by_day.values())
+        axes.errorbar(
+            list(by_day),
+            [auc.mean if auc.mean is not None else float("nan") for auc in aucs],
+            yerr=[auc.std or 0.0 for auc in aucs],
+            marker="o",
+            capsize=2,
+            label=label,
+        )
+    axes.set_ylabel("mean AUC")
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return plot
 
 
 def _auc_against(points: Sequence[tuple[Row, Spread]], name: str) -> Figure | None:

@@ -4,9 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
-from stem_torchrec.analysis.compare.plots import auc_against_parameters, auc_against_qps, gain_bars
+from stem_torchrec.analysis.compare.plots import (
+    auc_against_parameters,
+    auc_against_qps,
+    auc_over_days,
+    gain_bars,
+)
 from stem_torchrec.analysis.compare.results import Row
 from stem_torchrec.analysis.compare.tables import (
+    OverDays,
+    days_table,
     overview,
     paired_table,
     parameters_table,
@@ -29,6 +36,7 @@ class Circumstances(NamedTuple):
         data: where the data is, and its ``stats.json``.
         runs_at_a_time: at most so many.
         failures: (run, why, log) each.
+        days: that the runs went through; None if they were tested.
     """
 
     command: str
@@ -38,13 +46,16 @@ class Circumstances(NamedTuple):
     runs_at_a_time: int
     left_out: Sequence[tuple[Combination, str]]
     failures: Sequence[tuple[str, str, str]]
+    days: str | None = None
 
 
-def make_report(rows: Sequence[Row], made_of: Circumstances) -> Report:
+def make_report(
+    rows: Sequence[Row], made_of: Circumstances, over_days: OverDays | None = None
+) -> Report:
     tasks = tasks_of(rows)
     return Report(
         "Comparison",
-        list(_sections(rows, tasks, made_of)),
+        list(_sections(rows, tasks, made_of, over_days or {})),
         {
             "rows": [_row_data(row) for row in rows],
             **made_of._asdict(),
@@ -52,6 +63,10 @@ def make_report(rows: Sequence[Row], made_of: Circumstances) -> Report:
             "failures": [
                 dict(zip(("run", "why", "log"), f, strict=True)) for f in made_of.failures
             ],
+            "over_days": {
+                label: {day: auc.record() for day, auc in by_day.items()}
+                for label, by_day in (over_days or {}).items()
+            },
             "versions": versions(),
             "hardware": hardware(),
         },
@@ -60,7 +75,7 @@ def make_report(rows: Sequence[Row], made_of: Circumstances) -> Report:
 
 
 def _sections(
-    rows: Sequence[Row], tasks: Sequence[str], made_of: Circumstances
+    rows: Sequence[Row], tasks: Sequence[str], made_of: Circumstances, over_days: OverDays
 ) -> Iterable[Section]:
     seeds = made_of.num_seeds
     has_gain = any("gain_mean" in row.figures for row in rows)
@@ -68,6 +83,9 @@ def _sections(
     if made_of.failures:
         table = Table(["run", "why", "log"], made_of.failures)
         yield Section("Failed runs", "They are in no figure.", table)
+    if over_days:
+        text = "Mean AUC of each day by the weights of the days before it."
+        yield Section("Days", text, days_table(over_days), auc_over_days(over_days))
     yield Section("AUC", "Higher is better.", per_task(rows, "auc", tasks, seeds))
     gains = per_task(rows, "gain", tasks, seeds)
     yield Section("AUC gain", GAIN if has_gain else NO_GAIN, gains, gain_bars(rows, tasks))
@@ -93,8 +111,14 @@ def _sections(
 
 def _how_to_read(made_of: Circumstances, has_gain: bool) -> str:
     count = "1 seed, so without spread" if made_of.num_seeds == 1 else f"{made_of.num_seeds} seeds"
+    of = "the test split"
+    if made_of.days is not None:
+        of = (
+            f"the days {made_of.days} but for the first, each judged by the weights of the days "
+            "before it, and the mean over days is taken"
+        )
     return (
-        f"Figures are of the test split: mean ± standard deviation over {count}. Bold is the best "
+        f"Figures are of {of}: mean ± standard deviation over {count}. Bold is the best "
         "of its column among combinations with all seeds. "
         f"{GAIN if has_gain else NO_GAIN} Command: {made_of.command}"
     )

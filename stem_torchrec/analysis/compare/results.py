@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from stem_torchrec.analysis.compare.plan import SINGLE_TASK, Combination
+from stem_torchrec.analysis.replay import day_records, mean_figures
 from stem_torchrec.analysis.spread import Spread
 from stem_torchrec.config import Config
 from stem_torchrec.distributed.recommender import Recommender
@@ -49,7 +50,19 @@ class Row:
 
 
 def figures_of(records: Sequence[Record]) -> Figures:
-    """The figures of a finished run; speed and memory are those of its last train record."""
+    """The figures of a finished run, of the test split or means over the days of a replay.
+
+    Speed and memory are those of its last train record.
+    """
+    days = day_records(records)
+    found: dict[str, Any] = {**mean_figures(days)} if days else _of_test_split(records)
+    for name, key in (("qps", "qps_total"), ("peak_memory_bytes", "peak_memory_bytes")):
+        known = [r[key] for r in records if r["kind"] == "train" and r.get(key) is not None]
+        found[name] = known[-1] if known else None
+    return {name: value for name, value in found.items() if type(value) in (int, float)}
+
+
+def _of_test_split(records: Sequence[Record]) -> dict[str, Any]:
     test = last_test(records)
     assert test is not None, "only finished runs have figures"
     by_task = {name: test.get(name) for name in PER_TASK}
@@ -59,11 +72,7 @@ def figures_of(records: Sequence[Record]) -> Figures:
         if isinstance(values, Mapping)
         for task, value in values.items()
     }
-    found["auc_mean"] = test.get("auc_mean")
-    for name, key in (("qps", "qps_total"), ("peak_memory_bytes", "peak_memory_bytes")):
-        known = [r[key] for r in records if r["kind"] == "train" and r.get(key) is not None]
-        found[name] = known[-1] if known else None
-    return {name: value for name, value in found.items() if type(value) in (int, float)}
+    return found | {"auc_mean": test.get("auc_mean")}
 
 
 def count_parameters(config: Config) -> Parameters:

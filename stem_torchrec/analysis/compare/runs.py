@@ -1,4 +1,4 @@
-"""Running the runs of a comparison: each the ``train`` command in a process of its own."""
+"""Running the runs of a comparison: each a command in a process of its own."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ from stem_torchrec.config.reading import dump_config
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.records import last_test, read_records
 from stem_torchrec.stopping.parent_watch import ends_its_children
-from stem_torchrec.training.finished_run import unfinished
+from stem_torchrec.training.finished_run import unfinished, unfinished_replay
 
 Action = Literal["keep"] | Start
 _POLL_S = 0.1
@@ -59,7 +59,7 @@ def action_for(run: PlannedRun, nproc: int, *, overwrite: bool) -> Action:
             f"{run.dir}: the run there has {difference}; "
             "choose another --out, or pass --overwrite to run everything anew"
         )
-    if last_test(read_records(run.dir)) is not None and unfinished(run.dir) is None:
+    if _without_results(run) is None:
         return "keep"
     return "resume" if checkpoint.saved_steps(run.dir / checkpoint.FOLDER) else "overwrite"
 
@@ -140,9 +140,10 @@ def _start(
     run: PlannedRun, action: Action, config: Path, ranks: Ranks
 ) -> "subprocess.Popen[bytes]":
     assert action != "keep"
+    command = ["train"] if run.days is None else ["replay", "--days", run.days]
     run.dir.parent.mkdir(parents=True, exist_ok=True)
     _start_file(run).write_text(json.dumps(ranks._asdict()) + "\n")
-    return start_training(run, action, config, ranks)
+    return start_training(run, action, config, ranks, command)
 
 
 def _start_file(run: PlannedRun) -> Path:
@@ -157,6 +158,13 @@ def _failure(run: PlannedRun, code: int, nproc: int) -> str | None:
     difference = difference_of(run, nproc)
     if difference:
         return f"it ran with {difference}"
+    return _without_results(run)
+
+
+def _without_results(run: PlannedRun) -> str | None:
+    """Why the run's folder has not what is compared; None if it has."""
+    if run.days is not None:
+        return unfinished_replay(run.dir)
     if last_test(read_records(run.dir)) is None:
         return "it wrote no test record"
     return unfinished(run.dir)

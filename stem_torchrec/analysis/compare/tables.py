@@ -1,6 +1,6 @@
 """The tables of a comparison."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from stem_torchrec.analysis.compare.results import Row, best
@@ -17,6 +17,10 @@ _HIGHER_IS_BETTER = {
     "qps": True,
     "peak_memory_bytes": False,
 }
+
+
+OverDays = Mapping[str, Mapping[str, Spread]]
+"""Combination -> day -> mean AUC over seeds."""
 
 
 class Column(NamedTuple):
@@ -81,6 +85,13 @@ def paired_table(rows: Sequence[Row], num_seeds: int) -> Table:
         ["combination", "against", columns[0].heading, "seeds above 0"],
         lines,
     )
+
+
+def days_table(over_days: OverDays) -> Table:
+    """Mean AUC, a row per day and a column per combination."""
+    days = sorted({day for by_day in over_days.values() for day in by_day})
+    rows = [[day, *(cell(of.get(day), plain) for of in over_days.values())] for day in days]
+    return Table(["day", *over_days], rows)
 
 
 def figures_table(rows: Sequence[Row], columns: Sequence[Column], num_seeds: int) -> Table:

@@ -13,7 +13,7 @@ EPSILON = 1e-8
 class DbMtlRule(Rule[Options]):
     """α_t = max_s ‖h_s‖ / ‖h_t‖ / L_t, with h_t = g_t / L_t the gradient of log L_t.
 
-    Dual-balancing of Lin et al. (2023, arXiv 2308.12029, section 3). The paper's moving average of
+    Dual-balancing of Lin et al. (2023, arXiv 2308.12029). The paper's moving average of
     the gradients, for which every task would need a copy of them, is left out (its β = 0).
     """
 

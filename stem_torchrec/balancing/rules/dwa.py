@@ -31,7 +31,7 @@ class DwaOptions(Options):
 class DwaRule(Rule[DwaOptions]):
     """α_t = K softmax(r_t / τ), r_t the ratio of the last two averages of the task's loss.
 
-    Dynamic Weight Average of Liu, Johns & Davison (CVPR 2019, equation 7), K active tasks. A task
+    Dynamic Weight Average of Liu, Johns & Davison (CVPR 2019), K active tasks. A task
     has r_t = 1 until it has two averages. Averages are over ``window`` steps in which the task
     took part, not over epochs: a large set may be read once.
 

@@ -28,7 +28,7 @@ class FairGradOptions(Options):
 class FairGradRule(Rule[FairGradOptions]):
     """The multipliers are w > 0 with G w = w^(-1/α), entry by entry.
 
-    Ban & Ji (ICML 2024, "Fair Resource Allocation in Multi-Task Learning", equation 4). Nothing is
+    Ban & Ji (ICML 2024, "Fair Resource Allocation in Multi-Task Learning"). Nothing is
     divided by a norm: gradients c times as long have multipliers c^(-2α / (1 + α)) times as large.
     """
 

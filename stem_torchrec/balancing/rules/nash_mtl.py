@@ -10,7 +10,7 @@ from stem_torchrec.nn.options import Options
 class NashMtlRule(Rule[Options]):
     """α = √‖G‖ w with G w = 1 / w, entry by entry, and ‖G‖ the Frobenius norm; positive.
 
-    Navon et al. (ICML 2022, "Multi-Task Learning as a Bargaining Game", equation 2). The product of
+    Navon et al. (ICML 2022, "Multi-Task Learning as a Bargaining Game"). The product of
     the tasks' gains is the largest. G is divided by its norm, as in the authors' code, so that α
     depends on no common scale; their clipping of the combined gradient to norm 1 is left out. The
     problem, convex in w, is solved by Newton's method instead of a sequence of approximations.

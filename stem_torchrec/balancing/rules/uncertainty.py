@@ -29,8 +29,8 @@ class UncertaintyOptions(Options):
 class UncertaintyRule(Rule[UncertaintyOptions]):
     """α_t = ½ e^(-s_t), with s_t learned on Σ_t ½ e^(-s_t) L_t + ½ s_t.
 
-    Kendall, Gal & Cipolla (CVPR 2018, equation 7, s = log σ²). s_t approaches log L_t, and so
-    α_t L_t one half for every task. s has an Adam of its own here, on the losses of the global
+    Kendall, Gal & Cipolla (CVPR 2018; s = log σ²). s_t approaches log L_t, and so α_t L_t one half
+    for every task. s has an Adam of its own here, on the losses of the global
     batch: the same on all ranks.
 
     State: ``log_variance`` s (T,) float64, and Adam's.

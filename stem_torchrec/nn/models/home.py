@@ -1,4 +1,4 @@
-"""HoME, a hierarchy of multi-gate experts (Wang et al., 2024, arXiv 2408.05430).
+"""HoME, a hierarchy of multi-gate experts (Wang et al., KDD 2025, arXiv 2408.05430).
 
 B rows, I inputs, T tasks in G groups, E shared experts per stream, M experts per task, all of width
 H. A stream is what a layer makes of the features: one for all tasks and one for each group of them.

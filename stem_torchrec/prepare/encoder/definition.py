@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stem_torchrec.errors import UserError, shown
+from stem_torchrec.prepare.encoder.transforms import Transform, transform_from
 
 ENCODER_FILE = "encoder.json"
 FORMAT = 1
 """Of the encoders that are written."""
 
-Encoding = Literal["vocabulary", "direct", "dense"]
-"""How SQL's value becomes the column's: by its place in a vocabulary, or as it is."""
+Encoding = Literal["vocabulary", "direct", "dense", "count", "bucket"]
+"""How SQL's value becomes the column's: by its place in a vocabulary, as it is, by its count in
+train, or by the bucket it lies in."""
 
 
 def text_column(name: str) -> str:
@@ -46,15 +48,16 @@ class EncodedFeature:
     """A feature's column.
 
     Attributes:
-        sql: the raw value (``vocabulary``), the id (``direct``) or the number (``dense``); of a bag
-            a list.
+        sql: the raw value (``vocabulary``, ``count``), the id (``direct``) or the number
+            (``dense``, ``bucket``); of a bag a list.
         reads: raw columns in it.
         wrong: SQL that is true where a row is refused for this feature; None if it cannot be.
         fault: SQL of a text that says what is wrong.
-        table: feature whose vocabulary numbers the values.
+        table: feature whose vocabulary numbers the values, or has their counts.
         plain: raw column that is the value without any SQL, where it holds integers; and where
             it holds texts, if those are taken as they are (``plain_text``).
-        num_embeddings: rows of the table of a feature with ``direct`` ids.
+        num_embeddings: rows of the table of a feature with ``direct`` ids or those of buckets.
+        transform: what the number, count or bucket goes through at last, as fitted on train.
     """
 
     name: str
@@ -68,6 +71,7 @@ class EncodedFeature:
     num_embeddings: int | None = None
     plain: str | None = None
     plain_text: bool = False
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class Encoder:
     features: tuple[EncodedFeature, ...]
     null_strings: tuple[str, ...]
     raw_format: Mapping[str, Any]
+
+    @property
+    def counted(self) -> set[str]:
+        """Features whose column is the count of a value."""
+        return {feature.name for feature in self.features if feature.encoding == "count"}
 
     def only(self, names: Sequence[str], where: str) -> "Encoder":
         """For these features, in this order.
@@ -105,11 +114,13 @@ class Encoder:
 
 
 def write_encoder(encoder: Encoder, folder: Path) -> None:
-    """Write ``folder/encoder.json``, through to the disk."""
-    with (folder / ENCODER_FILE).open("w") as file:
+    """Write ``folder/encoder.json``, through to the disk; the old one stays until it is whole."""
+    aside = folder / f".{ENCODER_FILE}"
+    with aside.open("w") as file:
         file.write(encoder.text())
         file.flush()
         os.fsync(file.fileno())
+    aside.replace(folder / ENCODER_FILE)
 
 
 def encoder_from(text: str | bytes, where: str) -> Encoder:
@@ -138,10 +149,12 @@ def encoder_from(text: str | bytes, where: str) -> Encoder:
 def _made(kind: Any, content: Mapping[str, Any]) -> Any:
     """A dataclass from JSON, whose fields are texts, numbers and lists of texts."""
     made = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+    if isinstance(made, EncodedFeature) and isinstance(made.transform, Mapping):
+        made = replace(made, transform=transform_from(made.transform))
     for field in fields(kind):
         value = getattr(made, field.name)
         number = field.name in ("num_embeddings", "plain_text")
-        allowed = (int, type(None)) if number else (str, tuple, type(None))
+        allowed = (int, type(None)) if number else (str, tuple, Transform, type(None))
         if not isinstance(value, allowed):
             raise ValueError(field.name)
     if isinstance(made, EncodedFeature) and made.encoding not in get_args(Encoding):

@@ -50,9 +50,9 @@ class RawEncoder:
         self.encoder = encoder
         self._num_threads = num_threads
         _require_expressions(encoder, folder)
-        tables = {f.table for f in encoder.features if f.encoding == "vocabulary"}
         self._vocabularies = {
-            table: VocabularyIds(folder / VOCABULARIES / f"{table}.parquet") for table in tables
+            table: VocabularyIds(folder / VOCABULARIES / f"{table}.parquet", column)
+            for table, column in _lookups(encoder, folder)
         }
         self._of_thread = threading.local()
 
@@ -94,8 +94,7 @@ class RawEncoder:
                 column, nulls = _joined(table.column(feature.plain)), self.encoder.null_strings
                 values = plain_values(feature, column, nulls, is_integer=vocabulary.is_integer)
                 if values is not None:
-                    ids = pa.array(vocabulary(values))
-                    found[feature.name] = ids.cast(_id_type(vocabulary.num_values + 1))
+                    found[feature.name] = self._number(feature, pa.array(vocabulary(values)))
         return found
 
     def _by_sql(self, names: list[str], table: pa.Table, first_row: int) -> dict[str, pa.Array]:
@@ -121,18 +120,28 @@ class RawEncoder:
             connection.unregister("raw")
 
     def _column(self, feature: EncodedFeature, array: pa.Array) -> pa.Array:
-        if feature.kind == "dense":
-            return array.cast(pa.float32())
-        num_rows = feature.num_embeddings or self._vocabularies[feature.table].num_values + 1
-        id_type = _id_type(num_rows)
-        if feature.kind == "id":
-            return self._ids(feature, array).cast(id_type)
+        if feature.kind != "bag":
+            return self._number(feature, self._found(feature, array))
         lengths = pc.list_value_length(array).fill_null(0)
         offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
-        flat = self._ids(feature, array.flatten()).cast(id_type)
+        flat = self._number(feature, self._found(feature, array.flatten()))
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
 
-    def _ids(self, feature: EncodedFeature, values: pa.Array) -> pa.Array:
+    def _number(self, feature: EncodedFeature, found: pa.Array) -> pa.Array:
+        """Ids, counts or numbers as the column has them."""
+        if feature.transform is not None:
+            found = feature.transform(found)
+        if feature.kind == "dense":
+            return found.cast(pa.float32())
+        return found.cast(_id_type(self._num_rows(feature)))
+
+    def _num_rows(self, feature: EncodedFeature) -> int:
+        return feature.num_embeddings or self._vocabularies[feature.table].num_values + 1
+
+    def _found(self, feature: EncodedFeature, values: pa.Array) -> pa.Array:
+        """What SQL gives as the id, count or number that it stands for."""
+        if feature.encoding in ("dense", "bucket"):
+            return values
         if feature.encoding == "direct":
             return values.cast(pa.int64()).fill_null(0)
         vocabulary = self._vocabularies[feature.table]
@@ -172,6 +181,19 @@ def load_raw_encoder(folder: Path, features: list[str] | None = None) -> RawEnco
         raise UserError(f"{file}: is missing, which turns raw values into ids") from None
     encoder = encoder_from(text, str(file))
     return RawEncoder(encoder if features is None else encoder.only(features, str(file)), folder)
+
+
+def _lookups(encoder: Encoder, folder: Path) -> set[tuple[str | None, str]]:
+    """The vocabularies that are needed, each with the column that is looked up.
+
+    Raises:
+        UserError: a transform is missing.
+    """
+    for feature in encoder.features:
+        if feature.encoding in ("count", "bucket") and feature.transform is None:
+            raise UserError(f"{folder / ENCODER_FILE}: {feature.name}: has no transform")
+    columns = {"vocabulary": "id", "count": "count"}
+    return {(f.table, columns[f.encoding]) for f in encoder.features if f.encoding in columns}
 
 
 def _query(encoder: Encoder, types: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Which id a raw value has: the vocabularies of a prepared folder, in memory.
+"""Which id or count a raw value has: the vocabularies of a prepared folder, in memory.
 
 n values.
 """
@@ -18,18 +18,19 @@ class VocabularyIds:
     """The ids of one vocabulary; 0 for values that are not in it, and for missing ones.
 
     Args:
-        file: ``vocab/FEATURE.parquet``: ``value`` (int64 or text) and ``id``.
+        file: ``vocab/FEATURE.parquet``: ``value`` (int64 or text), ``id`` and ``count``.
+        column: ``count`` for counts in the place of ids.
 
     Raises:
         UserError: the file is missing or damaged.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, column: str = "id") -> None:
         try:
-            table = pq.read_table(file, columns=["value", "id"]).combine_chunks()
+            table = pq.read_table(file, columns=["value", column]).combine_chunks()
         except (OSError, pa.ArrowException, KeyError) as error:
             raise UserError(f"{file}: cannot be read as a vocabulary ({error})") from None
-        values, ids = table.column("value"), table.column("id").to_numpy()
+        values, ids = table.column("value"), table.column(column).to_numpy()
         self.num_values = len(ids)
         self.is_integer = pa.types.is_integer(values.type)
         self._sorted: NDArray[np.int64] | None = None

@@ -8,6 +8,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from stem_torchrec.prepare.engine.stages import Watcher
 from stem_torchrec.storage.folder_choice import refuse_unsafe, usable
 from stem_torchrec.storage.lock.folder_lock import LOCK, locked
 from stem_torchrec.storage.lock.holder import Holder
+from stem_torchrec.storage.place import sync_folder
+from stem_torchrec.storage.publishing import exchanged
 
 _REQUEST, _WORK, _PREPARED, _REPLACED = "request", "work", "prepared", "replaced"
 
@@ -92,9 +95,7 @@ def building(
             with usable("output folder", out):
                 made = _open(folder, request or {}, fresh=fresh)
             yield made
-            if out.exists():  # it goes only when its successor is there
-                out.rename(folder / _REPLACED)
-            made.prepared.rename(out)
+            _replace(out, made.prepared, folder / _REPLACED)
         except BaseException as error:
             _put_back(folder / _REPLACED, out)
             kept = isinstance(error, WorkKept)
@@ -103,6 +104,44 @@ def building(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_back(out: Path) -> None:
+    """Undo the replacement of a folder that a kill has cut off before its successor was there.
+
+    Raises:
+        UserError: a living process is building it.
+    """
+    out, folder = out.expanduser().resolve(), building_folder(out)
+    if (folder / _REPLACED).exists() and not out.exists():
+        with locked("output folder", folder, Holder.this(), mode=0o700, shown=out):
+            _put_back(folder / _REPLACED, out)
+
+
+def _replace(out: Path, successor: Path, replaced: Path) -> None:
+    """Let ``successor`` take the place of ``out``, which is ``replaced`` then; at once where the
+    system can exchange two folders."""
+    _bring_to_disk(successor)
+    if not out.exists():
+        successor.rename(out)
+        return
+    successor = successor.rename(replaced)
+    if not exchanged(successor, out):
+        successor = successor.rename(successor.with_name(_PREPARED))
+        out.rename(replaced)
+        successor.rename(out)
+    sync_folder(out.parent)
+
+
+def _bring_to_disk(prepared: Path) -> None:
+    """Have names and metadata outlast the machine before what they replace goes; the Parquet files
+    are on the disk since they were written."""
+    for file in prepared.iterdir():
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    for folder in (prepared, *(path for path in prepared.rglob("*") if path.is_dir())):
+        sync_folder(folder)
 
 
 def _open(folder: Path, request: Request, *, fresh: bool) -> Building:

@@ -6,7 +6,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, SPLITS
 from stem_torchrec.errors import UserError
 from stem_torchrec.storage.place import Place, relative
 
-_OWN = {*SPLITS, SCHEMA_FILE, "stats.json", "encoder.json", "vocab", "truth"}
+_OWN = {*SPLITS, SCHEMA_FILE, "stats.json", "encoder.json", "vocab", "truth", "days.json", "rare"}
 """What a prepared folder may hold; files of other programs start with . or _."""
 
 

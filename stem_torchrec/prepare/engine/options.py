@@ -64,15 +64,22 @@ class TikTokOptions(PublicSetOptions):
     )
 
 
+KuaiRandSplit = Literal["release", "last_2_days", "last_5_days"]
+
+
 class KuaiRandConfig(Resources):
     """How the log is split and encoded."""
 
     tasks: tuple[str, ...] | None = Field(
         default=None, description="tasks; null: all that the log has columns for"
     )
+    split: KuaiRandSplit = Field(
+        default="release",
+        description="last_2_days: one day each is valid and test, last_5_days: 2 and 3; release: "
+        "the 2 of KuaiRand-1K, as the STEM paper's counts tell, the 5 of other files",
+    )
     train_until: int | None = Field(
-        default=None,
-        description="last day of train, YYYYMMDD; null: the last 3 days are test, 2 before valid",
+        default=None, description="last day of train, YYYYMMDD; null: as split says"
     )
     valid_until: int | None = Field(default=None, description="last day of valid, YYYYMMDD")
     min_count: int = Field(

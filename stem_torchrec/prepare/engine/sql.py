@@ -1,5 +1,8 @@
 """Words of SQL: names, texts, and the one row of an answer."""
 
+import glob
+from pathlib import Path
+
 import duckdb
 
 
@@ -18,3 +21,8 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
     found = connection.execute(query).fetchone()
     assert found is not None
     return found
+
+
+def parquet_relation(file: Path) -> str:
+    """What stands behind FROM for one Parquet file."""
+    return f"read_parquet({literal(glob.escape(str(file)))})"  # "*" and "[" make a pattern

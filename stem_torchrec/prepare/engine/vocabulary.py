@@ -1,7 +1,7 @@
 """Raw values to ids, counted in the train split only."""
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -55,17 +55,26 @@ def write_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, folder
 
 
 def copy_to(
-    connection: duckdb.DuckDBPyConnection, query: str, path: Path, *, row_group_rows: int = 131_072
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    path: Path,
+    *,
+    row_group_rows: int = 131_072,
+    finished: Callable[[pa.Table], pa.Table] | None = None,
 ) -> None:
     """Write a query's rows to a Parquet file, on the disk when this returns.
 
     Arrow writes it, for DuckDB writes no checksums of pages.
+
+    Args:
+        finished: makes the rows that are written of those that the query gives.
     """
     connection.execute("SELECT 0").fetchall()  # what was not fetched to its end is in the way
     reader = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
-    with open_parquet(path, reader.schema) as file:
+    finished = finished or (lambda table: table)
+    with open_parquet(path, finished(reader.schema.empty_table()).schema) as file:
         for table in _row_groups(reader, row_group_rows):
-            file.write_table(table, row_group_rows)
+            file.write_table(finished(table), row_group_rows)
     with path.open("rb") as written:
         os.fsync(written.fileno())
 

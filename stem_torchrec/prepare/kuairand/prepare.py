@@ -23,7 +23,7 @@ from stem_torchrec.prepare.engine.request import request_of
 from stem_torchrec.prepare.engine.stages import Stage, Unseen, Watcher
 from stem_torchrec.prepare.engine.vocabulary import copy_to, write_vocabulary
 from stem_torchrec.prepare.engine.working_database import WorkingDatabase, working_database
-from stem_torchrec.prepare.kuairand.days import split_days
+from stem_torchrec.prepare.kuairand.days import last_days, split_days
 from stem_torchrec.prepare.kuairand.encode import encode, rows_of_day
 from stem_torchrec.prepare.kuairand.encoder import encoder_of
 from stem_torchrec.prepare.kuairand.features import TASKS, RawFeature, features_of
@@ -151,7 +151,9 @@ class _Work:
             read_side(self._connection, self.release.videos, "videos", "video_id", videos)
 
     def _split(self) -> dict[str, list[int]]:
-        return split_days(self._connection, self.config.train_until, self.config.valid_until)
+        config = self.config
+        last = last_days(config.split, self.release.version)
+        return split_days(self._connection, config.train_until, config.valid_until, last)
 
     def _encode(self) -> dict[str, int]:
         """Count and write the vocabularies; rows of each table."""

@@ -22,8 +22,13 @@ _PART = re.compile(r"_part\d+$")
 
 @dataclass(frozen=True)
 class Release:
-    """CSV files of one release: several parts of each are read as one."""
+    """CSV files of one release: several parts of each are read as one.
 
+    Attributes:
+        version: 1k, 27k, pure, or how the names of other files end.
+    """
+
+    version: str
     logs: tuple[Path, ...]
     users: tuple[Path, ...]
     videos: tuple[Path, ...]
@@ -59,7 +64,7 @@ def find_release(source: Path, *, include_random: bool) -> Release:
             f"KuaiRand folder {str(source)!r} mixes the releases {', '.join(sorted(versions))}; "
             "keep one release per folder"
         )
-    release = Release(tuple(logs), tuple(users), tuple(videos))
+    release = Release(versions.pop(), tuple(logs), tuple(users), tuple(videos))
     for path in release.files:
         if not path.stat().st_size:
             raise UserError(f"{path}: is empty")

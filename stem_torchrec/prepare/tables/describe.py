@@ -3,34 +3,33 @@
 An *expression* is a SQL expression of DuckDB over the columns of one raw row.
 """
 
-from collections.abc import Sequence
-from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from stem_torchrec.config.frozen import Frozen
-from stem_torchrec.data.schema import MAX_EMBEDDINGS, SPLITS
-from stem_torchrec.prepare.engine.canonical_values import without_zero_fraction
+from stem_torchrec.data.schema import MAX_EMBEDDINGS
+from stem_torchrec.prepare.encoder.transforms import DenseTransform
+from stem_torchrec.prepare.tables.splits import (
+    ColumnSplit,
+    DaySplit,
+    Described,
+    DescribedValue,
+    FileSplit,
+    RandomSplit,
+    TimeSplit,
+    refuse_doubled,
+)
 
 GROUP_COLUMN = "group"
 WEIGHT_COLUMN = "sample_weight"
-MAX_SEED = (1 << 63) - 1
 MAX_COUNT = 10**15
+MAX_BUCKETS = 1 << 16
 
 # What the engine calls the number of a row; in a table that has such a column it is that column.
 RESERVED_NAMES = ("rowid",)
 
-Scalar = bool | int | float | date | datetime | str
-Moment = int | date | datetime | str
-Share = Annotated[float, Field(ge=0, le=1)]
 
-
-class _Described(Frozen):
-    """Base of all parts of a description."""
-
-
-class RawFormat(_Described):
+class RawFormat(Described):
     """How the raw files are written.
 
     Values of ids, labels, dense features, weights and groups that are plain columns are taken as
@@ -55,24 +54,11 @@ class RawFormat(_Described):
     def _columns_are_known(self) -> "RawFormat":
         if self.type == "delimited" and not self.header and self.columns is None:
             raise ValueError("columns: needed, for there is no header")
-        _refuse_doubled("columns", [name.lower() for name in self.columns or ()])
+        refuse_doubled("columns", [name.lower() for name in self.columns or ()])
         return self
 
 
-class _Value(_Described):
-    """One raw column, or an expression over several."""
-
-    column: str | None = Field(None, description="raw column")
-    expression: str | None = Field(None, description="SQL expression over raw columns")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "_Value":
-        if self.column is not None and self.expression is not None:
-            raise ValueError("column, expression: give one of them")
-        return self
-
-
-class DescribedFeature(_Value):
+class DescribedFeature(DescribedValue):
     """A feature; its value is the raw column of its name unless it says otherwise."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="name of the feature")
@@ -80,14 +66,17 @@ class DescribedFeature(_Value):
     side: Literal["user", "item", "context"] = Field("context", description="whom it describes")
     separator: str | None = Field(None, min_length=1, description="between the values of a bag")
     pooling: Literal["sum", "mean"] = Field("sum", description="how a bag's rows are pooled")
-    encoding: Literal["vocabulary", "hash", "identity"] = Field(
+    encoding: Literal["vocabulary", "hash", "identity", "bucket"] = Field(
         "vocabulary", description="how values become ids"
+    )
+    transform: DenseTransform | None = Field(
+        None, description="of a dense feature: what becomes of its numbers, fitted on train"
     )
     num_embeddings: int | None = Field(
         None,
         ge=2,
         le=MAX_EMBEDDINGS,
-        description="rows of the table; for hash and identity",
+        description="rows of the table; for hash, identity and bucket",
     )
     table: str | None = Field(None, description="feature whose table and encoding this one shares")
 
@@ -95,6 +84,13 @@ class DescribedFeature(_Value):
     def _keys_fit_the_kind(self) -> "DescribedFeature":
         if self.separator is not None and self.kind != "bag":
             raise ValueError(f"separator: only a bag has one, kind is {self.kind!r}")
+        if self.transform is not None and self.kind != "dense":
+            raise ValueError(
+                f"transform: {self.transform!r} is one of dense features, kind is {self.kind!r}; "
+                "for ids there is encoding: bucket"
+            )
+        if self.encoding == "bucket":
+            self._check_buckets()
         own = self.num_embeddings is not None
         if self.kind == "dense":
             if own or self.table is not None:
@@ -106,71 +102,17 @@ class DescribedFeature(_Value):
             raise ValueError(f"num_embeddings: {verb} encoding {self.encoding!r}")
         return self
 
-
-class RandomSplit(_Described):
-    """Every row falls into a split by chance, the same with the same seed."""
-
-    by: Literal["random"]
-    shares: tuple[Share, Share, Share] = Field(
-        (0.8, 0.1, 0.1), description="of train, valid and test; their sum is 1"
-    )
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the split")
-
-    @model_validator(mode="after")
-    def _shares_fill_the_whole(self) -> "RandomSplit":
-        _check_shares(self.shares)
-        return self
+    def _check_buckets(self) -> None:
+        if self.kind != "id":
+            raise ValueError(f"encoding: 'bucket' is one of ids, kind is {self.kind!r}")
+        if not 3 <= (self.num_embeddings or 3) <= MAX_BUCKETS:
+            raise ValueError(
+                f"num_embeddings: {self.num_embeddings} with encoding 'bucket'; allowed: 3 to "
+                f"{MAX_BUCKETS}"
+            )
 
 
-class TimeSplit(_Value):
-    """Rows by time: integers, dates or timestamps. A bound is the first moment of its split."""
-
-    by: Literal["time"]
-    valid_from: Moment | None = Field(None, description="first moment of valid")
-    test_from: Moment | None = Field(None, description="first moment of test")
-    shares: tuple[Share, Share, Share] | None = Field(
-        None, description="instead of bounds: shares of train, valid and test"
-    )
-
-    @model_validator(mode="after")
-    def _bounds_or_shares(self) -> "TimeSplit":
-        _require_source(self)
-        bounds = (self.valid_from is not None) + (self.test_from is not None)
-        if (self.shares is None) != (bounds == 2) or bounds == 1:
-            raise ValueError("give valid_from and test_from, or shares")
-        if self.shares is not None:
-            _check_shares(self.shares)
-        return self
-
-
-class ColumnSplit(_Value):
-    """The raw data says of each row to which split it belongs."""
-
-    by: Literal["column"]
-    train: tuple[Scalar, ...] = Field(min_length=1, description="values of train")
-    valid: tuple[Scalar, ...] = Field((), description="values of valid")
-    test: tuple[Scalar, ...] = Field((), description="values of test")
-
-    @field_validator(*SPLITS, mode="before")
-    @classmethod
-    def _are_lists(cls, values: object) -> object:
-        if not isinstance(values, list | tuple):
-            raise ValueError(f"a list of values, found {values!r}; write [{values}]")
-        return values
-
-    @model_validator(mode="after")
-    def _values_are_apart(self) -> "ColumnSplit":
-        _require_source(self)
-        values = [text for split in SPLITS for text in self.texts(split)]
-        _refuse_doubled("values", values)
-        return self
-
-    def texts(self, split: str) -> list[str]:
-        """The values of a split as raw data writes them, ``1.0`` as ``1``."""
-        return [without_zero_fraction(_written(value)) for value in getattr(self, split)]
-
-
-class Description(_Described):
+class Description(Described):
     """All that ``prepare csv`` needs to know about raw files."""
 
     format: RawFormat = Field(default_factory=RawFormat, description="how the files are written")
@@ -183,7 +125,7 @@ class Description(_Described):
     group: str | None = Field(None, description="expression: group of GAUC, e.g. the user")
     user: str | None = Field(None, description="feature whose values are the users of stats.json")
     item: str | None = Field(None, description="feature whose values are the items of stats.json")
-    split: RandomSplit | TimeSplit | ColumnSplit = Field(
+    split: RandomSplit | TimeSplit | ColumnSplit | FileSplit | DaySplit = Field(
         discriminator="by", description="how rows are divided into train, valid and test"
     )
     may_read_labels: tuple[str, ...] = Field(
@@ -196,12 +138,13 @@ class Description(_Described):
         description="rows of train a value needs for an id of its own (vocabulary)",
     )
     shuffle: bool | None = Field(
-        None, description="train in random order; null: unless split by time, then ordered by it"
+        None,
+        description="train in random order; null: unless split by time or day, then ordered by it",
     )
 
     @property
     def shuffled(self) -> bool:
-        return self.split.by != "time" if self.shuffle is None else self.shuffle
+        return self.split.by not in ("time", "day") if self.shuffle is None else self.shuffle
 
     @property
     def ordered(self) -> bool:
@@ -215,12 +158,18 @@ class Description(_Described):
         """The feature whose table and encoding ``feature`` uses, itself or another."""
         return feature if feature.table is None else self.feature(feature.table)
 
+    def tells_apart(self, feature: DescribedFeature) -> bool:
+        """Whether it matters of a feature's values only which ones are the same: they are
+        numbered, hashed or counted."""
+        is_hashed = self.owner(feature).encoding in ("vocabulary", "hash")
+        return is_hashed if feature.kind != "dense" else feature.transform == "count"
+
     @model_validator(mode="after")
     def _names_fit_together(self) -> "Description":
         names = [feature.name for feature in self.features]
         optional = [GROUP_COLUMN] * (self.group is not None)
         optional += [WEIGHT_COLUMN] * (self.sample_weight is not None)
-        _refuse_doubled("columns", [name.lower() for name in (*names, *self.labels, *optional)])
+        refuse_doubled("columns", [name.lower() for name in (*names, *self.labels, *optional)])
         for key, name in (("user", self.user), ("item", self.item)):
             if name is not None and name not in names:
                 raise ValueError(f"{key}: unknown feature {name!r}; features: {', '.join(names)}")
@@ -245,22 +194,5 @@ def _check_sharing(description: Description, feature: DescribedFeature, names: l
     owner = description.feature(feature.table)
     if owner.kind == "dense" or owner.table is not None:
         raise ValueError(f"{feature.name}.table: {owner.name!r} has no table of its own")
-
-
-def _written(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _require_source(value: _Value) -> None:
-    if value.column is None and value.expression is None:
-        raise ValueError("column or expression: needed")
-
-
-def _check_shares(shares: Sequence[float]) -> None:
-    if abs(sum(shares) - 1) > 1e-9 or shares[0] == 0:
-        raise ValueError("shares: their sum is 1 and the first is above 0")
-
-
-def _refuse_doubled(what: str, names: Sequence[str]) -> None:
-    if doubled := next((name for name in names if list(names).count(name) > 1), None):
-        raise ValueError(f"{what}: {doubled!r} occurs twice")
+    if owner.encoding == "bucket":
+        raise ValueError(f"{feature.name}.table: {owner.name!r} has buckets of its own values")

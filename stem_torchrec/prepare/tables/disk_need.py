@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.sql import fetch_one
+from stem_torchrec.prepare.tables.column import Column
 from stem_torchrec.prepare.tables.raw.checks import CODECS
 from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
-from stem_torchrec.prepare.tables.row_columns import Column
 
 # Of one value on disk at the worst moment: in the working file, sorted, written.
 _BYTES_PER_VALUE = 8 + 8 + 4

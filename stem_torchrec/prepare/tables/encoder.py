@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from stem_torchrec.prepare.encoder.definition import EncodedFeature, Encoder, Input
+from stem_torchrec.prepare.encoder.definition import EncodedFeature, Encoder, Encoding, Input
+from stem_torchrec.prepare.tables.column import Column
 from stem_torchrec.prepare.tables.describe import DescribedFeature, Description
 from stem_torchrec.prepare.tables.encoding import direct_ids
 from stem_torchrec.prepare.tables.raw.files import RawFiles
-from stem_torchrec.prepare.tables.row_columns import Column
 
 
 def encoder_of(raw: RawFiles, description: Description, columns: Mapping[str, Column]) -> Encoder:
@@ -35,21 +35,29 @@ def encoder_of(raw: RawFiles, description: Description, columns: Mapping[str, Co
 
 def _encoded(description: Description, feature: DescribedFeature, column: Column) -> EncodedFeature:
     owner, sql, table = description.owner(feature), column.later or column.sql, None
-    is_direct = feature.kind != "dense" and owner.encoding != "vocabulary"
-    if is_direct:
+    encoding = _encoding(feature, owner)
+    if encoding == "direct":
         sql = direct_ids(sql, feature, owner, is_integer=False)
-    elif feature.kind != "dense":
+    elif encoding in ("vocabulary", "count"):
         table = owner.name
     return EncodedFeature(
         name=feature.name,
         kind=feature.kind,
-        encoding="dense" if feature.kind == "dense" else "direct" if is_direct else "vocabulary",
+        encoding=encoding,
         sql=sql,
         reads=tuple(sorted(column.reads)),
         wrong=column.wrong,
         fault=column.fault or "''",
         table=table,
-        num_embeddings=owner.num_embeddings if is_direct else None,
+        num_embeddings=owner.num_embeddings if encoding in ("direct", "bucket") else None,
         plain=next(iter(column.reads)) if table is not None and column.is_plain else None,
         plain_text=table is not None and column.is_plain_text,
     )
+
+
+def _encoding(feature: DescribedFeature, owner: DescribedFeature) -> Encoding:
+    if feature.kind == "dense":
+        return "count" if feature.transform == "count" else "dense"
+    if owner.encoding in ("hash", "identity"):
+        return "direct"
+    return "bucket" if owner.encoding == "bucket" else "vocabulary"

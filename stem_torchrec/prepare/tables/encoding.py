@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from pydantic import ValidationError
 
 from stem_torchrec.data.schema import SPLITS, Feature, Schema, Task
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare.encoder.transforms import Transform
 from stem_torchrec.prepare.engine.row_hash import hashed_id_sql
 from stem_torchrec.prepare.engine.sql import fetch_one, quoted
 from stem_torchrec.prepare.engine.vocabulary import create_vocabulary, vocabulary_table
@@ -27,7 +29,7 @@ def table_rows(
     if owner.encoding != "vocabulary":
         assert owner.num_embeddings is not None
         return owner.num_embeddings
-    counted = _values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
+    counted = counted_values(description, owner, f"WHERE {SPLIT_COLUMN} = 0")
     return create_vocabulary(connection, owner.name, counted, min_count=description.min_count)
 
 
@@ -42,15 +44,22 @@ def table_owners(description: Description) -> list[DescribedFeature]:
     return [f for f in description.features if f.kind != "dense" and f.table is None]
 
 
-def _values(description: Description, owner: DescribedFeature, where: str = "") -> str:
-    """Query of the values and their counts of all features that share a table."""
+def counted_values(
+    description: Description, owner: DescribedFeature, where: str = "", by: str | None = None
+) -> str:
+    """Query of the values and their counts of all features that share a table.
+
+    Args:
+        by: SQL of a further column by which they are counted.
+    """
+    further = f", {by}" if by else ""
     parts = []
     for feature in description.features:
         if feature.kind != "dense" and description.owner(feature) is owner:
             value = quoted(feature.name)
             value = f"unnest({value})" if feature.kind == "bag" else value
-            parts.append(f"SELECT {value} AS value FROM placed {where}")
-    return f"SELECT value, count(*) AS count FROM ({' UNION ALL '.join(parts)}) GROUP BY value"
+            parts.append(f"SELECT {value} AS value{further} FROM placed {where}")
+    return f"SELECT *, count(*) AS count FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL"
 
 
 def count_values(connection: duckdb.DuckDBPyConnection, feature: DescribedFeature) -> int:
@@ -70,12 +79,12 @@ def count_collisions(
     assert owner.num_embeddings is not None
     is_integer = owner.name in integer_columns(connection)
     hashed = hashed_id_sql("value", owner.num_embeddings, is_integer=is_integer)
-    values, ids = fetch_one(
+    found, ids = fetch_one(
         connection,
         f"SELECT count(*), count(DISTINCT id) FROM (SELECT {hashed} AS id "
-        f"FROM ({_values(description, owner)}) WHERE value IS NOT NULL)",
+        f"FROM ({counted_values(description, owner)}) WHERE value IS NOT NULL)",
     )
-    return {"values": values, "ids": ids, "collisions": values - ids}
+    return {"values": found, "ids": ids, "collisions": found - ids}
 
 
 def count_unseen(
@@ -142,13 +151,19 @@ def require_schema(description: Description) -> None:
 def encoded_rows(
     connection: duckdb.DuckDBPyConnection, description: Description, schema: Schema, split: int
 ) -> str:
-    """Query of a split's rows, columns in the order of ``arrow_schema``, without an order."""
+    """Query of a split's rows, columns in the order of ``arrow_schema``, without an order; those of
+    a transform as the numbers that it takes."""
     integers = integer_columns(connection)
     selected, joins = [], []
     for feature, described in zip(schema.features, description.features, strict=True):
         name, owner = quoted(feature.name), description.owner(described)
         value = f"placed.{name}"
-        if feature.kind == "dense":
+        if described.transform == "count":
+            table = quoted(f"counts of {feature.name}")
+            counts = vocabulary_table(feature.name)
+            joins.append(f"LEFT JOIN {counts} {table} ON {table}.value = {value}")
+            value = f"coalesce({table}.count, 0)::DOUBLE AS {name}"
+        if feature.kind == "dense" or owner.encoding == "bucket":
             selected.append(value)
             continue
         assert feature.num_embeddings is not None
@@ -173,6 +188,16 @@ def encoded_rows(
         f"SELECT {', '.join(selected)} FROM placed {' '.join(joins)} "
         f"WHERE placed.{SPLIT_COLUMN} = {split}"
     )
+
+
+def with_transforms(rows: pa.Table, transforms: Mapping[str, Transform]) -> pa.Table:
+    """The rows of ``encoded_rows`` with what the transforms give, by column."""
+    for name, transform in transforms.items():
+        place, values = rows.column_names.index(name), rows.column(name).combine_chunks()
+        made = transform(values)
+        made = made.cast(pa.int32()) if transform.name == "bucket" else made
+        rows = rows.set_column(place, name, made)
+    return rows
 
 
 def encode_bags(

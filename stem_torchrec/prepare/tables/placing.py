@@ -8,9 +8,16 @@ from stem_torchrec.data.schema import SPLITS
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.row_hash import row_key_sql
 from stem_torchrec.prepare.engine.sql import fetch_one, literal
-from stem_torchrec.prepare.tables.describe import Description, Moment, RandomSplit, TimeSplit
+from stem_torchrec.prepare.tables.column import Column
+from stem_torchrec.prepare.tables.describe import Description
 from stem_torchrec.prepare.tables.expressions import TIME_TYPES
-from stem_torchrec.prepare.tables.row_columns import PART_COLUMN, TIME_COLUMN, Column, time_sql
+from stem_torchrec.prepare.tables.split_columns import (
+    DAY_COLUMN,
+    PART_COLUMN,
+    TIME_COLUMN,
+    time_sql,
+)
+from stem_torchrec.prepare.tables.splits import DaySplit, Moment, RandomSplit, TimeSplit
 
 SPLIT_COLUMN, KEY_COLUMN = "_split", "_key"
 ROW_COLUMN, CHANCE_COLUMN = "_row", "_chance"
@@ -25,6 +32,8 @@ def place_rows(
     description: Description,
     columns: dict[str, Column],
     seed: int,
+    *,
+    needs_train: bool = True,
 ) -> dict[str, Any]:
     """Create the view ``placed`` of ``rows``.
 
@@ -34,8 +43,12 @@ def place_rows(
     position, its values and the seeds, not on threads. Working them out anew in every scan costs
     less than a copy of the table that holds them.
 
+    Args:
+        needs_train: refuse a train split without rows.
+
     Returns:
-        Rows per split and, of a split by time, ``cuts``: its bounds as texts.
+        Rows per split and, of a split by time, ``cuts``: its bounds as texts; of a split by day
+        ``days`` (see ``days_of_splits``).
 
     Raises:
         UserError: train is empty, or a bound is no time.
@@ -43,6 +56,8 @@ def place_rows(
     split, key, chance, cuts = description.split, None, None, {}
     if isinstance(split, RandomSplit):
         part, chance = _random_part(split), row_key_sql(_STREAMS["split"], split.seed)
+    elif isinstance(split, DaySplit):
+        part = _day_part(split)
     elif isinstance(split, TimeSplit):
         bounds = _bounds(connection, split, columns[TIME_COLUMN])
         part, key = _time_part(bounds), TIME_COLUMN
@@ -62,9 +77,30 @@ def place_rows(
         connection.execute(f"SELECT {SPLIT_COLUMN}, count(*) FROM placed GROUP BY ALL").fetchall()
     )
     found = {name: counted.get(number, 0) for number, name in enumerate(SPLITS)}
-    if not found["train"]:
+    if needs_train and not found["train"]:
         raise UserError(f"split: train is empty, valid has {found['valid']}, test {found['test']}")
+    if isinstance(split, DaySplit):
+        return found | {"days": days_of_splits(connection)}
     return found | ({"cuts": cuts} if cuts else {})
+
+
+def days_of_splits(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    """The days of each split in their order, as ``placed`` has them; of a split by day."""
+    found = connection.execute(
+        f"SELECT {SPLIT_COLUMN}, {DAY_COLUMN}::VARCHAR FROM placed GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    return {
+        name: [day for split, day in found if split == number] for number, name in enumerate(SPLITS)
+    }
+
+
+def _day_part(split: DaySplit) -> str:
+    cases = [
+        f"WHEN {DAY_COLUMN} BETWEEN DATE '{days.first}' AND DATE '{days.last}' THEN {number}"
+        for number, name in ((1, "valid"), (2, "test"))
+        for days in split.ranges(name)
+    ]
+    return f"(CASE {' '.join(cases)} ELSE 0 END)::TINYINT" if cases else "0::TINYINT"
 
 
 def _random_part(split: RandomSplit) -> str:

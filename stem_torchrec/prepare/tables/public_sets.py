@@ -7,8 +7,8 @@ tenth of the rest valid (223.4, 24.8 and 27.6 million in the paper).
 ``qk_video`` is QK-Video of Tenrec (Yuan et al., NeurIPS 2022). The file gives 15 input fields, one
 short of the 16 that the STEM paper counts: of its other columns ``watching_times`` is an outcome of
 the row, as ``follow`` and ``share`` are, and no outcome becomes a feature. The ten items watched
-last share the table of ``item_id``. Rows are split 8:1:1 (95.9, 12.0 and
-12.5 million in the paper).
+last share the table of ``item_id``. Rows are split 8:1:1, the plain shares next to the paper's
+95.9, 12.0 and 12.5 million.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from stem_torchrec.prepare.engine.options import TikTokFields
 from stem_torchrec.prepare.tables.describe import (
     DescribedFeature,
     Description,
-    RandomSplit,
     RawFormat,
 )
+from stem_torchrec.prepare.tables.splits import RandomSplit
 
 TIKTOK_COLUMNS = (
     *("uid", "user_city", "item_id", "author_id", "item_city", "channel", "finish", "like"),

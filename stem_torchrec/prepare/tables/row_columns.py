@@ -1,80 +1,37 @@
 """The columns of the table ``rows`` as SQL over raw columns, and what makes a raw row a bad one.
 
 Columns: one per feature (BIGINT or VARCHAR, a list of those, or FLOAT) and per label (TINYINT), the
-group (BIGINT) and the weight (FLOAT) if there are any, ``_time`` (BIGINT) or ``_part`` (TINYINT)
-where the split needs one.
+group (BIGINT) and the weight (FLOAT) if there are any, and that of the split (``split_columns``).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import date
 
 import duckdb
 
-from stem_torchrec.data.schema import SPLITS
-from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.canonical_values import (
     INTEGER_TYPES,
     Form,
     common_form,
     is_integer_sql,
-    without_zero_fraction_sql,
 )
 from stem_torchrec.prepare.engine.row_hash import hash_sql
 from stem_torchrec.prepare.engine.sql import literal
+from stem_torchrec.prepare.tables.column import Column, fault_sql
 from stem_torchrec.prepare.tables.describe import (
     GROUP_COLUMN,
     WEIGHT_COLUMN,
-    ColumnSplit,
     DescribedFeature,
     Description,
-    TimeSplit,
 )
-from stem_torchrec.prepare.tables.expressions import (
-    TIME_TYPES,
-    Expression,
-    bind,
-    bind_value,
-    bound_features,
-)
+from stem_torchrec.prepare.tables.expressions import Expression, bind, bound_features
 from stem_torchrec.prepare.tables.leaks import refuse_leaks
 from stem_torchrec.prepare.tables.raw.files import RawFiles
-from stem_torchrec.prepare.tables.value_forms import Values, choose_forms
-
-TIME_COLUMN, PART_COLUMN = "_time", "_part"
+from stem_torchrec.prepare.tables.split_columns import split_columns
+from stem_torchrec.prepare.tables.value_forms import EarlierValues, Values, choose_forms
 
 _FLOAT_MAX = "3.4e38::FLOAT"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of ``rows``.
-
-    Attributes:
-        wrong: SQL that is true where the raw row is bad; None if it cannot be.
-        fault: SQL of a text that says what is wrong, ``what: value is ...``.
-        misfit: SQL that is true where the column does not hold what the raw row says, so that it
-            has to be read in a wider form; None if it always does.
-        typed: raw columns whose values must be of their column's type.
-        reads: the raw columns in it.
-        later: SQL for rows that come later and may need a wider form; ``sql`` if None.
-        is_plain: the value is that of one raw column, as an integer or a text.
-        is_plain_text: so it is of texts, without a look at what they say.
-        is_text: its size differs from row to row: a text, or a list of values.
-        type: DuckDB's type of the raw value.
-    """
-
-    name: str
-    sql: str
-    wrong: str | None = None
-    fault: str = ""
-    misfit: str | None = None
-    typed: frozenset[str]
-    reads: frozenset[str] = frozenset()
-    later: str | None = None
-    is_plain: bool = False
-    is_plain_text: bool = False
-    is_text: bool = False
-    type: str = ""
 
 
 def row_columns(
@@ -82,11 +39,15 @@ def row_columns(
     raw: RawFiles,
     description: Description,
     *,
+    day: date | None = None,
+    earlier: EarlierValues | None = None,
     of_all_rows: bool = False,
 ) -> dict[str, Column]:
     """Bind a description to raw files; columns by name.
 
     Args:
+        day: of all rows, where they do not say it themselves.
+        earlier: how the days before were read, whose ids these rows take.
         of_all_rows: look at every row for the form of each column's values, so that none is a
             misfit; else the first rows tell, and a later one may be.
 
@@ -108,23 +69,17 @@ def row_columns(
     if description.group is not None:
         group = bind(connection, raw, GROUP_COLUMN, description.group)
         values[GROUP_COLUMN] = Values.of(group)
+    earlier = earlier or EarlierValues({}, frozenset())
+    values = {name: replace(v, first_form=earlier.forms.get(name)) for name, v in values.items()}
     forms = choose_forms(connection, raw, values, of_all_rows=of_all_rows)
     columns = [
-        *_features(description, features, values, forms),
+        *_features(description, features, values, forms, earlier.text_tables),
         *(_label(task, value) for task, value in labels.items()),
         *_weight(connection, raw, description),
         *([_group(group, values[GROUP_COLUMN], forms[GROUP_COLUMN])] if group else []),
-        *_split(connection, raw, description),
+        *split_columns(connection, raw, description, day),
     ]
     return {column.name: column for column in columns}
-
-
-def time_sql(sql: str, type_name: str) -> str:
-    """A time as a BIGINT: integers as they are, dates and timestamps as microseconds of UTC, those
-    that hold nanoseconds as such."""
-    if type_name == "TIMESTAMP_NS":
-        return f"epoch_ns({sql})"
-    return f"epoch_us(({sql})::TIMESTAMP)" if type_name in TIME_TYPES else f"({sql})::BIGINT"
 
 
 def _values(description: Description, features: Mapping[str, Expression]) -> dict[str, Values]:
@@ -132,7 +87,7 @@ def _values(description: Description, features: Mapping[str, Expression]) -> dic
     return {
         feature.name: Values.of(features[feature.name], _parts(feature, features[feature.name]))
         for feature in description.features
-        if feature.kind != "dense" and description.owner(feature).encoding != "identity"
+        if description.tells_apart(feature)
     }
 
 
@@ -148,6 +103,7 @@ def _features(
     features: Mapping[str, Expression],
     values: Mapping[str, Values],
     forms: Mapping[str, Form],
+    text_tables: frozenset[str],
 ) -> Iterator[Column]:
     # Features of one table have values of one type, so that equal ones get one id.
     shared: dict[str, list[Form]] = {}
@@ -156,13 +112,11 @@ def _features(
             shared.setdefault(description.owner(feature).name, []).append(forms[feature.name])
     for feature in description.features:
         bound, owner = features[feature.name], description.owner(feature)
-        if feature.kind == "dense":
-            yield _dense(feature.name, bound)
-        elif owner.encoding == "identity":
-            assert owner.num_embeddings is not None
-            yield _index(feature, bound, owner.num_embeddings)
+        if feature.name not in values:
+            yield _number_column(feature, bound, owner)
         else:
-            type_name = common_form(shared[owner.name])
+            is_text = owner.name in text_tables
+            type_name = "VARCHAR" if is_text else common_form(shared[owner.name])
             yield _told_apart(
                 feature,
                 bound,
@@ -171,6 +125,14 @@ def _features(
                 type_name,
                 is_hashed=owner.encoding == "hash",
             )
+
+
+def _number_column(feature: DescribedFeature, bound: Expression, owner: DescribedFeature) -> Column:
+    """A feature whose values are numbers, or ids already."""
+    if feature.kind != "dense" and owner.encoding == "identity":
+        assert owner.num_embeddings is not None
+        return _index(feature, bound, owner.num_embeddings)
+    return _dense(feature, bound)
 
 
 def _told_apart(
@@ -185,21 +147,22 @@ def _told_apart(
     """A feature whose values are numbered or hashed."""
     is_plain = (
         feature.expression is None
-        and feature.kind == "id"
+        and feature.kind != "bag"
         and bound.type in (*INTEGER_TYPES, "VARCHAR")
     )
     return Column(
         name=feature.name,
         sql=values.taken(form, type_name),
         wrong=values.no_id,
-        fault=_fault(f"id of {feature.name!r}", bound.sql, "a value that a float holds exactly"),
+        fault=fault_sql(f"id of {feature.name!r}", bound.sql, "a value that a float holds exactly"),
         misfit=values.misfit(form),
         typed=bound.typed,
         reads=bound.reads,
         later=values.of_later_rows(form, "VARCHAR" if is_hashed else type_name),
         is_plain=is_plain,
-        is_plain_text=is_plain and bound.type == "VARCHAR" and form is values.forms[-1],
+        is_plain_text=is_plain and bound.type == "VARCHAR" and values.are_plain_texts(form),
         is_text=values.is_list or type_name == "VARCHAR",
+        form=values.form_number(form),
     )
 
 
@@ -214,7 +177,7 @@ def _index(feature: DescribedFeature, bound: Expression, num_embeddings: int) ->
         name=feature.name,
         sql=f"[{index} for v in {values}]" if is_bag else index,
         wrong=f"len([v for v in {values} if {wrong}]) > 0" if is_bag else wrong,
-        fault=_fault(f"id of {feature.name!r}", bound.sql, f"0 to {num_embeddings - 1}"),
+        fault=fault_sql(f"id of {feature.name!r}", bound.sql, f"0 to {num_embeddings - 1}"),
         typed=bound.typed,
         reads=bound.reads,
         is_text=is_bag,
@@ -241,13 +204,22 @@ def _number(value: Expression, type_name: str) -> str:
     return f"CASE WHEN NOT contains({value.sql}, '_') THEN {number} END"  # SQL's own digits
 
 
-def _dense(name: str, value: Expression) -> Column:
-    number = _number(value, "FLOAT")
-    good = f"isnan({number}) OR {number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
-    wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({good}, false)"
-    fault = _fault(f"feature {name!r}", value.sql, "a finite number")
+def _dense(feature: DescribedFeature, value: Expression) -> Column:
+    """A finite number; of 64 bits where it is transformed yet."""
+    is_raw = feature.kind == "dense" and feature.transform is None
+    number = _number(value, "FLOAT" if is_raw else "DOUBLE")
+    allowed, good = "a finite number", f"{number} BETWEEN -{_FLOAT_MAX} AND {_FLOAT_MAX}"
+    if feature.transform == "log1p":
+        allowed, good = "a finite number above -1, as log1p needs", f"{number} > -1 AND {good}"
+    wrong = f"{value.sql} IS NOT NULL AND NOT coalesce(isnan({number}) OR {good}, false)"
+    fault = fault_sql(f"feature {feature.name!r}", value.sql, allowed)
     return Column(
-        name=name, sql=number, wrong=wrong, fault=fault, typed=value.typed, reads=value.reads
+        name=feature.name,
+        sql=number,
+        wrong=wrong,
+        fault=fault,
+        typed=value.typed,
+        reads=value.reads,
     )
 
 
@@ -255,7 +227,7 @@ def _label(task: str, value: Expression) -> Column:
     number = _number(value, "DOUBLE")
     sql = f"CASE {number} WHEN 1 THEN 1 WHEN 0 THEN 0 END::TINYINT"
     wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({number} IN (0, 1), false)"
-    fault = _fault(f"label {task!r}", value.sql, "0, 1 or missing")
+    fault = fault_sql(f"label {task!r}", value.sql, "0, 1 or missing")
     return Column(name=task, sql=sql, wrong=wrong, fault=fault, typed=value.typed)
 
 
@@ -266,7 +238,7 @@ def _weight(
         value = bind(connection, raw, WEIGHT_COLUMN, description.sample_weight)
         number = _number(value, "FLOAT")
         wrong = f"NOT coalesce({number} BETWEEN 0 AND {_FLOAT_MAX}, false)"
-        fault = _fault(WEIGHT_COLUMN, value.sql, "a number, 0 or more")
+        fault = fault_sql(WEIGHT_COLUMN, value.sql, "a number, 0 or more")
         yield Column(name=WEIGHT_COLUMN, sql=number, wrong=wrong, fault=fault, typed=value.typed)
 
 
@@ -278,7 +250,7 @@ def _group(bound: Expression, values: Values, form: Form) -> Column:
         taken = (
             f"CASE WHEN {is_integer_sql(taken)} THEN TRY_CAST({taken} AS BIGINT) ELSE {hashed} END"
         )
-    fault = _fault(GROUP_COLUMN, bound.sql, "a value that a float holds exactly")
+    fault = fault_sql(GROUP_COLUMN, bound.sql, "a value that a float holds exactly")
     return Column(
         name=GROUP_COLUMN,
         sql=taken,
@@ -286,41 +258,5 @@ def _group(bound: Expression, values: Values, form: Form) -> Column:
         fault=fault,
         misfit=values.misfit(form),
         typed=bound.typed,
+        form=values.form_number(form),
     )
-
-
-def _split(
-    connection: duckdb.DuckDBPyConnection, raw: RawFiles, description: Description
-) -> Iterator[Column]:
-    split = description.split
-    if isinstance(split, TimeSplit):
-        value = bind_value(
-            connection, raw, "split", split.column, split.expression, as_written=False
-        )
-        if value.type not in (*INTEGER_TYPES, *TIME_TYPES):
-            raise UserError(
-                f"{value.key}: type {value.type}; a time is an integer, a date or a timestamp"
-            )
-        sql = time_sql(value.sql, value.type)
-        fault, wrong = _fault("time of the split", value.sql, "a time"), f"({sql}) IS NULL"
-        yield Column(
-            name=TIME_COLUMN, sql=sql, wrong=wrong, fault=fault, typed=value.typed, type=value.type
-        )
-    elif isinstance(split, ColumnSplit):
-        value = bind_value(connection, raw, "split", split.column, split.expression)
-        text = f"({Values.of(value).forms[-1].value(value.sql)})::VARCHAR"
-        text = without_zero_fraction_sql(text)
-        cases = [
-            f"WHEN {text} IN ({', '.join(map(literal, texts))}) THEN {number}"
-            for number, name in enumerate(SPLITS)
-            if (texts := split.texts(name))
-        ]
-        sql = f"CASE {' '.join(cases)} END::TINYINT"
-        fault = _fault("value of the split", value.sql, "listed under train, valid or test")
-        wrong = f"({sql}) IS NULL"
-        yield Column(name=PART_COLUMN, sql=sql, wrong=wrong, fault=fault, typed=value.typed)
-
-
-def _fault(what: str, found: str, allowed: str) -> str:
-    shown = f"coalesce(left(({found})::VARCHAR, 80), 'nothing')"
-    return f"concat({literal(what + ': ')}, {shown}, {literal(' is not ' + allowed)})"

@@ -13,17 +13,34 @@ from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
 
 
 @dataclass(frozen=True)
+class EarlierValues:
+    """How the values of earlier days were taken, which those of later days follow.
+
+    Attributes:
+        forms: by column, the number of the narrowest form that they took.
+        text_tables: features whose tables hold texts.
+    """
+
+    forms: Mapping[str, int]
+    text_tables: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Values:
     """What an expression gives, as values that are told apart: one of a row, or a list.
 
     Attributes:
         sql: of the value or the list.
+        first_form: of the rows of a later day the number of the form that the earlier ones took:
+            each value is taken in it, or in the next wider one that it fits. None: all rows are
+            here, and one form holds for all of them.
     """
 
     sql: str
     is_list: bool
     type: str
     is_unstated: bool
+    first_form: int | None = None
 
     @classmethod
     def of(cls, expression: Expression, parts: str | None = None) -> "Values":
@@ -34,10 +51,21 @@ class Values:
 
     @property
     def forms(self) -> tuple[Form, ...]:
-        return forms_of(self.type, is_unstated=self.is_unstated)
+        """Those that the values may take, the narrowest first."""
+        return forms_of(self.type, is_unstated=self.is_unstated)[self.first_form or 0 :]
+
+    def form_number(self, form: Form) -> int:
+        """Which form rows that come later begin with."""
+        return self.forms.index(form) if self.first_form is None else self.first_form
+
+    def are_plain_texts(self, form: Form) -> bool:
+        """Every value, a later row's too, is the text that is there."""
+        return (form if self.first_form is None else self.forms[0]) is self.forms[-1]
 
     def taken(self, form: Form, type_name: str) -> str:
         """SQL of the values as ``type_name``, which holds the form's type."""
+        if self.first_form is not None:
+            return self.of_later_rows(form, type_name)
         value = form.value("v" if self.is_list else self.sql)
         value = value if form.type == type_name else f"({value})::{type_name}"
         return f"[{value} for v in {self.sql}]" if self.is_list else value
@@ -48,7 +76,8 @@ class Values:
         Such a one is taken in the form that it fits. Where the table holds integers alone and it is
         none, it is null.
         """
-        value, wider = "v" if self.is_list else self.sql, self.forms[self.forms.index(form) :]
+        value, start = "v" if self.is_list else self.sql, self.forms.index(form)
+        wider = self.forms if self.first_form is not None else self.forms[start:]
         cases = [
             (f"NOT ({f.misfit(value)})" if f.misfit else "true", f.value(value))
             for f in wider

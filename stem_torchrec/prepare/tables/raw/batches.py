@@ -13,6 +13,7 @@ from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compresse
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import RawFiles, open_raw_files
 from stem_torchrec.prepare.tables.raw.headers import column_names, find_files
+from stem_torchrec.prepare.tables.raw.partitions import partition_types
 
 
 def raw_columns(file: Path, raw_format: Mapping[str, Any]) -> list[str]:
@@ -23,7 +24,7 @@ def raw_columns(file: Path, raw_format: Mapping[str, Any]) -> list[str]:
     """
     described = RawFormat.model_validate(raw_format)
     if described.type == "delimited":
-        return column_names(find_files([file]), described)
+        return list(_delimited(file, described).columns)
     with duckdb.connect() as connection:
         return list(open_raw_files(connection, [file], described).columns)
 
@@ -41,8 +42,7 @@ def raw_tables(
     selected = ", ".join(map(quoted, columns)) or f"{literal('')} AS {quoted('')}"
     with duckdb.connect() as connection, readable_errors([file]):
         if described.type == "delimited":
-            names = column_names((file,), described)
-            raw = RawFiles((file,), described, dict.fromkeys(names, "VARCHAR"))
+            raw = _delimited(file, described)
         else:
             raw = open_raw_files(connection, [file], described)
         reader = connection.sql(f"SELECT {selected} FROM {raw.relation()}").to_arrow_reader(
@@ -54,3 +54,12 @@ def raw_tables(
             yield pa.Table.from_batches([batch])
         if empty:
             yield reader.schema.empty_table()
+
+
+def _delimited(file: Path, raw_format: RawFormat) -> RawFiles:
+    """All columns as texts, those of its folders' names, too."""
+    paths = find_files([file])
+    names = column_names(paths, raw_format)
+    partitions = partition_types(paths, names)
+    columns = dict.fromkeys([*names, *partitions], "VARCHAR")
+    return RawFiles(paths, raw_format, columns, partitions=partitions)

@@ -16,10 +16,14 @@ from stem_torchrec.prepare.tables.describe import RawFormat
 from stem_torchrec.prepare.tables.raw.checks import refuse_other_compression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.headers import column_names, find_files
-from stem_torchrec.prepare.tables.raw.partitions import partition_types
+from stem_torchrec.prepare.tables.raw.partitions import partition_sql, partition_types
 from stem_torchrec.prepare.tables.raw.types import detect_types, stated_types, type_fault_sql
 
 SAMPLE_ROWS = 20_000
+
+_FILE = "\x02file"  # a name that no header has
+FILE_COLUMN = quoted(_FILE)
+"""The path of a row's file, as a SQL identifier."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class RawFiles:
         columns: DuckDB type by column.
         bad_rows: what to do with lines that are no rows of these columns.
         found_types: columns of delimited files whose type was found in the first rows.
-        partitions: of Parquet files, DuckDB types of the columns that their folders' names hold.
+        partitions: DuckDB types of the columns that the names of the files' folders hold.
+        with_names: rows have the column ``FILE_COLUMN``, the path of their file.
     """
 
     paths: tuple[Path, ...]
@@ -39,6 +44,7 @@ class RawFiles:
     bad_rows: Literal["fail", "record", "pass over"] = "fail"
     found_types: frozenset[str] = frozenset()
     partitions: Mapping[str, str] = field(default_factory=dict)
+    with_names: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -51,20 +57,26 @@ class RawFiles:
         if self.format.type == "parquet":
             return self._parquet(paths)
         # Everything is read as text and cast here: the reader's own casts round 0.5 to an integer.
+        texts = {
+            name: partition_sql(name, FILE_COLUMN) if name in self.partitions else quoted(name)
+            for name in self.columns
+        }
         selected = [
-            f"TRY_CAST({quoted(name)} AS {kind}) AS {quoted(name)}, {quoted(name)} AS {_text(name)}"
+            f"TRY_CAST({texts[name]} AS {kind}) AS {quoted(name)}, {texts[name]} AS {_text(name)}"
             for name, kind in self.columns.items()
         ]
-        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self.columns)
+        selected += [FILE_COLUMN] * self.with_names
+        in_files = [name for name in self.columns if name not in self.partitions]
+        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in in_files)
         quote = literal(self.format.quote or "")
         nulls = ", ".join(literal(text) for text in self.format.null_strings)
-        rejects = ", ignore_errors = true" * (self.bad_rows != "fail")
-        rejects += ", store_rejects = true" * (self.bad_rows == "record")
+        further = self._file_names + ", ignore_errors = true" * (self.bad_rows != "fail")
+        further += ", store_rejects = true" * (self.bad_rows == "record")
         return (
             f"(SELECT {', '.join(selected)} FROM "
             f"read_csv([{paths}], auto_detect = false, delim = {literal(self.format.delimiter)}, "
             f"header = {self.format.header}, quote = {quote}, escape = {quote}, "
-            f"nullstr = [{nulls}], columns = {{{columns}}}, hive_partitioning = false{rejects}))"
+            f"nullstr = [{nulls}], columns = {{{columns}}}, hive_partitioning = false{further}))"
         )
 
     def written(self, column: str) -> str:
@@ -102,10 +114,15 @@ class RawFiles:
         """The same, without lines that are no rows and without a word about them."""
         return replace(self, bad_rows="pass over")
 
+    @property
+    def _file_names(self) -> str:
+        needed = self.with_names or (self.partitions and self.format.type == "delimited")
+        return f", filename = {literal(_FILE)}" if needed else ""
+
     def _parquet(self, paths: str) -> str:
         types = ", ".join(f"{literal(name)}: {kind}" for name, kind in self.partitions.items())
         hive = f"true, hive_types = {{{types}}}" if self.partitions else "false"
-        rows = f"read_parquet([{paths}], hive_partitioning = {hive})"
+        rows = f"read_parquet([{paths}], hive_partitioning = {hive}{self._file_names})"
         # No function takes nanoseconds with a zone; their zone is that of the reader, not of a row.
         zoned = [name for name, kind in self.columns.items() if kind == "TIMESTAMP_NS"]
         naive = ", ".join(f"make_timestamp_ns(epoch_ns({n})) AS {n}" for n in map(quoted, zoned))
@@ -118,11 +135,15 @@ def open_raw_files(
     raw_format: RawFormat,
     *,
     skip_bad_rows: bool = False,
+    known_types: Mapping[str, str] | None = None,
+    with_names: bool = False,
 ) -> RawFiles:
     """Find the files and name and type their columns; reads their heads only.
 
     Args:
         skip_bad_rows: record lines that are no rows, and go on.
+        known_types: of columns of delimited files whose type others have told already.
+        with_names: as in ``RawFiles``.
 
     Raises:
         UserError: no file is found or one is empty or unreadable, headers differ, or a type is
@@ -130,14 +151,23 @@ def open_raw_files(
     """
     paths = find_files(sources)
     if raw_format.type == "parquet":
-        return _open_parquet(connection, paths, raw_format)
+        return replace(_open_parquet(connection, paths, raw_format), with_names=with_names)
     refuse_other_compression(paths)
     names = column_names(paths, raw_format)
-    stated = stated_types(raw_format, names)
+    partitions = partition_types(paths, names)
+    stated = stated_types(raw_format, [*names, *partitions])
     columns = dict.fromkeys(names, "VARCHAR")
-    columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | stated
-    found = frozenset(names) - frozenset(stated)
-    return RawFiles(paths, raw_format, columns, "record" if skip_bad_rows else "fail", found)
+    columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | partitions
+    columns |= {name: kind for name, kind in (known_types or {}).items() if name in columns}
+    return RawFiles(
+        paths,
+        raw_format,
+        columns | stated,
+        "record" if skip_bad_rows else "fail",
+        found_types=frozenset(names) - frozenset(stated),
+        partitions=partitions,
+        with_names=with_names,
+    )
 
 
 def _open_parquet(

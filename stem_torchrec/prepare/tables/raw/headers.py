@@ -5,7 +5,7 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,11 @@ _HEAD_BYTES = 2**20
 
 
 def find_files(sources: Sequence[str | Path]) -> tuple[Path, ...]:
-    """Files and patterns as files: sources in their order, files of one pattern by name.
+    """Files, folders and patterns of either as files: sources in their order, files of one pattern
+    by name, those of a folder by their path in it.
+
+    Of a folder all files are taken that are in it or in partitions ``KEY=VALUE`` within, but for
+    those whose name starts with a dot or an underscore.
 
     Raises:
         UserError: nothing is found, or what is found is no file or cannot be read.
@@ -28,7 +32,11 @@ def find_files(sources: Sequence[str | Path]) -> tuple[Path, ...]:
         found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
         if not found:
             raise UserError(f"--source: no file {str(source)!r}")
-        paths += found
+        for place in found:
+            inside = sorted(_files_in(place)) if place.is_dir() else [place]
+            if not inside:
+                raise UserError(f"--source: {str(place)!r} is a folder without files")
+            paths += inside
     for path in paths:
         if not path.is_file():
             raise UserError(f"--source: {str(path)!r} is not a file; give files or patterns")
@@ -37,6 +45,17 @@ def find_files(sources: Sequence[str | Path]) -> tuple[Path, ...]:
         if not path.stat().st_size:
             raise UserError(f"--source: {str(path)!r} is empty")
     return tuple(paths)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith((".", "_")):
+            continue
+        if entry.is_dir():
+            if "=" in entry.name:
+                yield from _files_in(entry)
+        else:
+            yield entry
 
 
 def column_names(paths: Sequence[Path], raw_format: RawFormat) -> list[str]:

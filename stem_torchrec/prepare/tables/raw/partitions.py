@@ -1,5 +1,6 @@
-"""Columns that folders of Parquet files hold in their names: ``date=2022-04-08/part-0.parquet``."""
+"""Columns that folders of raw files hold in their names: ``date=2022-04-08/part-0.parquet``."""
 
+import re
 from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
@@ -7,6 +8,7 @@ from urllib.parse import unquote
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.canonical_values import canonical
+from stem_torchrec.prepare.engine.sql import literal
 
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
 
@@ -30,6 +32,12 @@ def partition_types(paths: Sequence[Path], columns: Collection[str]) -> dict[str
                 raise UserError(f"{path}: no folder {key}=..., which other files have")
         types[key] = _narrowest([keys[key] for keys in found if keys[key] != _MISSING])
     return types
+
+
+def partition_sql(key: str, path: str) -> str:
+    """SQL of a partition column's text, by SQL of a file's path; null where it is missing."""
+    pattern = literal(f"^(?:.*/)?{re.escape(key)}=([^/]*)/")
+    return f"nullif(url_decode(regexp_extract({path}, {pattern}, 1)), {literal(_MISSING)})"
 
 
 def _keys(path: Path) -> dict[str, str]:

@@ -7,10 +7,10 @@ import duckdb
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.sql import fetch_one, literal, quoted
+from stem_torchrec.prepare.tables.column import Column
 from stem_torchrec.prepare.tables.raw.checks import refuse_changed_types
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.files import RawFiles
-from stem_torchrec.prepare.tables.row_columns import Column
 
 _TRIPPED = "a bad row"
 
