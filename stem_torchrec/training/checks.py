@@ -124,7 +124,7 @@ def check_judgement(config: Config, schema: Schema) -> None:
     keep_best, patience = config.checkpoint.keep_best, config.eval.patience
     if keep_best is not None:
         _check_metric("checkpoint.keep_best", keep_best, config, schema)
-    elif config.eval.test_checkpoint == "best":
+    elif config.eval.test_checkpoint == "best" and not config.waits_for_valid:
         raise UserError(
             "eval.test_checkpoint: 'best', but no best one is kept; set checkpoint.keep_best"
         )
@@ -139,8 +139,8 @@ def _check_plateau(config: Config, schema: Schema) -> None:
     """Raise UserError if no evaluation comes before the last step."""
     _check_metric("optim.decay: 'plateau' goes by eval.metric", config.metric, config, schema)
     every, steps = config.eval.every, config.train.max_steps
-    at_the_end = config.train.epochs == 1 if every is None else steps is not None and every >= steps
-    if at_the_end:
+    one_epoch = config.train.num_epochs == 1 and not config.waits_for_valid
+    if one_epoch if every is None else steps is not None and every >= steps:
         raise UserError(
             "optim.decay: 'plateau' goes by evaluations, but the run has one at its end alone; set "
             "eval.every to fewer steps than it has, or more train.epochs"
@@ -185,7 +185,7 @@ def doubtful_settings(config: Config) -> list[str]:
     if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
         warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
     judging = config.eval.patience is not None or config.optim.decay == "plateau"
-    if not judging:
+    if not (judging or config.waits_for_valid):
         warnings += [
             f"eval.{name} has no effect without eval.patience or optim.decay plateau"
             for name in sorted(_changed(config.eval) & {"metric", "min_delta"})
@@ -195,7 +195,8 @@ def doubtful_settings(config: Config) -> list[str]:
         f"optim.{name} has no effect with optim.decay {config.optim.decay}"
         for name in sorted(_changed(config.optim) & of_other_decays)
     ]
-    if config.eval.patience is not None and not config.tests_best:
+    ends_early = config.eval.patience is not None and not config.waits_for_valid
+    if ends_early and not config.tests_best:
         warnings.append(
             "eval.patience ends a run some evaluations after its best one, and the last weights "
             "are tested; checkpoint.keep_best keeps the best ones and has them tested"

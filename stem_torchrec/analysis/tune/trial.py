@@ -143,7 +143,7 @@ def _result(run: TrialRun, process: "subprocess.Popen[bytes]", reports: _Reports
 
 def _value(config: Config, values: Sequence[float | None]) -> float | None:
     """That of the weights which the run would have tested: its best ones or its last."""
-    if not config.tests_best:
+    if not (config.tests_best or config.waits_for_valid):
         return values[-1] if values else None
     known = [value for value in values if value is not None]
     sign = metric_direction(config.metric)

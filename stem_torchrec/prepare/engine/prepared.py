@@ -21,6 +21,7 @@ from stem_torchrec.data.vocabulary_identity import (
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.row_hash import HASH_FUNCTION
 from stem_torchrec.prepare.engine.sql import quoted
+from stem_torchrec.storage.place import Place
 
 COMPRESSION = "snappy"
 
@@ -95,7 +96,7 @@ def write_metadata(
     return stats
 
 
-def with_identities(schema: Schema, folder: Path) -> Schema:
+def with_identities(schema: Schema, folder: Place) -> Schema:
     """The schema with what tells the ids of its features from others of the same number.
 
     Vocabularies are those in the folder; ids of other encodings are a function of the raw value.
