@@ -97,7 +97,8 @@ def test_without_a_valid_split_it_is_refused(config: Path, tmp_path: Path) -> No
 
 
 def test_settings_without_effect_are_told() -> None:
-    given = {"run.dir": "r", "data.path": "d", "optim.plateau_factor": 0.1, "eval.min_delta": 0.1}
+    given = {"run.dir": "r", "data.path": "d", "train.epochs": 2, "eval.min_delta": 0.1}
+    given |= {"optim.plateau_factor": 0.1}
     said = "\n".join(doubtful_settings(given_config({}, given)))
     assert "optim.plateau_factor has no effect with optim.decay none" in said
     assert "eval.min_delta has no effect" in said
