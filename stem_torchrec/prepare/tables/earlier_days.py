@@ -221,7 +221,7 @@ def _refuse_other_description(before: Description, now: Description, folder: Pat
 
 
 def _compared(description: Description) -> dict[str, Any]:
-    excluded = {"split": set(SPLITS), "tables": {"__all__": {"source"}}}
+    excluded: dict[str, Any] = {"split": set(SPLITS), "tables": {"__all__": {"source"}}}
     content = description.model_dump(mode="json", exclude=excluded)
     return content | {"features": {f["name"]: f for f in content["features"]}}
 
