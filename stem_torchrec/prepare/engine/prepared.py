@@ -161,6 +161,11 @@ def _written_splits(folder: Path) -> list[str]:
     return [split for split in SPLITS if any((folder / split).rglob("*.parquet"))]
 
 
+def written_rows(folder: Path, split: str) -> ds.Dataset | None:
+    """A split's rows; None if it was not written."""
+    return _rows(folder, [split]) if split in _written_splits(folder) else None
+
+
 def _rows(folder: Path, splits: list[str]) -> ds.Dataset:
     # An Arrow data set, since DuckDB would read "*" and "[" in a path as a pattern.
     files = [str(path) for split in splits for path in sorted((folder / split).rglob("*.parquet"))]
