@@ -39,7 +39,7 @@ class EmbeddingConfig(Section):
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         "rowwise_adagrad", description="optimizer of the tables, fused into their backward"
     )
-    lr: float = Field(0.02, gt=0, le=MAX_RATE, description="peak learning rate of the tables")
+    lr: float = Field(0.05, gt=0, le=MAX_RATE, description="peak learning rate of the tables")
     eps: float = Field(1e-8, ge=0, le=MAX_RATE, description="epsilon of Adagrad and Adam")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second-moment decay")

@@ -331,6 +331,14 @@ def _follows(error: Any) -> bool:
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
+def _is_one_of_several(model: type[BaseModel], location: Sequence[str | int]) -> bool:
+    """Whether a key belongs to a section in a list, or to one of several by name."""
+    field = model.model_fields.get(str(location[0])) if location else None
+    by_name = field is not None and get_origin(field.annotation) is dict and len(location) > 2
+    in_list = any(isinstance(part, int) for part in location)
+    return (by_name or in_list) and isinstance(location[-1], str)
+
+
 def _describe(model: type[BaseModel], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     keys = list(all_keys(model))
@@ -341,8 +349,8 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{full}: required"
     key = _key_of(full, keys)
-    # Of a section in a list a person knows the whole location.
-    if any(isinstance(part, int) for part in error["loc"]) and isinstance(error["loc"][-1], str):
+    # Of one section of several a person knows the whole location.
+    if _is_one_of_several(model, error["loc"]):
         key = full
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:

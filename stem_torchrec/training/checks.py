@@ -120,7 +120,7 @@ def check_judgement(config: Config, schema: Schema) -> None:
     keep_best, patience = config.checkpoint.keep_best, config.eval.patience
     if keep_best is not None:
         _check_metric("checkpoint.keep_best", keep_best, config, schema)
-    elif config.eval.test_checkpoint == "best":
+    elif config.eval.test_checkpoint == "best" and not config.waits_for_valid:
         raise UserError(
             "eval.test_checkpoint: 'best', but no best one is kept; set checkpoint.keep_best"
         )
@@ -166,7 +166,9 @@ def doubtful_settings(config: Config) -> list[str]:
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
     if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
         warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
-    if config.eval.patience is None:
+    if config.waits_for_valid:
+        pass  # it ends by patience, and the best weights are tested
+    elif config.eval.patience is None:
         warnings += [
             f"eval.{name} has no effect without eval.patience"
             for name in sorted(_changed(config.eval) & {"metric", "min_delta"})

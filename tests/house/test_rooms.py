@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "fbgemm_gpu": ("distributed",),
     "pydantic": ("storage", "config", "data", "checkpoint", "prepare", "training", "cli"),
     "duckdb": ("prepare",),
+    "pyspark": ("prepare",),
     "pyarrow": ("storage", "data", "prepare", "runs", "training", "serving"),
     "rich": ("console",),
     "matplotlib": ("analysis",),

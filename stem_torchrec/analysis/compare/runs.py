@@ -21,9 +21,11 @@ from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.reading import dump_config
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.records import last_test, read_records
+from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.stopping.parent_watch import ends_its_children
 from stem_torchrec.stopping.signals import stop_signals
 from stem_torchrec.training.finished_run import unfinished, unfinished_replay
+from stem_torchrec.training.settling import settled
 
 Action = Literal["keep", "resume", "overwrite"]
 _POLL_S = 0.1
@@ -80,7 +82,10 @@ def difference_of(run: PlannedRun, nproc: int) -> str | None:
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     found = dict(_flat(content if isinstance(content, dict) else {}))
-    wanted = dict(_flat(careful_load(dump_config(run.config, {}))))
+    config = run.config
+    if config.train.is_open:
+        config = settled(config, selected_schema(config))
+    wanted = dict(_flat(careful_load(dump_config(config, {}))))
     start = _start_file(run)
     if start.is_file():
         found["--nproc"] = json.loads(start.read_text())["nproc"]

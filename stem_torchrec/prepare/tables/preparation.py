@@ -39,9 +39,10 @@ from stem_torchrec.prepare.tables.placing import order_sql, place_rows
 from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compressed
 from stem_torchrec.prepare.tables.raw.files import RawFiles
 from stem_torchrec.prepare.tables.raw.rows import read_rows
+from stem_torchrec.prepare.tables.report import FEATURE_STATS, feature_report, rows_without
 from stem_torchrec.prepare.tables.rows_to_prepare import RowsToPrepare
 
-_UNSEEN = "count unseen ids"
+_UNSEEN, _REPORT = "count unseen ids", "look at features"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Preparation:
             ),
             *([Stage(_UNSEEN, self._count_unseen)] if self.description.split.by == "time" else []),
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
+            Stage(_REPORT, self._report),
             *([Stage("note days", self._note_days)] if self.rows.by_day else []),
             *([Stage("take over earlier days", self._take_over)] if self.rows.earlier else []),
         ]
@@ -119,13 +121,14 @@ class Preparation:
             **{key: results[f"count {key}"] for key in self._counted},
         }
         if self.rows.by_day:
-            return counts | results["note days"]
+            return counts | results["note days"] | results[_REPORT]
         hashed = {owner.name: results[f"collisions of {owner.name}"] for owner in self._hashed}
         return (
             counts
             | ({"hash": hashed} if hashed else {})
             | ({"cuts": results["split"]["cuts"]} if "cuts" in results["split"] else {})
             | ({"unseen": results[_UNSEEN]} if results.get(_UNSEEN) else {})
+            | results[_REPORT]
         )
 
     @property
@@ -250,6 +253,13 @@ class Preparation:
             row_group_rows=self.options.row_group_rows,
             finished=finished,
         )
+
+    def _report(self) -> dict[str, Any]:
+        """Of the rows that are prepared now, without earlier days."""
+        connection = self.database.connection
+        without = rows_without(connection, self.description)
+        report = feature_report(connection, self.schema, self.folder)
+        return {FEATURE_STATS: report} | ({"without": without} if without else {})
 
     def _note_days(self) -> dict[str, Any]:
         """Write what the next day needs; what the statistics say of the days."""
