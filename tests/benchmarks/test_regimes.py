@@ -27,7 +27,7 @@ def test_the_study_goes_on_where_it_stopped(
     assert capsys.readouterr().out.count(" of 2: ") == 2
     main([*out, *TINY, *rules])
     result = json.loads((tmp_path / "regimes.json").read_text())
-    assert capsys.readouterr().out.count(" of 3: ") == 3
+    assert capsys.readouterr().out.count(" of 4: ") == 4
     cells = {(cell["model"], cell["rule"]): cell for cell in result["cells"]}
     assert [cell["failures"] for cell in result["cells"]] == [[]] * 6
     assert "share nothing" in cells["single_task", "static"]["left_out"]
@@ -74,7 +74,7 @@ def test_the_point_of_the_grid_is_chosen_on_the_valid_split() -> None:
     record = cell_record(cell, of_cell, lines, [])
     assert record["chosen"] == first
     assert record["figures"]["auc_mean"] == {"0": 0.6, "1": 0.6}
-    assert record["failures"][0] == f"rare mmoe {second} seed1: not trained yet"
+    assert f"rare mmoe {second} seed1: not trained yet" in record["failures"]
 
     equal = {"valid_auc_mean": {"0": 0.8, "1": 0.8}, "auc_mean": {"0": 0.5, "1": 0.5}}
     before = [{"model": "mmoe", "rule": "equal", "figures": equal}]
