@@ -148,7 +148,7 @@ def timed(case: Case, ranks: Ranks, steps: int, ceilings: Ceilings) -> Iterator[
             _time(stepping[name], steps, ranks.device)  # warm-up, compiling, capturing
         except Exception as error:  # the others are still worth timing
             stepping.pop(name, None)
-            failed[name] = f"{type(error).__name__}: {error}"[:300]
+            failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     rounds: dict[str, list[float]] = {name: [] for name in stepping}
     for _ in range(ROUNDS):
         for name, step in stepping.items():

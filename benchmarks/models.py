@@ -10,22 +10,26 @@ finished training is a line of ``DIR/trainings.jsonl``: interrupted, the same co
 
 import argparse
 import math
-from functools import partial
 from pathlib import Path
+from time import monotonic
 
-from models_pool import run_all
 from models_search import MODELS, PARTS, SETS, wanted
+from models_training import train
+from pool import Job, lines_of, work_off
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
-    data = tuple(of for of in SETS if of.name in options.sets)
-    options.out.mkdir(parents=True, exist_ok=True)
-    following = partial(
-        wanted, data=data, models=options.models, seeds=options.seeds, parts=options.parts
-    )
-    file = options.out / "trainings.jsonl"
-    run_all(following, file, options.data, options.workers, options.seconds)
+    data = [of for of in SETS if of.name in options.sets]
+    file, end = options.out / "trainings.jsonl", monotonic() + options.seconds
+    done = {key: row for key, row in lines_of(file).items() if "failure" not in row}
+    known = -1
+    while known < len(done):  # what is wanted follows from what is done; what fails is not retried
+        known = len(done)
+        trainings = wanted(done, data, options.models, options.seeds, options.parts)
+        jobs = [Job(training.key, (training, options.data)) for training in trainings]
+        left = end - monotonic()
+        done = work_off(jobs, train, file, processes=options.workers, limit_s=left)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

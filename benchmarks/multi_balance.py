@@ -78,14 +78,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     wanted = [
         Training(folder, learner, rule, point, seed)
+        for learner in options.learners
         for seed in range(options.seeds)
         for folder in options.data
-        for learner in options.learners
         for rule in RULES
         for point in range(len(LEARNERS[learner]))
     ]
     more = [f"--{setting}" for setting in [f"model.name={options.model}", *options.set]]
-    for training in wanted[: len(RULES)]:
+    for training in {t.rule: t for t in wanted}.values():
         load_config(options.config, training.overrides(more))
     work_off(
         [Job(training.key, training) for training in wanted],

@@ -110,7 +110,7 @@ def waiting(folder: Path, num_steps: int, prefetch: int) -> dict[str, Any]:
     return {
         "case": "STEM-Net, TikTok shape, CPU",
         "prefetch_batches": prefetch,
-        "batch_size": config.train.batch_size,
+        "batch_size": config.train.batch_rows,
         "steps": num_steps,
         "step_s": round(seconds / num_steps, 5),
         "waiting_share": round(waited / seconds, 6),

@@ -54,7 +54,7 @@ Figures = dict[str, dict[str, float]]
 CONFIG = Path(__file__).parents[1] / "configs" / "contradiction.yaml"
 SETTINGS = (
     *("train.batch_size=2048", "train.epochs=4", "eval.batch_size=8192", "embedding.dim=4"),
-    *("embedding.lr=0.3", "optim.lr=0.01", "optim.decay=cosine", "distributed.device=cpu"),
+    *("embedding.lr=0.2", "optim.lr=0.005", "optim.decay=cosine", "distributed.device=cpu"),
     *("model.expert_widths=[32, 16]", "model.gate_widths=[16]", "model.tower_widths=[16]"),
 )
 

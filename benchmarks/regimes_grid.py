@@ -13,11 +13,11 @@ WORLDS: tuple[str, ...] = get_args(WorldName)
 # of two, multi_balance weights both alike whatever they want.
 DATA: Settings = {
     "num_tasks": "3",
-    "train_rows": "100000",
+    "train_rows": "150000",
     "valid_rows": "20000",
     "test_rows": "50000",
-    "num_users": "600",
-    "num_items": "200",
+    "num_users": "800",
+    "num_items": "250",
     "latent_dim": "4",
     "num_clusters": "50",
     "individuality": "0.5",

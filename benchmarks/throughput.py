@@ -13,6 +13,8 @@ in one run, in interleaved rounds, each in a process of its own:
 - ``tables ...``: the tables alone: lookup, pooled features by owner, and their gradients back.
 - ``... fused``: ``embedding.layout: fused``; the others have separate tables.
 - ``..., 8 tasks``: data of the same features with eight tasks instead of two.
+- ``..., small data``: 23 features of few ids, four tasks, 512 rows a step and experts of 64-32: 115
+  separate tables, where what a step costs beside its products counts.
 - ``floor``: the matrix products of a step alone.
 
 Figures of a row: ``samples_per_s`` is the median over rounds, ``samples_per_s_range`` the slowest
@@ -38,19 +40,21 @@ from typing import Any
 from children import Timing, timings
 from contestants import Contestant
 from provenance import provenance
-from workload import VOCABULARIES, Workload, scaled
+from workload import SMALL_DATA, VOCABULARIES, Workload, scaled
 
 Row = dict[str, Any]
 
 LARGE_TABLE_ROWS = 20_000_000
-TRAIN_ROWS = 512 * 4096
+TRAIN_STEPS = 512
 ROUNDS_ALONE = 3
 MANY_TASKS = 8
 ADAGRAD = {"embedding": {"optimizer": "adagrad"}}
 FUSED = {"embedding": {"layout": "fused"}}
 
 
-def contestants(small: Workload, many_tasks: Workload, large: Workload) -> list[Contestant]:
+def contestants(
+    small: Workload, many_tasks: Workload, small_data: Workload, large: Workload
+) -> list[Contestant]:
     """All that is measured; those to run alone last."""
     tasks = f", {many_tasks.num_tasks} tasks"
     return [
@@ -66,6 +70,9 @@ def contestants(small: Workload, many_tasks: Workload, large: Workload) -> list[
         Contestant(f"trainer rowwise_adagrad fused{tasks}", "trainer", many_tasks, FUSED),
         Contestant(f"tables{tasks}", "tables", many_tasks),
         Contestant(f"tables fused{tasks}", "tables", many_tasks, FUSED),
+        Contestant("plain, small data", "plain", small_data),
+        Contestant("trainer rowwise_adagrad, small data", "trainer", small_data),
+        Contestant("trainer rowwise_adagrad fused, small data", "trainer", small_data, FUSED),
         Contestant("trainer rowwise_adagrad", "trainer", large),
         Contestant("plain", "plain", large, alone=True),
     ]
@@ -142,21 +149,32 @@ def _speed_ratio(own: Timing, base: Timing | None) -> float | None:
     return round(median(b / o for b, o in zip(base.seconds, own.seconds, strict=True)), 3)
 
 
-def workloads(workdir: Path, *, smoke: bool) -> tuple[Workload, Workload, Workload]:
-    """With small tables, with many tasks, and with large tables; without their data."""
+def workloads(workdir: Path, *, smoke: bool) -> tuple[Workload, Workload, Workload, Workload]:
+    """With small tables, with many tasks, of small data, and with large tables; without their
+    data."""
     if smoke:
         vocabularies, large_rows = (60, 80, 9, 9, 40, 20, 8, 5), 4_000
         small = Workload(workdir / "smoke-small", vocabularies, 64, 4, (16, 8), (8, 4))
     else:
         large_rows = LARGE_TABLE_ROWS
         small = Workload(workdir / "small", VOCABULARIES)
+    small_data = Workload(
+        small.path.with_name(f"{small.path.name}-data"),
+        SMALL_DATA,
+        batch_size=min(512, small.batch_size),
+        dim=small.dim,
+        expert_widths=(16, 8) if smoke else (64, 32),
+        hidden_widths=(8,) if smoke else (32,),
+        num_tasks=4,
+        side_features=(10, 10),
+    )
     many_tasks = replace(
         small, path=small.path.with_name(f"{small.path.name}-tasks"), num_tasks=MANY_TASKS
     )
     large_vocabularies = scaled(small.vocabularies, large_rows)
     large_path = small.path.with_name(small.path.name.replace("small", "large"))
     large = replace(small, path=large_path, vocabularies=large_vocabularies)
-    return small, many_tasks, large
+    return small, many_tasks, small_data, large
 
 
 def main() -> None:
@@ -186,7 +204,7 @@ def main() -> None:
         if options.max_rows is None or contestant.workload.table_rows <= options.max_rows
     ]
     for workload in dict.fromkeys(contestant.workload for contestant in wanted):
-        workload.prepare(8 * 64 if options.smoke else TRAIN_ROWS)
+        workload.prepare(workload.batch_size * (8 if options.smoke else TRAIN_STEPS))
     rows: list[Row] = []
     for threads in options.threads or sorted({len(os.sched_getaffinity(0)), 1}, reverse=True):
         results = measure(

@@ -1,4 +1,4 @@
-"""The TikTok-shaped workload of ``throughput.py``: sizes, config and prepared data."""
+"""The workloads of ``throughput.py``: sizes, config and prepared data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,15 @@ from stem_torchrec.prepare.synthetic.prepare import SyntheticConfig, prepare_syn
 
 # Ids of user, item, two features of the user, three of the item, one of the context.
 VOCABULARIES = (70_000, 400_000, 75_000, 400, 150_000, 90_000, 100, 5)
+# 23 ids of a small set, as the KuaiRand slice has them: user, item, ten features of each, one of
+# the context.
+SMALL_DATA = (
+    450,
+    1_400,
+    *(8, 3, 4, 4, 30, 30, 30, 60, 9, 5),
+    *(1_100, 4, 20, 700, 3, 60, 30, 18, 64),
+)
+SMALL_DATA += (32, 25)
 SMALLEST_SCALED_SHARE = 1_000  # vocabularies of less than a thousandth of all rows stay
 L2 = 1e-6
 
@@ -24,6 +33,8 @@ class Workload:
         vocabularies: ids of each feature; every owner (shared, each task) has as many rows.
         expert_widths: layers of an expert.
         hidden_widths: hidden layers of gates and towers.
+        side_features: how many of the features after user and item are the user's, and how many
+            the item's; the others are the context's.
     """
 
     path: Path
@@ -33,6 +44,7 @@ class Workload:
     expert_widths: tuple[int, ...] = (512, 512, 512)
     hidden_widths: tuple[int, ...] = (128, 64)
     num_tasks: int = 2
+    side_features: tuple[int, int] = (2, 3)
 
     @property
     def table_rows(self) -> int:
@@ -75,9 +87,9 @@ class Workload:
             return
         config = SyntheticConfig(
             vocabulary_sizes=self.vocabularies,
-            num_user_features=2,
-            num_item_features=3,
-            num_noise_features=1,
+            num_user_features=self.side_features[0],
+            num_item_features=self.side_features[1],
+            num_noise_features=len(self.vocabularies) - 2 - sum(self.side_features),
             num_tasks=self.num_tasks,
             train_rows=num_rows,
             valid_rows=1,

@@ -8,6 +8,13 @@ import pytest
 from stem_torchrec.config import DistributedConfig
 from stem_torchrec.distributed.ranks import start_ranks, stop_ranks
 from tests.distributed.processes import Processes
+from tests.support.forked import forked_ranks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_are_forked() -> Iterator[None]:
+    with forked_ranks():
+        yield
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ PyYAML's safe loader runs no code, but takes a key that is there twice without a
 within lists until Python's stack is full, and lets 700 bytes of aliases stand for 10^9 values.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from yaml.events import AliasEvent
@@ -26,7 +26,8 @@ def careful_load(text: str) -> Any:
     """One YAML document as Python values.
 
     A word that looks like a date or number and is none (``2022-02-30``) is text: who knows the key
-    can say what is allowed there. So is ``100:5``, which YAML 1.1 takes for 6005, in base 60.
+    can say what is allowed there. So is ``100:5``, which YAML 1.1 takes for 6005, in base 60, and
+    a key ``on``, ``off``, ``yes`` or ``no``, which it takes for a boolean.
 
     Raises:
         yaml.YAMLError: not YAML; as ``RefusedYaml`` if it is YAML of a kind that is not taken.
@@ -37,6 +38,11 @@ def careful_load(text: str) -> Any:
         return yaml.load(text, _CarefulLoader)
     except (ValueError, OverflowError) as error:  # the scanner, of "\\UFFFFFFFF"
         raise yaml.YAMLError(str(error)) from None
+
+
+def _is_word(key: Node | None) -> TypeGuard[yaml.ScalarNode]:
+    """Whether a key is a boolean to YAML 1.1 alone."""
+    return isinstance(key, yaml.ScalarNode) and key.value.lower() in ("on", "off", "yes", "no")
 
 
 class _CarefulLoader(yaml.SafeLoader):
@@ -61,6 +67,8 @@ class _CarefulLoader(yaml.SafeLoader):
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if isinstance(parent, yaml.MappingNode) and index is None and _is_word(node):
+            node.tag = "tag:yaml.org,2002:str"
         if anchor is not None:
             self._sizes[anchor] = self._values - before
         return node

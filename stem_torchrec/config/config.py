@@ -40,6 +40,13 @@ class Config(Section):
         return self.eval.metric or self.checkpoint.keep_best or "valid/auc_mean"
 
     @property
+    def waits_for_valid(self) -> bool:
+        """Whether to train until the valid split, if there is one, no longer improves: nothing says
+        how long to train, and days are not chosen."""
+        open_ended = self.train.epochs is None and self.train.max_steps is None
+        return open_ended and self.data.days is None
+
+    @property
     def tests_best(self) -> bool:
         """Whether the checkpoint that ``keep_best`` keeps is tested, not the last weights."""
         return self.checkpoint.keep_best is not None and self.eval.test_checkpoint != "last"

@@ -32,6 +32,13 @@ class DataConfig(Section):
         description="share of the training rows without any positive label that is kept, each "
         "with weight 1 / this, so that losses and probabilities need no correction",
     )
+    unseen_rate: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each id feature's values that training takes for unseen ones (id 0), "
+        "anew in each pass, so that the model learns what to say of values without an id",
+    )
     verify_checksums: bool = Field(
         True, description="refuse damaged pages of files that have checksums, as prepared ones have"
     )

@@ -255,6 +255,14 @@ def dump_config(config: Config, versions: Mapping[str, str]) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
+def by_key(config: Config) -> dict[str, Any]:
+    """The values of a config by ``section.key``, as JSON has them."""
+    sections = config.model_dump(mode="json", exclude={"versions"})
+    return {
+        f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()
+    }
+
+
 def _unknown_option(name: str, keys: Sequence[str], options: Sequence[str]) -> str:
     section = name.rpartition(".")[0]
     siblings = [key for key in keys if key.rpartition(".")[0] == section]
@@ -293,7 +301,8 @@ def _parse_value(key: Key, text: str) -> Any:
         return [part.strip() for part in value.split(",")]
     if is_list and isinstance(value, int | float) and not isinstance(value, bool):
         return [value]
-    if is_list and str(key.annotation).startswith("tuple[str") and isinstance(value, str):
+    of_words = str(key.annotation).startswith(("tuple[str", "tuple[typing.Literal"))
+    if of_words and isinstance(value, str):
         return [value]
     if "Path" in str(key.annotation):
         return text
@@ -331,6 +340,14 @@ def _follows(error: Any) -> bool:
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
+def _is_one_of_several(model: type[BaseModel], location: Sequence[str | int]) -> bool:
+    """Whether a key belongs to a section in a list, or to one of several by name."""
+    field = model.model_fields.get(str(location[0])) if location else None
+    by_name = field is not None and get_origin(field.annotation) is dict and len(location) > 2
+    in_list = any(isinstance(part, int) for part in location)
+    return (by_name or in_list) and isinstance(location[-1], str)
+
+
 def _describe(model: type[BaseModel], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     keys = list(all_keys(model))
@@ -341,8 +358,8 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{full}: required"
     key = _key_of(full, keys)
-    # Of a section in a list a person knows the whole location.
-    if any(isinstance(part, int) for part in error["loc"]) and isinstance(error["loc"][-1], str):
+    # Of one section of several a person knows the whole location.
+    if _is_one_of_several(model, error["loc"]):
         key = full
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == WRONG_PLACE:

@@ -21,6 +21,11 @@ class RunConfig(Section):
         description="run folder, or its URL: config, plan, metrics, checkpoints, TensorBoard"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, tables and row order")
+    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+        ("tensorboard",),
+        description="where records go beside metrics.jsonl: TensorBoard's files in tb/, MLflow's "
+        "store (where MLFLOW_TRACKING_URI says)",
+    )
     grace_s: int = Field(
         60,
         ge=1,
@@ -42,11 +47,24 @@ class Window(NamedTuple):
 
 
 class TrainConfig(Section):
-    epochs: int = Field(1, ge=1, le=MAX_STEPS, description="passes over the train split")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="passes over the train split; null: up to 20, until the valid split no longer "
+        "improves (eval.patience, 2 if null; the best weights are kept and tested), or one where "
+        "there is no valid split or train.max_steps or data.days is set",
+    )
     max_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="stop after this many steps"
     )
-    batch_size: int = Field(4096, ge=1, le=MAX_ROWS, description="rows per rank and step")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="rows per rank and step; null: a power of two from 256 to 4096, so that a pass "
+        "over the train split has 300 steps or more where it can",
+    )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto",
         description="of experts, gates and towers: tf32 (a GPU's matrix products) or bf16 "
@@ -100,6 +118,21 @@ class TrainConfig(Section):
         return value
 
     @property
+    def is_open(self) -> bool:
+        """Whether the data is to settle something."""
+        return self.epochs is None or self.batch_size is None
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the train split; one where the data has not settled it."""
+        return self.epochs or 1
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows per rank and step; the most where the data has not settled it."""
+        return self.batch_size or 4096
+
+    @property
     def profiled(self) -> Window | None:
         """The steps to profile; None for none."""
         return _parse_window(self.profile) if self.profile is not None else None
@@ -135,9 +168,9 @@ class EvalConfig(Section):
     )
     metric: str | None = Field(
         None,
-        description="figure of the valid split by which eval.patience judges: valid/auc_mean, or "
-        "valid/METRIC/TASK with auc, gauc, logloss or ne; checkpoint.keep_best's if null, else "
-        "valid/auc_mean",
+        description="figure of the valid split by which eval.patience, optim.decay plateau and "
+        "tune judge: valid/auc_mean, or valid/METRIC/TASK with auc, gauc, logloss or ne; "
+        "checkpoint.keep_best's if null, else valid/auc_mean",
     )
     patience: int | None = Field(
         None,

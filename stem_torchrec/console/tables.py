@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 METRICS = ("logloss", "ne", "auc", "gauc", "calibration")
 _SHOWN_STATS = {
     *("users", "items", "samples", "fields", "tasks", "positive_ratio", "positive_ratio_by_split"),
-    *("observed", "observed_by_split"),
+    *("observed", "observed_by_split", "features"),
 }
 
 
@@ -69,12 +69,30 @@ def print_stats(stats: Mapping[str, Any], folder: str) -> None:
     console = terminal()
     console.print(table)
     console.print(tasks)
+    if "features" in stats:
+        _print_features(stats["features"], tuple(samples))
     for name in stats:
         if name == DENSE_STATS:
             scales = {feature: Scale(**found) for feature, found in stats[name].items()}
             _print_warnings(scale_warnings(scales))
         elif name not in _SHOWN_STATS and stats[name] != {}:
             console.print(Text(f"{name}: {_text(stats[name])}"), soft_wrap=True)
+
+
+def _print_features(features: Mapping[str, Any], splits: Sequence[str]) -> None:
+    """What each feature holds; those that tell nothing are named."""
+    ids = [f"id 0 in {split}" for split in splits]
+    table = Table("feature", "values", "null", *ids, title="in train")
+    for name, found in features.items():
+        shares = found.get("id_0_share", {})
+        cells = [f"{shares[split]:.2%}" if split in shares else "-" for split in splits]
+        of_values = ("-", "-")
+        if "values" in found:
+            of_values = f"{found['values']:,}", f"{found['null_share']:.2%}"
+        table.add_row(name, *of_values, *cells)
+    terminal().print(table)
+    constant = [name for name, found in features.items() if found.get("constant")]
+    _print_warnings([f"feature {name!r}: constant in train, it tells nothing" for name in constant])
 
 
 def print_check(checked: "Checked", folder: str) -> None:

@@ -45,6 +45,7 @@ class ParquetReader:
         verify_checksums: refuse pages that differ from their checksums, where files have some.
         negatives: which rows are left out, for training; none if None. ``num_rows`` counts those
             that are left.
+        unseen_rate: share of each id feature's values that are given as 0, for training.
         manifest: what ``find_rows`` has found for the same arguments; it is asked if None.
 
     Raises:
@@ -79,6 +80,7 @@ class ParquetReader:
         verify_checksums: bool = True,
         days: Days | None = None,
         negatives: NegativeSampling | None = None,
+        unseen_rate: float = 0.0,
         manifest: Manifest | None = None,
     ) -> None:
         assert batch_size > 0
@@ -105,6 +107,7 @@ class ParquetReader:
             verify=verify_checksums,
             workers=workers,
             prefetch=prefetch,
+            unseen_rate=unseen_rate,
         )
 
     def samples_in_step(self, step: int) -> int:

@@ -114,6 +114,17 @@ class EpochSequence:
         order = generator.permutation(piece.window.interval.size)
         return np.concatenate([order[slice(*part)] for part in piece.rows])
 
+    def draws(self, piece: Piece, num: int) -> NDArray[np.float32]:
+        """``num`` uniform numbers in [0, 1) for each row: (num, R).
+
+        Of the rows that ``row_order`` names; of all rows of the window if not shuffled.
+        """
+        generator = self._generator(1 + len(self.windows) + piece.window.index)
+        draws = generator.random((num, piece.window.interval.size), np.float32)
+        if not self.shuffle:
+            return draws
+        return np.concatenate([draws[:, slice(*part)] for part in piece.rows], axis=1)
+
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.Generator(
             np.random.Philox(np.random.SeedSequence((*self._entropy, stream)))

@@ -43,6 +43,7 @@ class WindowReader:
         workers: threads that share a window. With 0 or 1 one thread reads and checks, Arrow
             sharing its columns among threads of its own, and the caller's permutes.
         prefetch: windows read ahead, 1 at most; 0 reads when they are asked for.
+        unseen_rate: share of each id column's values that become 0, which stands for unseen ones.
     """
 
     def __init__(
@@ -54,12 +55,15 @@ class WindowReader:
         verify: bool = True,
         workers: int = 1,
         prefetch: int = 1,
+        unseen_rate: float = 0.0,
     ) -> None:
         self._row_groups = row_groups
         self._negatives = negatives
         self._verify = verify
         self._workers = workers
         self._prefetch = min(prefetch, 1)
+        self._unseen_rate = unseen_rate
+        self._num_ids = sum(feature.kind == "id" for feature in schema.sparse)
         self._stored = column_names(schema)
         self._uses = uses_in_order(schema if negatives is None else negatives.schema(schema))
 
@@ -80,11 +84,19 @@ class WindowReader:
                 order = None if several else sequence.row_order(piece)
                 if order is not None:
                     columns.select(order)
+                if self._unseen_rate:
+                    self._hide(columns, sequence.draws(piece, self._num_ids))
                 if sequence.shuffle:
                     yield columns
                     continue
                 for rows in piece.rows:
                     yield columns.cut(*rows)
+
+    def _hide(self, columns: Columns, draws: NDArray[np.float32]) -> None:
+        """Ids become 0 where their number is low: (ids, R)."""
+        for index, unseen in enumerate(draws < self._unseen_rate):
+            ids = columns.scalars[index]
+            columns.scalars[index] = np.where(unseen, ids.dtype.type(0), ids)
 
     def _alone(self, pieces: Iterable[Piece]) -> Generator[_Window, None, None]:
         """Each window as it is stored."""

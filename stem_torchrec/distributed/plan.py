@@ -96,7 +96,7 @@ def _plan(
     """Every table's shards with their ranks, and what each rank then has."""
     path, collection = _collection(module)
     tables = {table.name: table for table in collection.embedding_bag_configs()}
-    batch_size, optimizer = config.train.batch_size, config.embedding.optimizer
+    batch_size, optimizer = config.train.batch_rows, config.embedding.optimizer
     options = TableOptions(tables.values(), limits, topology, batch_size, optimizer, sharder)
     found = search(options, world, _room(topology))
     shards = [

@@ -108,7 +108,7 @@ def comm_codecs(config: Config, device: str) -> dict[str, Any] | None:
     codecs: dict[str, Any] | None = get_qcomm_codecs_registry(wanted, device=torch.device(device))
     if codecs is not None and kind is CommType.FP16:
         for codec in codecs.values():
-            codec.backward = _Scaled(2.0 ** math.ceil(math.log2(config.train.batch_size)))
+            codec.backward = _Scaled(2.0 ** math.ceil(math.log2(config.train.batch_rows)))
     return codecs
 
 

@@ -80,8 +80,9 @@ class Extraction(nn.Module):
 
         Without a shared gate the shared stream is returned as it came.
         """
-        own_out = self.task_experts(tasks.repeat_interleave(self.num_task_experts, dim=0))
-        own_out = own_out.unflatten(0, (len(tasks), self.num_task_experts))
+        num = self.num_task_experts  # one expert reads its task's stream as it is, not a copy
+        own_out = self.task_experts(tasks if num == 1 else tasks.repeat_interleave(num, dim=0))
+        own_out = own_out.unflatten(0, (len(tasks), num))
         weights = self.gates(*self._gate_input(forked.tasks.features, tasks))
         mixed = mix(weights, forked.tasks, own_out, self.reach)
         return self._next_shared(forked.shared, own_out), mixed

@@ -115,14 +115,13 @@ class DeepOptions(Options):
         ValueError: ``FIELD: value; allowed: ...``.
 
     >>> DeepOptions(tower_widths=(64,)).expert_widths
-    (512, 512, 512)
+    (128, 64)
     """
 
     expert_widths: Annotated[
         Widths, MinLen(1), MaxLen(MAX_DEPTH), Doc("units of an expert's layers")
-    ] = (512, 512, 512)
+    ] = (128, 64)
     tower_widths: Annotated[Widths, MaxLen(MAX_DEPTH), Doc("units of a tower's hidden layers")] = (
-        128,
         64,
     )
     dropout: Annotated[float, Ge(0), Lt(1), Doc("dropout after each hidden layer, share")] = 0.0
@@ -164,7 +163,6 @@ class GatedOptions(ExpertOptions):
         int, Ge(1), Le(MAX_EXPERTS), Doc("shared experts per layer (M_s)")
     ] = 1
     gate_widths: Annotated[Widths, MaxLen(MAX_DEPTH), Doc("units of a gate's hidden layers")] = (
-        128,
         64,
     )
 

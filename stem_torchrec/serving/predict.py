@@ -45,7 +45,7 @@ def predict_files(
     """
     ranks, config = session.ranks, session.config
     first = ranks.on_first(lambda: open_out(out, request, files.names))
-    batch_size = config.eval.batch_size or config.train.batch_size
+    batch_size = config.eval.batch_size or config.train.batch_rows
     steps = _steps(files, first, batch_size * ranks.world_size)
     waiting: deque[Step] = deque()
 

@@ -24,7 +24,7 @@ def evaluate_export(model: ServedModel, config: Config, schema: Schema, split: s
         config.data.path,
         split,
         schema,
-        batch_size=config.eval.batch_size or config.train.batch_size,
+        batch_size=config.eval.batch_size or config.train.batch_rows,
         days=config.data.days_of(split),
         verify_checksums=config.data.verify_checksums,
     )

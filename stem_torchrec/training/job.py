@@ -15,6 +15,7 @@ from stem_torchrec.runs.shared_folder import check_shared
 from stem_torchrec.storage.lock.folder_lock import locked
 from stem_torchrec.training.replay import Replay
 from stem_torchrec.training.session import build
+from stem_torchrec.training.settling import settled
 from stem_torchrec.training.trainer import Outcome, Trainer
 
 
@@ -43,6 +44,7 @@ def train(
         check_shared("run.dir", config.run.dir, ranks)
         resume = existing == "resume"
         schema = schema_of_run(config, ranks) if resume else schema_of_new(config, initial, ranks)
+        config = ranks.on_first(lambda: settled(config, schema))
         session = build(config, ranks, schema)
         untrained = initial is None
         course = Replay(session, replayed, untrained=untrained) if replayed is not None else None

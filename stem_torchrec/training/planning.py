@@ -70,7 +70,7 @@ def cost_report(config: Config, worlds: Sequence[World], assumed: Assumed) -> st
         speed = f"{cost.samples_per_s:,.0f}"
         rows.append((str(world.size), *(f"{ms:.2f}" for ms in figures), speed, _BOUNDS[cost.bound]))
     title = (
-        f"Estimated ms of a step of {config.train.batch_size:,} samples per GPU, "
+        f"Estimated ms of a step of {config.train.batch_rows:,} samples per GPU, "
         f"{assumed.precision}, by part"
     )
     return "\n".join([title, "", *columns(rows)]) + "\n"
@@ -87,7 +87,7 @@ def cost_of(config: Config, schema: Schema, world: World, assumed: Assumed) -> S
     """
     recommender = _recommender(config, schema, world)
     planned = _plan(config, recommender, world)
-    model, batch_size = recommender.model, config.train.batch_size
+    model, batch_size = recommender.model, config.train.batch_rows
     widths = inputs_of(schema, config.embedding).pooled_widths(model.owners)
     dense_bytes = 4.0 * sum(weight.numel() for weight in model.parameters())
     tables = table_uses(recommender.embeddings.tables, schema, assumed.bag_ids)

@@ -50,7 +50,7 @@ class Position:
         The same at any position of an uninterrupted run; after going on with other ranks or
         another batch size the rest has other steps.
         """
-        epochs = max(config.train.epochs, len(self._readers))
+        epochs = max(config.train.num_epochs, len(self._readers))
         left, to_come = 0, self.read.epoch + 1
         if self.read.epoch < epochs:
             left = self.read.steps_left
@@ -115,11 +115,12 @@ def few_steps(config: Config, position: Position) -> str | None:
     steps, asked = position.total_steps(config), config.train.max_steps
     if steps >= ENOUGH_STEPS or (asked is not None and steps == asked):
         return None
+    epochs, rows = config.train.num_epochs, config.train.batch_rows
     return (
-        f"train.epochs {config.train.epochs} with train.batch_size {config.train.batch_size} rows "
-        f"per rank make {steps} steps, and tables and weights learn little in fewer than "
-        f"{ENOUGH_STEPS}: set a smaller train.batch_size or more train.epochs (eval.patience ends "
-        "them in time, checkpoint.keep_best keeps the best weights)"
+        f"train.epochs {epochs} with train.batch_size {rows} rows per rank make {steps} steps, "
+        f"and tables and weights learn little in fewer than {ENOUGH_STEPS}: set a smaller "
+        "train.batch_size or more train.epochs (eval.patience ends them in time, "
+        "checkpoint.keep_best keeps the best weights)"
     )
 
 

@@ -83,7 +83,7 @@ def _settled(config: Config, days: Days) -> tuple[Config, list[str]]:
         notes += [
             f"{name}.{key} has no effect in a replay"
             for key, value in keys.items()
-            if getattr(section, key) != value
+            if getattr(section, key) not in (None, value)
         ]
         sections[name] = section.model_copy(update=keys)
     return config.model_copy(update=sections), notes

@@ -123,7 +123,8 @@ def open_split(
     Collective: rank 0 reads the footers for all.
 
     Args:
-        for_training: leave out negatives as ``data.negative_rate`` says.
+        for_training: leave out negatives as ``data.negative_rate`` says, and hide ids as
+            ``data.unseen_rate`` does.
         days: those of ``data.days`` if None.
     """
     config, ranks, schema = session.config, session.ranks, session.schema
@@ -138,9 +139,9 @@ def open_split(
         config.data.path,
         split,
         schema,
-        batch_size=config.train.batch_size
+        batch_size=config.train.batch_rows
         if for_training
-        else config.eval.batch_size or config.train.batch_size,
+        else config.eval.batch_size or config.train.batch_rows,
         rank=ranks.rank,
         world_size=ranks.world_size,
         shuffle=training and config.data.shuffle and not in_file_order,
@@ -151,6 +152,7 @@ def open_split(
         pin_memory=ranks.device.type == "cuda",
         verify_checksums=config.data.verify_checksums,
         negatives=negatives,
+        unseen_rate=config.data.unseen_rate if for_training else 0.0,
         manifest=manifest,
     )
 

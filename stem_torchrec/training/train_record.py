@@ -16,7 +16,7 @@ def train_metrics(session: Session) -> TrainMetrics:
     config, ranks = session.config, session.ranks
     return TrainMetrics(
         session.schema.task_names,
-        batch_size=config.train.batch_size,
+        batch_size=config.train.batch_rows,
         window=config.train.ne_window,
         rank=ranks.rank,
         world_size=ranks.world_size,

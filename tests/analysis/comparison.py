@@ -30,6 +30,7 @@ def planned(folder: Path, seed: int = 0, **model: object) -> PlannedRun:
         "run": {"dir": folder / "runs" / f"seed{seed}", "seed": seed},
         "data": {"path": folder / "data"},
         "model": model,
+        "train": {"epochs": 1, "batch_size": 4096},
     }
     return PlannedRun(Combination("stem_net", "equal"), Config.model_validate(content), [])
 

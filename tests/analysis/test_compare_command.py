@@ -24,7 +24,7 @@ class Comparison:
 
     def run(self, *more: str) -> int:
         command = ["compare", "--config", str(self.config), "--models", "stem_net"]
-        command += ["--vary", "model.gate_input=both;task", "--seeds", "2"]
+        command += ["--vary", "model.gate_input=both;task", "--seeds", "2", "--parallel", "2"]
         return main([*command, "--out", str(self.out), "--train.max_steps", "3", *more])
 
     def data(self) -> dict[str, Any]:

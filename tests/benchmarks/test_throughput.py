@@ -188,12 +188,12 @@ def test_rows_hold_ratios_within_rounds() -> None:
 def test_the_script_writes_its_rows(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "throughput.py"
     out = tmp_path / "result.json"
-    names = ("floor", "plain", "trainer rowwise_adagrad", "tables", "tables fused*")
+    names = ("floor", "plain", "trainer rowwise_adagrad", "tables", "tables fused*", "*small data")
     options = ["--smoke", "--threads", "1", "--rounds", "2", "--steps", "2", "--names", *names]
     where = ["--json", str(out), "--workdir", str(tmp_path)]
     subprocess.run([sys.executable, str(script), *where, *options], check=True)
     result = json.loads(out.read_text())
-    every = [c.name for c in contestants(TINY, replace(TINY, num_tasks=8), TINY)]
+    every = [c.name for c in contestants(TINY, replace(TINY, num_tasks=8), TINY, TINY)]
     wanted = [name for name in every if any(fnmatch(name, pattern) for pattern in names)]
     assert [row["name"] for row in result["rows"]] == wanted
     for row in result["rows"]:

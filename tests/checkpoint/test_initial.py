@@ -243,3 +243,13 @@ def test_a_chain_of_tasks_in_another_order_is_loaded_by_task(tmp_path: Path, alo
     transfer = f"{model}last_transfer.query.weight"
     assert torch.equal(loaded.dense[transfer], fresh.dense[transfer])
     assert "the other run does not have" in report["initial"][transfer]
+
+
+def test_a_feature_of_another_width_is_refused(tmp_path: Path, alone: Any) -> None:
+    """Also where the experts would read as many columns."""
+    old, here = config(tmp_path / "old", OLD), config(tmp_path / "new", OLD)
+    widths = {"user": 4, "hour": 12}
+    embedding = here.embedding.model_copy(update={"dims": widths})
+    save(alone, old)
+    with pytest.raises(UserError, match=r"__(user|hour) has dimension \d+, .* there has 8; set"):
+        load(alone, here.model_copy(update={"embedding": embedding}), Initial(old.run.dir))

@@ -91,7 +91,7 @@ def test_every_key_of_before_is_a_key_with_the_models_that_have_it() -> None:
     assert keys["model.layers"].description.startswith("me_ple, ple, stem_net: ")
     assert keys["model.dropout"].description == "dropout after each hidden layer, share"
     assert all(model in keys["model.name"].description for model in MODELS)
-    assert keys["model.expert_widths"].default_text == "512,512,512"
+    assert keys["model.expert_widths"].default_text == "128,64"
 
 
 def test_a_model_has_its_own_options() -> None:

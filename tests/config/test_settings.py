@@ -27,7 +27,7 @@ def load(tmp_path):
 
 def test_the_small_file_gives_defaults(load):
     assert load() == validate(SMALL)
-    assert load().train.epochs == 1
+    assert load().train.log_every == 100
 
 
 @pytest.mark.parametrize(

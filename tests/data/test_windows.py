@@ -43,6 +43,7 @@ def path(tmp_path: Path) -> Path:
     width=st.integers(1, 4),
     seed=st.integers(0, 3),
     rate=st.sampled_from([0.5, 1.0]),
+    unseen_rate=st.sampled_from([0.0, 0.3]),
     skipped=st.integers(0, 5),
 )
 def test_batches_and_places_are_the_same_for_any_number_of_workers(
@@ -54,6 +55,7 @@ def test_batches_and_places_are_the_same_for_any_number_of_workers(
     width: int,
     seed: int,
     rate: float,
+    unseen_rate: float,
     skipped: int,
 ) -> None:
     path = tmp_path_factory.mktemp("data")
@@ -72,6 +74,7 @@ def test_batches_and_places_are_the_same_for_any_number_of_workers(
             shuffle_row_groups=width,
             workers=workers,
             negatives=negative_sampling(rate, seed, SCHEMA),
+            unseen_rate=unseen_rate,
         )
         place = reader.start(1) if state is None else reader.resumed(state)
         for _ in range(skipped if state is None else 0):

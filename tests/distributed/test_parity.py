@@ -108,10 +108,10 @@ def sharded(folder, sharding, tables, dense, **sections):
     )
 
 
-@pytest.mark.parametrize("dense", ["sgd", "adagrad", "adam"])
-@pytest.mark.parametrize("tables", ["sgd", "adagrad"])
+@pytest.mark.parametrize(("tables", "dense"), [("sgd", "adam"), ("adagrad", "adagrad")])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_two_ranks_equal_one(tmp_path, assert_parity, sharding, tables, dense):
+    """Plain SGD on the dense part is below; where the tables lie and it do not meet."""
     assert_parity(sharded(tmp_path, sharding, tables, dense), rows_of_steps())
 
 

@@ -21,6 +21,7 @@ def test_all_examples_are_there_and_short() -> None:
         "neighbours",
         "own_model",
         "own_rule",
+        "prepare_with_spark",
         "stem_net_plain_pytorch",
         "train_and_predict",
     }

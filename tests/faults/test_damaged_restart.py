@@ -5,18 +5,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
-from tests.faults.kills import undisturbed
 from tests.faults.observed import RANKS
-from tests.support.prepared import small_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_data(tmp_path_factory.mktemp("damaged") / "data")
 
 
 def checkpoints(job: Job) -> list[Path]:
@@ -47,9 +38,8 @@ def killed_and_damaged(
         return job.result(), [path.name for path in chosen]
 
 
-def test_an_older_one_is_taken(tmp_path: Path, data: Path) -> None:
-    expected = undisturbed(tmp_path / "undisturbed", data)
-    result, (name,) = killed_and_damaged(tmp_path / "job", data, lambda paths: paths[:1])
+def test_an_older_one_is_taken(tmp_path: Path, data: Path, expected: Result) -> None:
+    result, (name,) = killed_and_damaged(tmp_path, data, lambda paths: paths[:1])
     assert f"checkpoint passed over: {name}: rank_0.pt" in result.log
     assert differences(result, expected) == []
 

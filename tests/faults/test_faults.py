@@ -12,24 +12,9 @@ from stem_torchrec.cli import main
 from stem_torchrec.stopping.processes import is_there, process_name
 from tests.faults.events import events
 from tests.faults.jobs import Job, Result, differences
-from tests.faults.kills import undisturbed
 from tests.faults.moments import kill_often
 from tests.faults.observed import RANKS
-from tests.support.prepared import small_config, small_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_data(tmp_path_factory.mktemp("faults") / "data")
-
-
-@pytest.fixture(scope="module")
-def expected(data: Path) -> Result:
-    result = undisturbed(data.parent / "undisturbed", data)
-    assert result.code == 0, result.log
-    assert sorted(result.rows) == list(range(1, 33))
-    assert len(set(result.rows.values())) == 32
-    return result
+from tests.support.prepared import small_config
 
 
 def test_killed_ranks_come_back(tmp_path: Path, data: Path, expected: Result) -> None:
@@ -51,7 +36,7 @@ def test_sigterm_saves_and_resume_ends_as_if_nothing_had_been(
     last = max(stopped.rows)
     assert last < 32
     assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
-    with Job(tmp_path, data) as job:
+    with Job(tmp_path, data, forked=True) as job:
         assert differences(job.result(), expected) == []
 
 
@@ -71,7 +56,7 @@ def test_a_killed_launcher_takes_its_ranks_along(
     assert last < 32
     assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
     assert not (job.run_dir / ".lock").exists()
-    with Job(tmp_path, data) as job:
+    with Job(tmp_path, data, forked=True) as job:
         assert differences(job.result(), expected) == []
 
 
@@ -93,7 +78,7 @@ def test_a_second_job_is_refused_and_changes_nothing(
 
 def test_a_hung_rank_ends_the_job_with_every_ranks_stack(tmp_path: Path, data: Path) -> None:
     options = ["--distributed.timeout_s", "8"]
-    with Job(tmp_path, data, options=options, fault="hang 1 5") as job:
+    with Job(tmp_path, data, options=options, fault="hang 1 5", forked=True) as job:
         result = job.result()
     assert result.code == 1
     assert "a step has not ended within distributed.timeout_s = 8 s" in result.log

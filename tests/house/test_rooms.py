@@ -23,9 +23,12 @@ MAY_IMPORT = {
     "fbgemm_gpu": ("distributed",),
     "pydantic": ("storage", "config", "data", "checkpoint", "prepare", "training", "cli"),
     "duckdb": ("prepare",),
+    "pyspark": ("prepare",),
     "pyarrow": ("storage", "data", "prepare", "runs", "training", "serving"),
     "rich": ("console",),
     "matplotlib": ("analysis",),
+    "optuna": ("analysis",),
+    "mlflow": ("runs",),
 }
 
 

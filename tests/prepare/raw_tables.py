@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
+from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.data.schema import SPLITS
 from stem_torchrec.prepare.tables.describe import Description
 
@@ -22,7 +22,7 @@ def write_text(path: Path, rows: Sequence[Sequence[object]], delimiter: str = ",
 
 def describe(text: str, **changed: Any) -> Description:
     """A description from YAML, with top-level keys replaced."""
-    return Description.model_validate(yaml.safe_load(text) | changed)
+    return Description.model_validate(careful_load(text) | changed)
 
 
 def rows_of(folder: Path, split: str) -> list[Row]:

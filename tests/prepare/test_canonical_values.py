@@ -39,7 +39,7 @@ OF_TEXTS = DESCRIPTION.replace(
     'expression: "[value, NULL, value]"', 'column: value, separator: "|"'
 )
 slow_machine = settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -84,7 +84,7 @@ def test_integers_of_any_type_and_format(tmp_path: Path, values: list[int | None
     types = [pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.decimal128(21, 2), pa.string()]
     arrays = [pa.array(values, pa.int64()).cast(t) for t in types]
     texts = pa.array([None if v is None else str(v) for v in values])
-    arrays += [texts, texts.dictionary_encode()]
+    arrays.append(texts.dictionary_encode())
     arrays.append(pa.array([float("nan") if v is None else v for v in values], pa.float64()))
     if all(v is None or v >= 0 for v in values):
         arrays.append(pa.array(values, pa.uint64()))

@@ -39,7 +39,12 @@ def small_config(file: Path, data: Path, run_dir: Path) -> Path:
                     "tower_widths": [8],
                 },
                 "embedding": {"dim": 4, "lr": 0.05},
-                "train": {"batch_size": 128, "log_every": 5, "qps_warmup_steps": 1},
+                "train": {
+                    "epochs": 1,
+                    "batch_size": 128,
+                    "log_every": 5,
+                    "qps_warmup_steps": 1,
+                },
                 "distributed": {"device": "cpu"},
             }
         )

@@ -36,11 +36,13 @@ class Input:
         type: DuckDB's type of its values.
         wrong: SQL that is true where the text is no value of that type; None if it cannot be or
             does not matter.
+        value: SQL of the value by its text; None: a cast.
     """
 
     name: str
     type: str
     wrong: str | None = None
+    value: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Encoder:
     features: tuple[EncodedFeature, ...]
     null_strings: tuple[str, ...]
     raw_format: Mapping[str, Any]
+
+    @property
+    def decimal(self) -> str:
+        """What parts a number's fraction off in texts."""
+        return "," if self.raw_format.get("decimal") == "," else "."
 
     @property
     def counted(self) -> set[str]:

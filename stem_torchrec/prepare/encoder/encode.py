@@ -205,7 +205,7 @@ def _query(encoder: Encoder, types: dict[str, str]) -> str:
         texts += [name, f"{_text(encoder, name, found)} AS {text}"]
         same = found == column.type != "VARCHAR"
         source = name if same or column.type.endswith("]") else text
-        value = source if same else f"TRY_CAST({source} AS {column.type})"
+        value = source if same else column.value or f"TRY_CAST({source} AS {column.type})"
         typed += [f"{value} AS {name}", text]
     selected = [f"{f.sql} AS {quoted(f.name)}" for f in encoder.features]
     selected.append(f"{_fault(encoder, types)} AS {quoted(_BAD)}")
@@ -215,11 +215,12 @@ def _query(encoder: Encoder, types: dict[str, str]) -> str:
 
 def _text(encoder: Encoder, name: str, type_name: str) -> str:
     """A raw value as a delimited file has it; a float that is whole as an integer."""
-    if type_name in _FLOATS:
+    if type_name in _FLOATS or (type_name.startswith("DECIMAL") and encoder.decimal != "."):
+        name = f"({name})::DOUBLE" if type_name.startswith("DECIMAL") else name
         whole = f"{name} = trunc({name}) AND abs({name}) <= {_EXACT}"
         return (
             f"CASE WHEN isnan({name}) THEN NULL WHEN {whole} THEN {name}::BIGINT::VARCHAR "
-            f"ELSE {name}::VARCHAR END"
+            f"ELSE replace({name}::VARCHAR, '.', {literal(encoder.decimal)}) END"
         )
     if type_name != "VARCHAR" or not encoder.null_strings:
         return f"{name}::VARCHAR"
@@ -271,8 +272,7 @@ def _require_expressions(encoder: Encoder, folder: Path) -> None:
 
 def _expressions(encoder: Encoder) -> Iterator[tuple[str, str]]:
     for column in encoder.inputs:
-        if column.wrong:
-            yield column.name, column.wrong
+        yield from ((column.name, text) for text in (column.wrong, column.value) if text)
     for feature in encoder.features:
         texts = feature.sql, feature.wrong, feature.fault
         yield from ((feature.name, text) for text in texts if text)

@@ -21,6 +21,7 @@ from stem_torchrec.data.vocabulary_identity import (
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.row_hash import HASH_FUNCTION
 from stem_torchrec.prepare.engine.sql import quoted
+from stem_torchrec.storage.place import Place
 
 COMPRESSION = "snappy"
 
@@ -95,7 +96,7 @@ def write_metadata(
     return stats
 
 
-def with_identities(schema: Schema, folder: Path) -> Schema:
+def with_identities(schema: Schema, folder: Place) -> Schema:
     """The schema with what tells the ids of its features from others of the same number.
 
     Vocabularies are those in the folder; ids of other encodings are a function of the raw value.
@@ -158,6 +159,11 @@ def _feature_type(feature: Feature) -> pa.DataType:
 
 def _written_splits(folder: Path) -> list[str]:
     return [split for split in SPLITS if any((folder / split).rglob("*.parquet"))]
+
+
+def written_rows(folder: Path, split: str) -> ds.Dataset | None:
+    """A split's rows; None if it was not written."""
+    return _rows(folder, [split]) if split in _written_splits(folder) else None
 
 
 def _rows(folder: Path, splits: list[str]) -> ds.Dataset:

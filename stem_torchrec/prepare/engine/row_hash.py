@@ -14,14 +14,14 @@ HASH_FUNCTION = "canonical-splitmix64-sha256"
 """Its name in ``schema.json``: another function, or other values for it, need another name."""
 
 _MASK = 2**64 - 1
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def mix(value: int) -> int:
     """SplitMix64's finalizer: a bijection of 64-bit numbers."""
     value &= _MASK
-    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
-    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
+    value = ((value ^ (value >> 30)) * MULTIPLIERS[0]) & _MASK
+    value = ((value ^ (value >> 27)) * MULTIPLIERS[1]) & _MASK
     return value ^ (value >> 31)
 
 
@@ -42,7 +42,7 @@ def hashed_id(value: Value | None, num_embeddings: int) -> int:
 
 def mix_sql(value: str) -> str:
     """``mix`` of a UBIGINT expression."""
-    for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1])):
+    for shift, multiplier in ((30, MULTIPLIERS[0]), (27, MULTIPLIERS[1])):
         value = f"stem_multiply(stem_shift({value}, {shift}), {multiplier})"
     return f"stem_shift({value}, 31)"
 
@@ -74,14 +74,15 @@ def hashed_id_sql(value: str, num_embeddings: int, *, is_integer: bool) -> str:
 def row_key(stream: int, seed: int) -> Callable[[int], int]:
     """A 64-bit number per row position: no two of one stream are equal, so an order by it is a
     permutation that depends on (stream, seed) alone."""
-    mask = _row_mask(stream, seed)
+    mask = row_mask(stream, seed)
     return lambda position: mix(position ^ mask)
 
 
 def row_key_sql(stream: int, seed: int) -> str:
     """``row_key`` of the pseudo-column ``rowid``; needs ``HASH_MACROS``."""
-    return f"stem_mix(xor(rowid::UBIGINT, {_row_mask(stream, seed)}::UBIGINT))"
+    return f"stem_mix(xor(rowid::UBIGINT, {row_mask(stream, seed)}::UBIGINT))"
 
 
-def _row_mask(stream: int, seed: int) -> int:
+def row_mask(stream: int, seed: int) -> int:
+    """What tells the orders of two streams or seeds apart: positions are mixed with it."""
     return hash_value(f"{stream}:{seed}")

@@ -47,6 +47,12 @@ class RawFormat(Described):
     types: dict[str, str] = Field(
         {}, description="DuckDB types by column, e.g. BIGINT, DOUBLE, VARCHAR; others are found"
     )
+    times: dict[str, str] = Field(
+        {},
+        description="how columns write times: unix (seconds, also with a fraction), unix_ms, or a "
+        "layout of strptime, e.g. '%d/%m/%Y'; they are timestamps then",
+    )
+    decimal: Literal[".", ","] = Field(".", description="what parts a number's fraction off")
     quote: str | None = Field('"', max_length=1, description="around a value; null: no quoting")
     null_strings: tuple[str, ...] = Field(("",), description="values that mean: missing")
 
@@ -55,6 +61,42 @@ class RawFormat(Described):
         if self.type == "delimited" and not self.header and self.columns is None:
             raise ValueError("columns: needed, for there is no header")
         refuse_doubled("columns", [name.lower() for name in self.columns or ()])
+        if both := sorted(self.times.keys() & self.types.keys()):
+            raise ValueError(f"times, types: {both[0]!r} is in both; allowed: one of them")
+        return self
+
+
+class SideTable(Described):
+    """Files with a row for each value of a key, whose columns are joined to the rows."""
+
+    source: str | tuple[str, ...] = Field(description="files or patterns, as of --source")
+    on: str | tuple[str, ...] | dict[str, str] = Field(
+        description="column of the key, or several; {column: column of the table} if names differ"
+    )
+    format: RawFormat = Field(default_factory=RawFormat, description="how the files are written")
+    columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="columns to take; all but the key if null"
+    )
+    prefix: str = Field("", description="put before the names of the columns")
+    missing: Literal["refuse", "allow"] = Field(
+        "refuse", description="a row whose key is not there: a bad row, or one of missing values"
+    )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Columns of the rows -> columns of the table."""
+        if isinstance(self.on, dict):
+            return self.on
+        return {name: name for name in ((self.on,) if isinstance(self.on, str) else self.on)}
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> "SideTable":
+        if not self.keys:
+            raise ValueError("on: needed, the column of the key")
         return self
 
 
@@ -116,6 +158,9 @@ class Description(Described):
     """All that ``prepare csv`` needs to know about raw files."""
 
     format: RawFormat = Field(default_factory=RawFormat, description="how the files are written")
+    tables: dict[str, SideTable] = Field(
+        {}, description="tables whose columns are joined to the rows by a key, by name"
+    )
     features: tuple[DescribedFeature, ...] = Field(min_length=1, description="input columns")
     labels: dict[str, str] = Field(
         min_length=1,

@@ -11,7 +11,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.sql import fetch_one
 from stem_torchrec.prepare.tables.column import Column
 from stem_torchrec.prepare.tables.raw.checks import CODECS
-from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
+from stem_torchrec.prepare.tables.raw.files import RawFiles
 
 # Of one value on disk at the worst moment: in the working file, sorted, written.
 _BYTES_PER_VALUE = 8 + 8 + 4
@@ -68,5 +68,4 @@ def _text_bytes(
     if not texts:
         return 0.0
     lengths = " + ".join(f"coalesce(strlen(({sql})::VARCHAR), 0)" for sql in texts)
-    query = f"SELECT avg({lengths}) FROM (FROM {raw.passing_over().relation()} LIMIT {SAMPLE_ROWS})"
-    return fetch_one(connection, query)[0] or 0.0
+    return fetch_one(connection, f"SELECT avg({lengths}) FROM {raw.head()}")[0] or 0.0

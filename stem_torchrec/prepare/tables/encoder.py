@@ -18,9 +18,10 @@ def encoder_of(raw: RawFiles, description: Description, columns: Mapping[str, Co
     used = [columns[feature.name] for feature in description.features]
     faults = raw.wrong_types({name for column in used for name in column.typed})
     reads = {name for column in used for name in column.reads}
+    values = raw.typed_values()
     return Encoder(
         tuple(
-            Input(name, type_name, faults.get(name))
+            Input(name, type_name, faults.get(name), values.get(name))
             for name, type_name in raw.columns.items()
             if name in reads
         ),

@@ -30,6 +30,7 @@ class Expression:
         decides: those on which its value depends where it is not null (see ``columns_decisive``).
         is_unstated: one column of a delimited file as it is written there, of a type that nobody
             has said.
+        decimal: what parts a number's fraction off in it.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Expression:
     reads: frozenset[str]
     decides: frozenset[str]
     is_unstated: bool = False
+    decimal: str = "."
 
     @property
     def is_list(self) -> bool:
@@ -98,7 +100,8 @@ def bind_column(raw: RawFiles, key: str, column: str, *, as_written: bool = True
         raise UserError(f"{key}: {_unknown(column, raw)}")
     reads = frozenset([column])
     if as_written and column in raw.found_types:
-        return Expression(key, raw.written(column), "VARCHAR", reads, reads, is_unstated=True)
+        text, decimal = raw.written(column), raw.format.decimal
+        return Expression(key, text, "VARCHAR", reads, reads, is_unstated=True, decimal=decimal)
     return Expression(key, quoted(column), raw.columns[column], reads, reads)
 
 

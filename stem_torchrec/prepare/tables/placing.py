@@ -1,5 +1,6 @@
 """The table ``rows`` -> the view ``placed``: which split a row belongs to, and where in it."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import duckdb
@@ -22,7 +23,7 @@ from stem_torchrec.prepare.tables.splits import DaySplit, Moment, RandomSplit, T
 SPLIT_COLUMN, KEY_COLUMN = "_split", "_key"
 ROW_COLUMN, CHANCE_COLUMN = "_row", "_chance"
 
-_STREAMS = {"split": 0, "order": 1}
+STREAMS = {"split": 0, "order": 1}
 # Buckets per pass of the search for a quantile: 5 passes find one among all 64-bit numbers.
 _BUCKETS = 2**13
 
@@ -55,17 +56,17 @@ def place_rows(
     """
     split, key, chance, cuts = description.split, None, None, {}
     if isinstance(split, RandomSplit):
-        part, chance = _random_part(split), row_key_sql(_STREAMS["split"], split.seed)
+        part, chance = _random_part(split), row_key_sql(STREAMS["split"], split.seed)
     elif isinstance(split, DaySplit):
         part = _day_part(split)
     elif isinstance(split, TimeSplit):
         bounds = _bounds(connection, split, columns[TIME_COLUMN])
         part, key = _time_part(bounds), TIME_COLUMN
-        cuts = _cuts(connection, bounds, columns[TIME_COLUMN].type)
+        cuts = time_cuts(connection, bounds, columns[TIME_COLUMN].type)
     else:
         part = PART_COLUMN
     if description.shuffled:
-        key = row_key_sql(_STREAMS["order"], seed)
+        key = row_key_sql(STREAMS["order"], seed)
     made = [f"rowid AS {ROW_COLUMN}", f"{part} AS {SPLIT_COLUMN}"]
     made += [f"{key} AS {KEY_COLUMN}"] if key else []
     # A column of its own: in the branches of a CASE DuckDB would work it out again.
@@ -123,14 +124,14 @@ def _bounds(
     else:
         assert split.valid_from is not None
         assert split.test_from is not None
-        valid_from = _bound(connection, "valid_from", split.valid_from, time.type)
-        test_from = _bound(connection, "test_from", split.test_from, time.type)
+        valid_from = time_bound(connection, "valid_from", split.valid_from, time.type)
+        test_from = time_bound(connection, "test_from", split.test_from, time.type)
     if valid_from > test_from:
         raise UserError(f"split.valid_from: {split.valid_from} is after {split.test_from}")
     return valid_from, test_from
 
 
-def _cuts(
+def time_cuts(
     connection: duckdb.DuckDBPyConnection, bounds: tuple[int, int], type_name: str
 ) -> dict[str, int | str]:
     """Bounds as people read them: integers, or moments of UTC."""
@@ -149,7 +150,9 @@ def _time_part(bounds: tuple[int, int]) -> str:
     )
 
 
-def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str) -> int:
+def time_bound(
+    connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_name: str
+) -> int:
     """A bound of the description as the number that ``_time`` holds; without a zone it is UTC."""
     if type_name in TIME_TYPES:  # by way of a zone, for a cast to others drops an offset
         sql = f"({literal(str(value))}::TIMESTAMPTZ)::TIMESTAMP"
@@ -163,28 +166,45 @@ def _bound(connection: duckdb.DuckDBPyConnection, key: str, value: Moment, type_
 
 
 def _first_time_after(connection: duckdb.DuckDBPyConnection, share: float) -> int:
-    """The smallest number that at least ``share`` of the rows' times lie below.
-
-    Counts in buckets that grow narrower, each pass a scan of one column in constant memory.
-    """
     where = "WHERE _bad IS NULL"
-    low, high, total = fetch_one(
-        connection, f"SELECT min({TIME_COLUMN}), max({TIME_COLUMN}), count(*) FROM rows {where}"
-    )
-    wanted, below, high = share * total - 1e-6, 0, high + 1
-    while high - low > 1:  # the bound lies in (low, high]; `below` rows are under low
-        width = -(-(high - low) // _BUCKETS)
+
+    def count(low: int, high: int, width: int) -> list[tuple[int, int]]:
         bucket = f"({TIME_COLUMN} - {low}) // {width}"
         inside = f"{where} AND {TIME_COLUMN} >= {low} AND {TIME_COLUMN} < {high}"
-        counts = connection.execute(
+        return connection.execute(
             f"SELECT {bucket} AS bucket, count(*) FROM rows {inside} GROUP BY ALL ORDER BY ALL"
         ).fetchall()
-        for number, count in counts:
-            if below + count >= wanted:
+
+    first, last, total = fetch_one(
+        connection, f"SELECT min({TIME_COLUMN}), max({TIME_COLUMN}), count(*) FROM rows {where}"
+    )
+    return first_time_after(share * total, first, last, count)
+
+
+def first_time_after(
+    num_rows: float,
+    first: int,
+    last: int,
+    count: Callable[[int, int, int], Iterable[tuple[int, int]]],
+) -> int:
+    """The smallest number that the times of at least so many rows lie below.
+
+    Counts in buckets that grow narrower, each pass a scan of one column in constant memory.
+
+    Args:
+        first, last: of all times.
+        count: (low, high, width) -> the buckets of this width in [low, high) that are not empty,
+            counted from 0, and their rows, in order.
+    """
+    low, high, wanted, below = first, last + 1, num_rows - 1e-6, 0
+    while high - low > 1:  # the bound lies in (low, high]; `below` rows are under low
+        width = -(-(high - low) // _BUCKETS)
+        for number, rows in count(low, high, width):
+            if below + rows >= wanted:
                 low += number * width
                 high = min(low + width, high)
                 break
-            below += count
+            below += rows
         else:
             return int(high)
     return int(high)

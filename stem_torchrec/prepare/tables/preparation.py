@@ -39,9 +39,15 @@ from stem_torchrec.prepare.tables.placing import order_sql, place_rows
 from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compressed
 from stem_torchrec.prepare.tables.raw.files import RawFiles
 from stem_torchrec.prepare.tables.raw.rows import read_rows
+from stem_torchrec.prepare.tables.report import (
+    FEATURE_STATS,
+    feature_report,
+    rows_without,
+    shares_of_id_0,
+)
 from stem_torchrec.prepare.tables.rows_to_prepare import RowsToPrepare
 
-_UNSEEN = "count unseen ids"
+_UNSEEN, _REPORT = "count unseen ids", "look at features"
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Preparation:
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
             *([Stage("note days", self._note_days)] if self.rows.by_day else []),
             *([Stage("take over earlier days", self._take_over)] if self.rows.earlier else []),
+            Stage(_REPORT, self._report),
         ]
 
     @property
@@ -119,13 +126,14 @@ class Preparation:
             **{key: results[f"count {key}"] for key in self._counted},
         }
         if self.rows.by_day:
-            return counts | results["note days"]
+            return counts | results["note days"] | results[_REPORT]
         hashed = {owner.name: results[f"collisions of {owner.name}"] for owner in self._hashed}
         return (
             counts
             | ({"hash": hashed} if hashed else {})
             | ({"cuts": results["split"]["cuts"]} if "cuts" in results["split"] else {})
             | ({"unseen": results[_UNSEEN]} if results.get(_UNSEEN) else {})
+            | results[_REPORT]
         )
 
     @property
@@ -250,6 +258,15 @@ class Preparation:
             row_group_rows=self.options.row_group_rows,
             finished=finished,
         )
+
+    def _report(self) -> dict[str, Any]:
+        """Of all days; what tells of raw values only where all of them are here."""
+        connection = self.database.connection
+        if self.rows.by_day:
+            return {FEATURE_STATS: shares_of_id_0(self.schema, self.folder)}
+        without = rows_without(connection, self.description)
+        report = feature_report(connection, self.schema, self.folder)
+        return {FEATURE_STATS: report} | ({"without": without} if without else {})
 
     def _note_days(self) -> dict[str, Any]:
         """Write what the next day needs; what the statistics say of the days."""

@@ -1,7 +1,8 @@
 """The columns of the table ``rows`` as SQL over raw columns, and what makes a raw row a bad one.
 
 Columns: one per feature (BIGINT or VARCHAR, a list of those, or FLOAT) and per label (TINYINT), the
-group (BIGINT) and the weight (FLOAT) if there are any, and that of the split (``split_columns``).
+group (BIGINT) and the weight (FLOAT) if there are any, that of the split (``split_columns``), and
+``_missing TABLE`` (BOOLEAN) where a key may have no row there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from stem_torchrec.prepare.tables.describe import (
 from stem_torchrec.prepare.tables.expressions import Expression, bind, bound_features
 from stem_torchrec.prepare.tables.leaks import refuse_leaks
 from stem_torchrec.prepare.tables.raw.files import RawFiles
+from stem_torchrec.prepare.tables.raw.written import number_text
 from stem_torchrec.prepare.tables.split_columns import split_columns
 from stem_torchrec.prepare.tables.value_forms import EarlierValues, Values, choose_forms
 
@@ -78,8 +80,14 @@ def row_columns(
         *_weight(connection, raw, description),
         *([_group(group, values[GROUP_COLUMN], forms[GROUP_COLUMN])] if group else []),
         *split_columns(connection, raw, description, day),
+        *_misses(raw),
     ]
     return {column.name: column for column in columns}
+
+
+def missing_column(table: str) -> str:
+    """The column (BOOLEAN) of rows whose key has no row in a side table."""
+    return f"_missing {table}"
 
 
 def _values(description: Description, features: Mapping[str, Expression]) -> dict[str, Values]:
@@ -198,7 +206,7 @@ def _index_sql(value: str, type_name: str) -> tuple[str, str]:
 
 def _number(value: Expression, type_name: str) -> str:
     """SQL of a number, null if the value is none."""
-    number = f"TRY_CAST({value.sql} AS {type_name})"
+    number = f"TRY_CAST({number_text(value.sql, value.decimal)} AS {type_name})"
     if value.type != "VARCHAR":
         return number
     return f"CASE WHEN NOT contains({value.sql}, '_') THEN {number} END"  # SQL's own digits
@@ -225,6 +233,9 @@ def _dense(feature: DescribedFeature, value: Expression) -> Column:
 
 def _label(task: str, value: Expression) -> Column:
     number = _number(value, "DOUBLE")
+    if value.type == "VARCHAR":
+        word = f"lower({value.sql})"
+        number = f"CASE {word} WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE {number} END"
     sql = f"CASE {number} WHEN 1 THEN 1 WHEN 0 THEN 0 END::TINYINT"
     wrong = f"{value.sql} IS NOT NULL AND NOT coalesce({number} IN (0, 1), false)"
     fault = fault_sql(f"label {task!r}", value.sql, "0, 1 or missing")
@@ -260,3 +271,11 @@ def _group(bound: Expression, values: Values, form: Form) -> Column:
         typed=bound.typed,
         form=values.form_number(form),
     )
+
+
+def _misses(raw: RawFiles) -> Iterator[Column]:
+    """Whether a row has none of a table that may have none."""
+    for side in raw.sides:
+        if side.may_miss:
+            sql = f"NOT {side.matched}"
+            yield Column(name=missing_column(side.name), sql=sql, typed=frozenset())

@@ -16,6 +16,7 @@ from stem_torchrec.prepare.tables.describe import Description
 from stem_torchrec.prepare.tables.earlier_days import EarlierDays
 from stem_torchrec.prepare.tables.raw.files import RawFiles, open_raw_files
 from stem_torchrec.prepare.tables.raw.headers import find_files
+from stem_torchrec.prepare.tables.raw.side_tables import side_files, with_side_tables
 from stem_torchrec.prepare.tables.row_columns import row_columns
 
 
@@ -36,7 +37,8 @@ class RowsToPrepare:
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        return find_files(self.sources)
+        """The rows' own, and those of side tables."""
+        return (*find_files(self.sources), *side_files(self.description.tables))
 
     @property
     def request(self) -> Request:
@@ -49,7 +51,7 @@ class RowsToPrepare:
         return self.description.split.by == "day"
 
     def open(self, connection: duckdb.DuckDBPyConnection) -> RawFiles:
-        return open_raw_files(
+        raw = open_raw_files(
             connection,
             self.sources,
             self.description.format,
@@ -57,6 +59,7 @@ class RowsToPrepare:
             with_names=self.description.split.by == "file",
             known_types=self.earlier.so_far.types if self.earlier else None,
         )
+        return with_side_tables(connection, raw, self.description.tables)
 
     def columns(
         self, connection: duckdb.DuckDBPyConnection, raw: RawFiles, *, of_all_rows: bool = False

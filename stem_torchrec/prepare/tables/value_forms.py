@@ -9,7 +9,7 @@ from stem_torchrec.prepare.engine.canonical_values import Form, forms_of, no_id_
 from stem_torchrec.prepare.engine.sql import fetch_one
 from stem_torchrec.prepare.tables.expressions import Expression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
-from stem_torchrec.prepare.tables.raw.files import SAMPLE_ROWS, RawFiles
+from stem_torchrec.prepare.tables.raw.files import RawFiles
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,9 @@ def choose_forms(
     asked = ", ".join(
         f"coalesce(bool_or({values[name].misfit(form)}), false)" for name, form in tried
     )
-    limit = "" if of_all_rows else f" LIMIT {SAMPLE_ROWS}"
+    rows = raw.passing_over().relation() if of_all_rows else raw.head()
     with readable_errors(raw.paths):
-        answers = fetch_one(
-            connection, f"SELECT {asked} FROM (FROM {raw.passing_over().relation()}{limit})"
-        )
+        answers = fetch_one(connection, f"SELECT {asked} FROM {rows}")
     does_not_fit = dict(zip(tried, answers, strict=True))
     return {
         name: next(form for form in values[name].forms if not does_not_fit.get((name, form), False))

@@ -22,7 +22,7 @@ def raw_columns(file: Path, raw_format: Mapping[str, Any]) -> list[str]:
     Raises:
         UserError: the file is missing or unreadable.
     """
-    described = RawFormat.model_validate(raw_format)
+    described = _as_written(raw_format)
     if described.type == "delimited":
         return list(_delimited(file, described).columns)
     with duckdb.connect() as connection:
@@ -37,7 +37,7 @@ def raw_tables(
     Raises:
         UserError: the file is damaged, or a line is no row.
     """
-    described = RawFormat.model_validate(raw_format)
+    described = _as_written(raw_format)
     verify_compressed(compressed([file]), threads=1)
     selected = ", ".join(map(quoted, columns)) or f"{literal('')} AS {quoted('')}"
     with duckdb.connect() as connection, readable_errors([file]):
@@ -63,3 +63,8 @@ def _delimited(file: Path, raw_format: RawFormat) -> RawFiles:
     partitions = partition_types(paths, names)
     columns = dict.fromkeys([*names, *partitions], "VARCHAR")
     return RawFiles(paths, raw_format, columns, partitions=partitions)
+
+
+def _as_written(raw_format: Mapping[str, Any]) -> RawFormat:
+    """The format without times: whoever encodes values makes times of those that are needed."""
+    return RawFormat.model_validate({**raw_format, "times": {}})

@@ -16,8 +16,10 @@ from stem_torchrec.prepare.tables.describe import RawFormat
 from stem_torchrec.prepare.tables.raw.checks import refuse_other_compression
 from stem_torchrec.prepare.tables.raw.errors import readable_errors
 from stem_torchrec.prepare.tables.raw.headers import column_names, find_files
+from stem_torchrec.prepare.tables.raw.joins import Side, joined_sql
 from stem_torchrec.prepare.tables.raw.partitions import partition_sql, partition_types
 from stem_torchrec.prepare.tables.raw.types import detect_types, stated_types, type_fault_sql
+from stem_torchrec.prepare.tables.raw.written import TIME_TYPE, time_columns, typed_sql
 
 SAMPLE_ROWS = 20_000
 
@@ -36,6 +38,7 @@ class RawFiles:
         found_types: columns of delimited files whose type was found in the first rows.
         partitions: DuckDB types of the columns that the names of the files' folders hold.
         with_names: rows have the column ``FILE_COLUMN``, the path of their file.
+        sides: tables whose columns are joined to the rows; they are among ``columns``.
     """
 
     paths: tuple[Path, ...]
@@ -45,6 +48,7 @@ class RawFiles:
     found_types: frozenset[str] = frozenset()
     partitions: Mapping[str, str] = field(default_factory=dict)
     with_names: bool = False
+    sides: tuple[Side, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -52,6 +56,39 @@ class RawFiles:
 
     def relation(self) -> str:
         """What stands behind FROM: the columns with their types."""
+        return self._joined(self._own())
+
+    def head(self) -> str:
+        """``relation`` of the first rows, without lines that are no rows."""
+        first = f"(SELECT * FROM {self.passing_over()._own()} LIMIT {SAMPLE_ROWS})"
+        return self._joined(first)
+
+    @property
+    def from_elsewhere(self) -> frozenset[str]:
+        """Columns that are not in the files themselves."""
+        return frozenset(self.partitions).union(*(side.columns for side in self.sides))
+
+    @property
+    def _own_columns(self) -> list[str]:
+        """Columns without those of side tables."""
+        beside = frozenset().union(*(side.columns for side in self.sides))
+        return [name for name in self.columns if name not in beside]
+
+    @property
+    def join_keys(self) -> frozenset[str]:
+        """Columns by which tables are joined."""
+        return frozenset().union(*(side.keys for side in self.sides))
+
+    @property
+    def join_faults(self) -> list[tuple[str, str]]:
+        """SQL that is true for a row that finds no row where it must, and SQL that says so."""
+        return [side.fault for side in self.sides if not side.may_miss]
+
+    def _joined(self, rows: str) -> str:
+        return joined_sql(rows, self.sides) if self.sides else rows
+
+    def _own(self) -> str:
+        """``relation`` without side tables."""
         # glob.escape: DuckDB reads "*" and "[" in a path as a pattern.
         paths = ", ".join(literal(glob.escape(str(path))) for path in self.paths)
         if self.format.type == "parquet":
@@ -59,14 +96,14 @@ class RawFiles:
         # Everything is read as text and cast here: the reader's own casts round 0.5 to an integer.
         texts = {
             name: partition_sql(name, FILE_COLUMN) if name in self.partitions else quoted(name)
-            for name in self.columns
+            for name in self._own_columns
         }
         selected = [
-            f"TRY_CAST({texts[name]} AS {kind}) AS {quoted(name)}, {texts[name]} AS {_text(name)}"
-            for name, kind in self.columns.items()
+            f"{self._typed(name, texts[name])} AS {quoted(name)}, {texts[name]} AS {_text(name)}"
+            for name in texts
         ]
         selected += [FILE_COLUMN] * self.with_names
-        in_files = [name for name in self.columns if name not in self.partitions]
+        in_files = [name for name in texts if name not in self.partitions]
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in in_files)
         quote = literal(self.format.quote or "")
         nulls = ", ".join(literal(text) for text in self.format.null_strings)
@@ -86,26 +123,48 @@ class RawFiles:
     def type_faults(self, used: Collection[str]) -> tuple[str, list[tuple[str, str]]]:
         """SQL that is true where a value is not of its column's type; the same by column, each
         with SQL that says so."""
-        if self.format.type == "parquet":
-            return "false", []
+        texts = frozenset().union(*(side.columns for side in self.sides if side.has_texts))
+        own = frozenset(self._own_columns)
+        texts |= own if self.format.type == "delimited" else own & self.format.times.keys()
+        used = texts.intersection(used)
         typed = {n: kind for n, kind in self.columns.items() if n in used and kind != "VARCHAR"}
         faults = []
         for name, kind in typed.items():
             hint = "; as in the first rows, format.types may state another"
             said = f" is no {kind}" + hint * (name in self.found_types)
+            if name in own and (layout := self.format.times.get(name)):
+                said = f" is no time as format.times has it, {layout!r}"
             what = literal(f"column {name!r}: ")
             fault = f"concat({what}, left({_text(name)}, 80), {literal(said)})"
-            faults.append((type_fault_sql(_text(name), quoted(name), kind), fault))
+            faults.append((self._wrong_type(name), fault))
         return " OR ".join(wrong for wrong, _ in faults) or "false", faults
 
     def wrong_types(self, used: Collection[str]) -> dict[str, str]:
         """By column, SQL that is true where its text is no value of its type; those without a type
         of their own are left out."""
         return {
-            name: type_fault_sql(_text(name), quoted(name), kind)
+            name: self._wrong_type(name)
             for name, kind in self.columns.items()
             if name in used and kind != "VARCHAR"
         }
+
+    def typed_values(self) -> dict[str, str]:
+        """By column, SQL of its value by its text, where a cast does not give it."""
+        found = {
+            name: typed_sql(name, _text(name), kind, self.format)
+            for name, kind in self.columns.items()
+        }
+        return {name: sql for name, sql in found.items() if sql is not None}
+
+    def _typed(self, name: str, text: str) -> str:
+        kind = self.columns[name]
+        return typed_sql(name, text, kind, self.format) or f"TRY_CAST({text} AS {kind})"
+
+    def _wrong_type(self, name: str) -> str:
+        """SQL that is true where a column's text is no value of its type."""
+        if name in self.format.times and name in self._own_columns:
+            return f"({_text(name)} IS NOT NULL AND {quoted(name)} IS NULL)"
+        return type_fault_sql(_text(name), quoted(name), self.columns[name])
 
     def only(self, path: Path) -> "RawFiles":
         return replace(self, paths=(path,))
@@ -124,9 +183,13 @@ class RawFiles:
         hive = f"true, hive_types = {{{types}}}" if self.partitions else "false"
         rows = f"read_parquet([{paths}], hive_partitioning = {hive}{self._file_names})"
         # No function takes nanoseconds with a zone; their zone is that of the reader, not of a row.
-        zoned = [name for name, kind in self.columns.items() if kind == "TIMESTAMP_NS"]
+        zoned = [n for n in self._own_columns if self.columns[n] == "TIMESTAMP_NS"]
         naive = ", ".join(f"make_timestamp_ns(epoch_ns({n})) AS {n}" for n in map(quoted, zoned))
-        return f"(SELECT * REPLACE ({naive}) FROM {rows})" if zoned else rows
+        times = [name for name in self.format.times if self.columns.get(name) == TIME_TYPE]
+        timed = [f"{self._typed(n, f'{quoted(n)}::VARCHAR')} AS {quoted(n)}" for n in times]
+        texts = "".join(f", {quoted(n)}::VARCHAR AS {_text(n)}" for n in times)
+        replaced = ", ".join([*([naive] if zoned else []), *timed])
+        return f"(SELECT * REPLACE ({replaced}){texts} FROM {rows})" if replaced else rows
 
 
 def open_raw_files(
@@ -156,6 +219,7 @@ def open_raw_files(
     names = column_names(paths, raw_format)
     partitions = partition_types(paths, names)
     stated = stated_types(raw_format, [*names, *partitions])
+    stated |= time_columns(connection, raw_format, names)
     columns = dict.fromkeys(names, "VARCHAR")
     columns |= _detect_types(connection, RawFiles(paths, raw_format, columns)) | partitions
     columns |= {name: kind for name, kind in (known_types or {}).items() if name in columns}
@@ -186,6 +250,7 @@ def _open_parquet(
         if name not in renamed
     }
     partitions = partition_types(paths, columns)
+    columns |= time_columns(connection, raw_format, columns)
     return replace(raw, columns=columns | partitions, partitions=partitions)
 
 
@@ -199,7 +264,7 @@ def _detect_types(connection: duckdb.DuckDBPyConnection, raw: RawFiles) -> dict[
             # Not one good row: the strict reader names the first bad one, if there is any.
             connection.execute(f"SELECT count(COLUMNS(*)) FROM {raw.relation()}")
             raise UserError(f"--source: no rows in {', '.join(map(str, raw.paths[:3]))}")
-    detected = detect_types(connection, "head", raw.columns)
+    detected = detect_types(connection, "head", raw.columns, raw.format.decimal)
     connection.execute("DROP TABLE head")
     return detected
 

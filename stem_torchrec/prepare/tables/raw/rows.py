@@ -36,7 +36,7 @@ def read_rows(
             one type in all files.
     """
     if raw.format.type == "parquet":
-        refuse_changed_types(raw.paths, _typed(columns) - raw.partitions.keys())
+        refuse_changed_types(raw.paths, _typed(raw, columns) - raw.from_elsewhere)
     _create_rows(connection, raw, columns)
     if fetch_one(connection, "SELECT bool_or(_misfit) FROM rows")[0]:
         for table in ("rows", "reject_errors", "reject_scans"):
@@ -71,16 +71,19 @@ def _create_rows(
             raise
 
 
-def _typed(columns: Mapping[str, Column]) -> set[str]:
+def _typed(raw: RawFiles, columns: Mapping[str, Column]) -> set[str]:
     """Raw columns whose values must be of their type."""
-    return {name for column in columns.values() for name in column.typed}
+    return {name for column in columns.values() for name in column.typed} | raw.join_keys
 
 
 def _faults(raw: RawFiles, columns: Mapping[str, Column]) -> tuple[str, str]:
     """SQL that is true for a bad row, and SQL of what is wrong with it."""
-    wrong_type, faults = raw.type_faults(_typed(columns))
+    wrong_type, faults = raw.type_faults(_typed(raw, columns))
+    faults += raw.join_faults
     own = [(column.wrong, column.fault) for column in columns.values() if column.wrong is not None]
-    wrong = " OR ".join([f"({wrong_type})", *(f"({wrong})" for wrong, _ in own)])
+    wrong = " OR ".join(
+        [f"({wrong_type})", *(f"({wrong})" for wrong, _ in (*raw.join_faults, *own))]
+    )
     cases = "".join(f" WHEN {wrong} THEN {fault}" for wrong, fault in (*faults, *own))
     return wrong, f"CASE{cases} END" if cases else "NULL::VARCHAR"
 

@@ -13,6 +13,7 @@ from stem_torchrec.prepare.engine.canonical_values import (
 from stem_torchrec.prepare.engine.sql import fetch_one, quoted
 from stem_torchrec.prepare.engine.sql_text import SqlText
 from stem_torchrec.prepare.tables.describe import RawFormat
+from stem_torchrec.prepare.tables.raw.written import number_text
 
 _FLOAT_TYPES = ("FLOAT", "DOUBLE")
 _TIMESTAMP_TYPES = ("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS")
@@ -52,15 +53,16 @@ def stated_types(raw_format: RawFormat, columns: Collection[str]) -> dict[str, s
 
 
 def detect_types(
-    connection: duckdb.DuckDBPyConnection, table: str, columns: Collection[str]
+    connection: duckdb.DuckDBPyConnection, table: str, columns: Collection[str], decimal: str = "."
 ) -> dict[str, str]:
     """The narrowest type that fits all texts of each column of a table, else VARCHAR."""
     detected = {}
     for name in columns:
         column = quoted(name)
+        texts = {"DOUBLE": f"({number_text(column, decimal)})"}
         fits = ", ".join(
-            f"bool_and({rule.format(column)}) FILTER ({column} IS NOT NULL)"
-            for rule in _DETECTED.values()
+            f"bool_and({rule.format(texts.get(kind, column))}) FILTER ({column} IS NOT NULL)"
+            for kind, rule in _DETECTED.items()
         )
         answers = fetch_one(connection, f"SELECT {fits} FROM {table}")
         detected[name] = next(

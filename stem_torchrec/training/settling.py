@@ -1,0 +1,53 @@
+"""How long to train, and on how many rows a step, where a run's config leaves that to its data."""
+
+from stem_torchrec.config import Config
+from stem_torchrec.data.manifest import check_split
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.training.position import ENOUGH_STEPS
+from stem_torchrec.training.session import has_split
+
+MOST_EPOCHS = 20
+PATIENCE = 2
+FEWEST_ROWS, MOST_ROWS = 256, 4096
+"""Bounds of a batch that is chosen."""
+
+
+def settled(config: Config, schema: Schema) -> Config:
+    """The config with ``train.epochs`` and ``train.batch_size`` given. Reads footers; not
+    collective.
+
+    ``train.epochs`` null trains until the valid split no longer improves, if nothing speaks against
+    it: then patience and the best checkpoint's metric are given, too, where they are not.
+
+    Raises:
+        UserError: as ``check_split`` does.
+    """
+    train = {}
+    if config.train.batch_size is None:
+        days = config.data.days_of("train")
+        rows = check_split(config.data.path, "train", schema, days).num_rows
+        train["batch_size"] = batch_size_for(rows)
+    if config.train.epochs is None:
+        train["epochs"] = 1
+        if config.waits_for_valid and has_split(config.data.path, "valid"):
+            train["epochs"] = MOST_EPOCHS
+            config = _judged(config)
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})
+
+
+def batch_size_for(num_rows: int) -> int:
+    """Rows of a step: a power of two, so that a pass has enough steps where it can.
+
+    >>> [batch_size_for(rows) for rows in (20_000, 400_000, 10_000_000)]
+    [256, 1024, 4096]
+    """
+    wanted = max(1, num_rows // ENOUGH_STEPS)
+    return min(MOST_ROWS, max(FEWEST_ROWS, 1 << wanted.bit_length() - 1))
+
+
+def _judged(config: Config) -> Config:
+    """With an end by patience, and the best weights kept."""
+    patience = config.eval.patience or PATIENCE
+    evaluate = config.eval.model_copy(update={"patience": patience})
+    checkpoint = config.checkpoint.model_copy(update={"keep_best": config.metric})
+    return config.model_copy(update={"eval": evaluate, "checkpoint": checkpoint})
