@@ -21,6 +21,7 @@ from stem_torchrec.cli.prepare import add_prepare, refuse_check_of_source
 from stem_torchrec.cli.replay import add_replay
 from stem_torchrec.cli.serve import add_serve
 from stem_torchrec.cli.train import add_train
+from stem_torchrec.cli.tune import add_tune
 from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.errors import (
     CheckpointError,
@@ -87,6 +88,7 @@ def _parser() -> CommandParser:
     add_plan(commands)
     add_doctor(commands)
     add_compare(commands)
+    add_tune(commands)
     add_analyze(commands)
     return parser
 

@@ -77,7 +77,7 @@ def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from stem_torchrec.analysis.compare import comparison
     from stem_torchrec.analysis.compare.plan import Request
     from stem_torchrec.analysis.compare.tables import overview
-    from stem_torchrec.console import print_note, print_report
+    from stem_torchrec.console import StageConsole, print_note, print_report
     from stem_torchrec.errors import WorkerError
     from stem_torchrec.launch.notices import hide_dependency_notices
 
@@ -96,8 +96,10 @@ def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
         overrides=rest,
         days=options.replay,
     )
+    console = StageConsole()
     try:
-        found = comparison.compare(request, _command(options, rest), print_note)
+        command = _command(options, rest)
+        found = comparison.compare(request, command, console.note, console.watch)
     except KeyboardInterrupt:
         print_note("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None

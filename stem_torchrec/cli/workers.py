@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from stem_torchrec.checkpoint import Choice, Initial
 from stem_torchrec.config import Config
-from stem_torchrec.console import TrainConsole
+from stem_torchrec.console import PredictionConsole, TrainConsole
 from stem_torchrec.console.streams import lenient_streams
 from stem_torchrec.data.schema import Feature
 from stem_torchrec.distributed.ranks import Ranks, start_ranks, stop_ranks
@@ -87,7 +87,9 @@ def evaluate_worker(config: Config, split: str, choice: Choice = "last") -> Reco
     """Evaluate a split; the eval record on rank 0, None elsewhere."""
     hide_dependency_notices()
     ranks = start_ranks(config.distributed)
-    record = evaluate_run(config, ranks, split, choice)
+    with PredictionConsole() if ranks.is_first else nullcontext() as console:
+        counted = console.show if console is not None else None
+        record = evaluate_run(config, ranks, split, choice, counted)
     stop_ranks()
     return record if ranks.is_first else None
 

@@ -87,8 +87,10 @@ class OptimConfig(Section):
     warmup_steps: int = Field(
         0, ge=0, le=MAX_STEPS, description="steps of linear warm-up, dense and tables"
     )
-    decay: Literal["none", "linear", "cosine"] = Field(
-        "none", description="learning-rate decay after the warm-up, dense and tables"
+    decay: Literal["none", "linear", "cosine", "plateau"] = Field(
+        "none",
+        description="learning-rate decay after the warm-up, dense and tables; plateau drops it "
+        "where eval.metric no longer improves",
     )
     decay_steps: int | None = Field(
         None,
@@ -97,5 +99,18 @@ class OptimConfig(Section):
         description="steps until the decay ends; the run's last step if null",
     )
     final_lr_ratio: float = Field(
-        0.0, ge=0, le=1, description="learning rate at the decay's end, as a share of the peak"
+        0.0,
+        ge=0,
+        le=1,
+        description="learning rate at the decay's end, as a share of the peak; on plateaus the "
+        "lowest",
+    )
+    plateau_factor: float = Field(
+        0.5, gt=0, lt=1, description="share of the learning rate that a plateau leaves"
+    )
+    plateau_patience: int = Field(
+        2,
+        ge=1,
+        le=MAX_STEPS,
+        description="evaluations in a row without a better figure that are a plateau",
     )

@@ -255,6 +255,14 @@ def dump_config(config: Config, versions: Mapping[str, str]) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
+def by_key(config: Config) -> dict[str, Any]:
+    """The values of a config by ``section.key``, as JSON has them."""
+    sections = config.model_dump(mode="json", exclude={"versions"})
+    return {
+        f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()
+    }
+
+
 def _unknown_option(name: str, keys: Sequence[str], options: Sequence[str]) -> str:
     section = name.rpartition(".")[0]
     siblings = [key for key in keys if key.rpartition(".")[0] == section]
@@ -293,7 +301,8 @@ def _parse_value(key: Key, text: str) -> Any:
         return [part.strip() for part in value.split(",")]
     if is_list and isinstance(value, int | float) and not isinstance(value, bool):
         return [value]
-    if is_list and str(key.annotation).startswith("tuple[str") and isinstance(value, str):
+    of_words = str(key.annotation).startswith(("tuple[str", "tuple[typing.Literal"))
+    if of_words and isinstance(value, str):
         return [value]
     if "Path" in str(key.annotation):
         return text

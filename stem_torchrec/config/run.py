@@ -21,6 +21,11 @@ class RunConfig(Section):
         description="run folder, or its URL: config, plan, metrics, checkpoints, TensorBoard"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, tables and row order")
+    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+        ("tensorboard",),
+        description="where records go beside metrics.jsonl: TensorBoard's files in tb/, MLflow's "
+        "store (where MLFLOW_TRACKING_URI says)",
+    )
     grace_s: int = Field(
         60,
         ge=1,
@@ -163,9 +168,9 @@ class EvalConfig(Section):
     )
     metric: str | None = Field(
         None,
-        description="figure of the valid split by which eval.patience judges: valid/auc_mean, or "
-        "valid/METRIC/TASK with auc, gauc, logloss or ne; checkpoint.keep_best's if null, else "
-        "valid/auc_mean",
+        description="figure of the valid split by which eval.patience, optim.decay plateau and "
+        "tune judge: valid/auc_mean, or valid/METRIC/TASK with auc, gauc, logloss or ne; "
+        "checkpoint.keep_best's if null, else valid/auc_mean",
     )
     patience: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Predictions as they are made: rows, rows/s, time left."""
+"""Predictions and evaluations as they are made: rows, rows/s, time left."""
 
 from time import perf_counter
 from types import TracebackType

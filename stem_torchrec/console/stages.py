@@ -5,7 +5,13 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from time import perf_counter
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from stem_torchrec.console.terminal import terminal
@@ -29,12 +35,26 @@ class StageConsole:
 
     @contextmanager
     def stage(self, name: str, done: Callable[[], float]) -> Iterator[None]:
+        """A bar over the block, and then a line; ``done`` gives its share, as in ``watch``."""
         start = perf_counter()
+        with self.watch(name, done):
+            yield
+        self._console.print(Text(f"{name}: {perf_counter() - start:.1f} s"), soft_wrap=True)
+
+    @contextmanager
+    def watch(self, name: str, done: Callable[[], float]) -> Iterator[None]:
+        """A bar over the block with the time left, on a terminal; nothing in a log.
+
+        Args:
+            done: its share, 0 to 100, below 0 if unknown; called from another thread.
+        """
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TextColumn("elapsed"),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=self._console,
             transient=True,
             get_time=perf_counter,
@@ -59,4 +79,3 @@ class StageConsole:
                 ended.set()
                 if watcher.is_alive():
                     watcher.join()
-        self._console.print(Text(f"{name}: {perf_counter() - start:.1f} s"), soft_wrap=True)

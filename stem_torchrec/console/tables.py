@@ -86,9 +86,12 @@ def _print_features(features: Mapping[str, Any], splits: Sequence[str]) -> None:
     for name, found in features.items():
         shares = found.get("id_0_share", {})
         cells = [f"{shares[split]:.2%}" if split in shares else "-" for split in splits]
-        table.add_row(name, f"{found['values']:,}", f"{found['null_share']:.2%}", *cells)
+        of_values = ("-", "-")
+        if "values" in found:
+            of_values = f"{found['values']:,}", f"{found['null_share']:.2%}"
+        table.add_row(name, *of_values, *cells)
     terminal().print(table)
-    constant = [name for name, found in features.items() if found["constant"]]
+    constant = [name for name, found in features.items() if found.get("constant")]
     _print_warnings([f"feature {name!r}: constant in train, it tells nothing" for name in constant])
 
 

@@ -263,7 +263,7 @@ def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> fl
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.decay == "none":
+    if config.decay in ("none", "plateau"):  # a plateau is found where evaluations are judged
         return 1.0
     end = config.decay_steps or total_steps
     share = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))

@@ -16,6 +16,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.runs.encoder import ENCODER, carry_encoder
 from stem_torchrec.runs.records import METRICS, parse_record, record_lines
 from stem_torchrec.runs.replayed import REPLAY, Replayed, check_replayed
+from stem_torchrec.runs.trackers.mlflow import FILE as MLFLOW
 from stem_torchrec.storage.folder_choice import check_writable, refuse_unsafe, usable
 from stem_torchrec.storage.place import Place, remove, replace_text, require_bucket
 
@@ -36,7 +37,7 @@ PAGES = ("days.md", "days.json", "days.html", "days_1.png", "days_2.png")
 """The report on a replay."""
 
 OWN_FILES = (
-    *("plan.txt", "init.json", METRICS, ENCODER, *PAGES, *OWN_FOLDERS),
+    *("plan.txt", "init.json", MLFLOW, METRICS, ENCODER, *PAGES, *OWN_FOLDERS),
     *(REPLAY, SCHEMA_FILE, "config.yaml", JOB),
 )
 """What a run writes there, in the order in which a run that is replaced goes: what says that the

@@ -1,20 +1,19 @@
-"""The records of a run: one JSON object per line of ``metrics.jsonl``, and TensorBoard."""
+"""The records of a run: one JSON object per line of ``metrics.jsonl``, and its trackers."""
 
 import json
 import logging
 import math
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from stem_torchrec.config import Config
+from stem_torchrec.config.reading import by_key
 from stem_torchrec.errors import EnvironmentFailure, UserError
+from stem_torchrec.runs.trackers.tracker import End, Tracked
+from stem_torchrec.runs.trackers.trackers import Trackers
 from stem_torchrec.storage.growing_folder import GrowingFolder
 from stem_torchrec.storage.place import Place
 
@@ -27,18 +26,23 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Appends records to ``metrics.jsonl`` and TensorBoard; on ranks but the first, nothing.
+    """Appends records to ``metrics.jsonl`` and trackers; on ranks but the first, nothing.
 
     What a disk has no room for waits for the next record or checkpoint; TensorBoard leaves it out.
 
     Args:
-        step: finished steps; TensorBoard hides what an earlier process has written of later ones.
+        step: finished steps; of later ones an earlier process may have written.
+        config: of the run, with its trackers; TensorBoard alone if None.
 
     Attributes:
+        complete: whether the run is; else it may go on.
         failure: why not all records are where they should be, once it is left; or None.
     """
 
-    def __init__(self, run_dir: Place, *, active: bool, step: int = 0) -> None:
+    def __init__(
+        self, run_dir: Place, *, active: bool, step: int = 0, config: Config | None = None
+    ) -> None:
+        self.complete = True
         self.failure: Exception | None = None
         self._growing = GrowingFolder(run_dir, [METRICS]) if active else None
         if self._growing is None:
@@ -47,7 +51,9 @@ class Recorder:
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._lock = Lock()  # checkpoints ask for an upload from their thread
-        self._board = Board(self._growing.here / "tb", step + 1 if step else None)
+        settings = {} if config is None else by_key(config)
+        names = ("tensorboard",) if config is None else config.run.trackers
+        self._trackers = Trackers(names, Tracked(run_dir, self._growing.here, step, settings))
 
     def write(self, record: Mapping[str, Any]) -> None:
         if self._growing is None:
@@ -57,7 +63,7 @@ class Recorder:
         except OSError as error:
             _log.warning("records are not written yet: %s", error)
         self._notice_removal()
-        self._board.add(record.get("split", record["kind"]), _scalars(record), record["step"])
+        self._trackers.add(record)
         self._growing.upload_now_and_then()
 
     def upload(self) -> None:
@@ -68,7 +74,7 @@ class Recorder:
         """
         if self._growing is not None:
             self._append(b"")
-            self._board.flush()
+            self._trackers.flush()
             self._growing.upload()
 
     def _notice_removal(self) -> None:
@@ -112,52 +118,12 @@ class Recorder:
                 f"{self._path}: {reason.strerror}: the last records are lost"
             )
         self._file.close()
-        self._board.close()
+        ended: End = "complete" if self.complete else "stopped"
+        self._trackers.close("failed" if error is not None else ended)
         try:
             self._growing.close(failed=error is not None)
         except UserError as reason:
             self.failure = reason
-
-
-class Board:
-    """TensorBoard's files in a folder; goes on in another file where one could not be written."""
-
-    def __init__(self, folder: Path, purge_step: int | None) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-        self._before, threading.excepthook = threading.excepthook, self._thread_ended
-        with self._or_leave_out():
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-
-    def add(self, prefix: str, scalars: Iterable[tuple[str, float]], step: int) -> None:
-        with self._or_leave_out():
-            self._writer = self._writer or SummaryWriter(str(self._folder))
-            for name, value in scalars:
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
-
-    def flush(self) -> None:
-        with self._or_leave_out():
-            if self._writer is not None:
-                self._writer.flush()
-
-    def close(self) -> None:
-        with self._or_leave_out():
-            if self._writer is not None:
-                self._writer.close()
-        threading.excepthook = self._before
-
-    @contextmanager
-    def _or_leave_out(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            _log.warning("TensorBoard's records are left out: %s", error)
-            self._writer = None
-
-    def _thread_ended(self, ended: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread raises a disk's error to nobody; its next call raises it again."""
-        if not isinstance(ended.exc_value, OSError):
-            self._before(ended)
 
 
 def last_test(records: Sequence[Record]) -> Record | None:
@@ -200,11 +166,3 @@ def parse_record(line: str) -> Record | None:
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         return None
     return record if type(record.get("step")) is int else None
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            yield prefix + name, value

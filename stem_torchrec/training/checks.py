@@ -28,9 +28,12 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.runs.folder import Existing, check_run, require_run
 from stem_torchrec.runs.replayed import Replayed
 from stem_torchrec.runs.schema import fitted_schema, selected_schema
+from stem_torchrec.runs.trackers.trackers import check_trackers
 from stem_torchrec.storage.lock.folder_lock import refuse_locked
 from stem_torchrec.storage.lock.holder import Holder
 from stem_torchrec.training.session import has_split
+
+_OF_PLATEAUS = {"plateau_factor", "plateau_patience"}
 
 
 def check_inputs(
@@ -98,6 +101,7 @@ def check_settings(config: Config, num_workers: int, *, of_run: bool = False) ->
     check_capture(config, len(schema.tasks))
     check_compile(config)
     check_judgement(config, schema)
+    check_trackers(config.run.trackers)
     check_memory(config, recommender, num_workers)
     return schema
 
@@ -127,6 +131,20 @@ def check_judgement(config: Config, schema: Schema) -> None:
     if patience is not None:
         key = "eval.patience" if config.eval.metric is None else "eval.metric"
         _check_metric(key, config.metric, config, schema)
+    if config.optim.decay == "plateau":
+        _check_plateau(config, schema)
+
+
+def _check_plateau(config: Config, schema: Schema) -> None:
+    """Raise UserError if no evaluation comes before the last step."""
+    _check_metric("optim.decay: 'plateau' goes by eval.metric", config.metric, config, schema)
+    every, steps = config.eval.every, config.train.max_steps
+    one_epoch = config.train.num_epochs == 1 and not config.waits_for_valid
+    if one_epoch if every is None else steps is not None and every >= steps:
+        raise UserError(
+            "optim.decay: 'plateau' goes by evaluations, but the run has one at its end alone; set "
+            "eval.every to fewer steps than it has, or more train.epochs"
+        )
 
 
 def _check_metric(key: str, name: str, config: Config, schema: Schema) -> None:
@@ -166,14 +184,19 @@ def doubtful_settings(config: Config) -> list[str]:
         warnings.append(f"balance.gram_rows has no effect with balance.boundary {balance.boundary}")
     if config.train.precision == "tf32" and device_type(config.distributed) == "cpu":
         warnings.append("train.precision tf32 is of GPUs; on a CPU it is fp32")
-    if config.waits_for_valid:
-        pass  # it ends by patience, and the best weights are tested
-    elif config.eval.patience is None:
+    judging = config.eval.patience is not None or config.optim.decay == "plateau"
+    if not (judging or config.waits_for_valid):
         warnings += [
-            f"eval.{name} has no effect without eval.patience"
+            f"eval.{name} has no effect without eval.patience or optim.decay plateau"
             for name in sorted(_changed(config.eval) & {"metric", "min_delta"})
         ]
-    elif not config.tests_best:
+    of_other_decays = {"decay_steps"} if config.optim.decay == "plateau" else _OF_PLATEAUS
+    warnings += [
+        f"optim.{name} has no effect with optim.decay {config.optim.decay}"
+        for name in sorted(_changed(config.optim) & of_other_decays)
+    ]
+    ends_early = config.eval.patience is not None and not config.waits_for_valid
+    if ends_early and not config.tests_best:
         warnings.append(
             "eval.patience ends a run some evaluations after its best one, and the last weights "
             "are tested; checkpoint.keep_best keeps the best ones and has them tested"

@@ -17,7 +17,7 @@ from stem_torchrec.runs.records import Record, last_test, read_records
 from stem_torchrec.runs.replayed import read_replayed
 from stem_torchrec.runs.schema import schema_of_run
 from stem_torchrec.storage.place import Place
-from stem_torchrec.training.evaluating import evaluate, predict
+from stem_torchrec.training.evaluating import Counted, evaluate, predict
 from stem_torchrec.training.evaluation import Joined
 from stem_torchrec.training.session import Session, build, open_split
 
@@ -94,11 +94,16 @@ def _open(
 
 
 def evaluate_run(
-    config: Config, ranks: Ranks, split: str, choice: checkpoint.Choice = "last"
+    config: Config,
+    ranks: Ranks,
+    split: str,
+    choice: checkpoint.Choice = "last",
+    counted: Counted | None = None,
 ) -> Record:
     """Load one of a run's checkpoints on these ranks and evaluate a split. Collective."""
     session, folder, step = _open(config, ranks, choice)
-    return evaluate(session, split, step, ranks.on_first(lambda: checkpoint.epoch_of(folder)))
+    epoch = ranks.on_first(lambda: checkpoint.epoch_of(folder))
+    return evaluate(session, split, step, epoch, counted=counted)
 
 
 def predict_run(

@@ -18,7 +18,7 @@ from stem_torchrec.runs.restart import mark
 from stem_torchrec.stopping.interruption import Interruption, Stopped
 from stem_torchrec.training.course import Course, Epochs
 from stem_torchrec.training.evaluating import evaluate
-from stem_torchrec.training.patience import Patience
+from stem_torchrec.training.patience import Patience, Plateau
 from stem_torchrec.training.position import Position
 from stem_torchrec.training.profile import Profile
 from stem_torchrec.training.saving import (
@@ -69,6 +69,7 @@ class Trainer:
         position: how far the run has come.
         metrics: of the training stream.
         patience: how long the valid split has not improved.
+        plateau: what follows from that for the learning rates.
         interruption: signals, and the watch over steps.
     """
 
@@ -85,6 +86,7 @@ class Trainer:
         self.throughput = Throughput(ranks.device, config.train.qps_warmup_steps)
         self.profile = Profile(config, ranks)
         self.patience = Patience(config)
+        self.plateau = Plateau(config)
         self.skipped = SkippedSteps(
             config, session.schema.task_names, ranks, self.position, self.metrics
         )
@@ -105,11 +107,14 @@ class Trainer:
     @property
     def own_parts(self) -> checkpoint.OwnParts:
         """What it holds of each rank."""
-        return {
+        parts: checkpoint.OwnParts = {
             "windows": self.metrics,
             "rng": checkpoint.RandomNumbers(self.ranks.device),
             "balance": LastBalance(self.session.fork),
         }
+        if self.config.optim.decay == "plateau":  # checkpoints of other runs have no such part
+            parts = {**parts, "plateau": self.plateau}
+        return parts
 
     def begin(self, existing: Existing, initial: checkpoint.Initial | None) -> None:
         """Take from another run what is asked for, and make the run's folder."""
@@ -155,7 +160,9 @@ class Trainer:
     def run(self) -> Outcome:
         """From the position to the end: steps, test, last checkpoint."""
         config, ranks, position = self.config, self.ranks, self.position
-        self.recorder = Recorder(config.run.dir, active=ranks.is_first, step=position.step)
+        self.recorder = Recorder(
+            config.run.dir, active=ranks.is_first, step=position.step, config=config
+        )
         with self.interruption, self.recorder, self.profile:
             # Records first: a run that goes on from a checkpoint has those before it.
             folder, upload = config.run.dir / checkpoint.FOLDER, self.recorder.upload
@@ -173,6 +180,7 @@ class Trainer:
                     test = self._test(best)
             except Stopped:
                 stopped = position.step
+            self.recorder.complete = stopped is None
         failure = failure_of(unsaved, self.recorder.failure)
         qps = self.throughput.total() if stopped is None else None
         return Outcome(test, qps, stopped, best, failure)
@@ -216,7 +224,7 @@ class Trainer:
         session.optimizers.set_applied_steps(step - skipped)
         if session.fork is not None:
             session.fork.begin(step)
-        return session.optimizers.set_learning_rates(factor)
+        return session.optimizers.set_learning_rates(factor * self.plateau.factor)
 
     def _between_steps(self, total_steps: int) -> None:
         """What is due after a step, off the clock, and the end if a signal asks for it.
@@ -296,6 +304,7 @@ class Trainer:
         self._publish({"kind": "checkpoint", "step": step, "error": error})
 
     def _publish(self, record: Record) -> None:
+        self.plateau.judge(record)
         self.recorder.write(record)
         if self.ranks.is_first:
             self._listener(record)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from stem_torchrec.analysis import training_process
 from stem_torchrec.analysis.compare import runs as compare_runs
 from stem_torchrec.analysis.compare.plan import PlannedRun
-from stem_torchrec.analysis.compare.runs import Finished, Ranks, action_for, run_all
+from stem_torchrec.analysis.compare.runs import Finished, action_for, run_all
+from stem_torchrec.analysis.training_process import Ranks
 from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.errors import UserError
 from tests.analysis.comparison import TRAIN, of_test_split, planned, write_checkpoint, write_run
@@ -96,7 +98,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
         (seed,) = (int(word.split("=")[1]) for word in command if word.startswith("--run.seed="))
         return popen([sys.executable, "-c", by_seed[seed]], **keywords)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(compare_runs.subprocess, "Popen", start)
+    monkeypatch.setattr(training_process.subprocess, "Popen", start)
     return by_seed
 
 
@@ -222,7 +224,7 @@ def test_the_command_is_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         commands.append(command)
         return popen([sys.executable, "-c", SUCCEED], **keywords)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(compare_runs.subprocess, "Popen", start)
+    monkeypatch.setattr(training_process.subprocess, "Popen", start)
     runs = runs_of(tmp_path, SUCCEED, SUCCEED)
     actions = [(runs[0], "overwrite"), (runs[1], "resume")]
     run_all(actions, Path("c.yaml"), Ranks(2, 1), nothing, nothing)  # type: ignore[arg-type]

@@ -50,6 +50,37 @@ def test_the_next_days_continue_it(config: Path, capsys: pytest.CaptureFixture[s
     assert (run_dir / "days_2.png").exists()
 
 
+def write_day(folder: Path, number: int) -> list[str]:
+    """How a day of 40 rows is prepared; each brings two new users."""
+    lines = [
+        f"2024-01-0{number},{row % (2 * number + 2)},{row % 7},{row * number % 3 % 2}"
+        for row in range(40)
+    ]
+    file = folder / f"day{number}.csv"
+    file.write_text("\n".join(["day,user,item,bought", *lines]) + "\n")
+    return ["prepare", "csv", "--source", str(file)]
+
+
+def test_a_run_goes_on_with_a_day_that_was_prepared_after_it(tmp_path: Path) -> None:
+    data, described = tmp_path / "data", tmp_path / "days.yaml"
+    described.write_text(
+        "features: [{name: user, side: user}, {name: item, side: item}]\n"
+        "labels: {buy: bought}\nsplit: {by: day, column: day}\nmin_count: 1\n"
+    )
+    first = [*write_day(tmp_path, 1), "--describe", str(described), "--out", str(data)]
+    assert main(first) == 0
+    assert main([*write_day(tmp_path, 2), "--extend", str(data)]) == 0
+    words = ["replay", "--config", str(small_config(tmp_path / "c.yaml", data, tmp_path / "run"))]
+    assert main(words) == 0
+    assert main([*write_day(tmp_path, 3), "--extend", str(data)]) == 0
+    words += ["--days", "2024-01-03", "--run.dir", str(tmp_path / "next")]
+    assert main([*words, "--continue-from", str(tmp_path / "run")]) == 0
+    report = json.loads((tmp_path / "next" / "init.json").read_text())
+    grown = {name.split(".")[-2]: rows for name, rows in report["new_rows"].items()}
+    assert grown == {"shared__user": 2, "buy__user": 2}
+    assert report["optimizers"]["initial"] == {}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -37,7 +37,7 @@ def write_data(folder):
 def train_epoch(ranks, config):
     """Sizes of this rank's batches, the eval record after an epoch, and the state."""
     session = start(config, ranks)
-    reader = open_split(session, "train")
+    reader = open_split(session, "train", for_training=True)
     sizes = [(len(b.labels), b.num_samples) for b in reader.epoch(0)]
     batches = reader.epoch(0)
     session.recommender.train()

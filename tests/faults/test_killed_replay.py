@@ -1,4 +1,4 @@
-"""Seven days of real rows on two ranks, with ranks killed in between: nothing changes."""
+"""Seven days of real rows, prepared one by one, on two ranks: kills in between change nothing."""
 
 import json
 import os
@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from stem_torchrec.cli import main
+from tests.support.kuairand_days import DAYS, SLICE, prepare_day_after_day, write_raw_days
 from tests.training.test_exact_resume import saved
 from tests.training.test_replay import records
 
 ROOT = Path(__file__).parents[2]
-SLICE = ROOT.parent / "shared" / "data" / "kuairand"
-DAYS = "2022-04-08:2022-04-14"
 TIMEOUT_S = 300
 
 
 def start(data: Path, run_dir: Path, *more: str) -> "subprocess.Popen[bytes]":
-    words = [sys.executable, "-m", "stem_torchrec", "replay", "--nproc", "2", "--days", DAYS]
+    words = [sys.executable, "-m", "stem_torchrec", "replay", "--nproc", "2"]
     words += ["--config", str(ROOT / "configs" / "kuairand_slice.yaml"), "--run.dir", str(run_dir)]
+    words += ["--tasks.names", "[click, long_view, comment_stay]"]
     words += ["--data.path", str(data), "--train.batch_size", "64", "--train.log_every", "1"]
     words += ["--checkpoint.every", "5", "--distributed.device", "cpu", *more]
     with run_dir.with_suffix(".log").open("wb") as log:
@@ -58,7 +57,7 @@ def test_two_kills_in_seven_days(tmp_path: Path) -> None:
     if not SLICE.is_dir():
         pytest.skip(f"{SLICE} is not there: the slice is not part of the repository")
     data = tmp_path / "data"
-    assert main(["prepare", "kuairand", "--source", str(SLICE), "--out", str(data)]) == 0
+    prepare_day_after_day(write_raw_days(tmp_path), data, DAYS)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(data, whole).wait(TIMEOUT_S) == 0
     job = start(data, killed, "--max-restarts", "2")
@@ -68,7 +67,7 @@ def test_two_kills_in_seven_days(tmp_path: Path) -> None:
     ours, theirs = records(killed), records(whole)
     assert ours == theirs
     found = [record["day"] for (kind, _), record in theirs.items() if kind == "day"]
-    assert found == [f"2022-04-{day:02}" for day in range(8, 15)]
+    assert found == list(DAYS)
     left, right = saved(killed), saved(whole)
     assert left.keys() == right.keys()
     for name, value in left.items():

@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "pyarrow": ("storage", "data", "prepare", "runs", "training", "serving"),
     "rich": ("console",),
     "matplotlib": ("analysis",),
+    "optuna": ("analysis",),
+    "mlflow": ("runs",),
 }
 
 

@@ -254,6 +254,8 @@ def test_documented_command_exists(document: str, words: list[str]):
             dict(parse_options(rest, [*keys, *own]))
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+    elif words[0].startswith("benchmarks/"):
+        assert (ROOT / words[0]).stat().st_mode & 0o100
     else:
         assert words[0] in ("source", "pip", "curl"), f"{document}: unknown command {words[0]}"
     for word in words:

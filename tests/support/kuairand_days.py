@@ -18,7 +18,11 @@ features:
   - {name: onehot_feat8, side: user}
   - {name: video_id, side: item}
   - {name: hour, expression: "hourmin // 100", encoding: identity, num_embeddings: 24}
-labels: {click: is_click, long_view: long_view, comment_stay: comment_stay_time > 0}
+labels:
+  click: is_click
+  long_view: long_view
+  comment_stay: comment_stay_time > 0
+  profile_enter: is_profile_enter
 group: user_id
 split: {by: day, column: date, valid: [2022-04-15], test: [2022-04-16]}
 min_count: 10

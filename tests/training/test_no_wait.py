@@ -133,7 +133,7 @@ def test_a_read_would_be_seen(alone: Any, folder: Path, monkeypatch: pytest.Monk
         return finite(output)
 
     monkeypatch.setattr(DenseOutput, "is_finite", looked_at)
-    assert reads_of(alone, folder, {}) == {"TrainStep.__call__": 4 * 3}
+    assert reads_of(alone, folder, {}) == {"ForwardBackward.from_sums": 4 * 3}
 
 
 @pytest.mark.gpu

@@ -17,13 +17,13 @@ from stem_torchrec.analysis.compare.results import (
 from stem_torchrec.analysis.compare.runs import (
     Action,
     Finished,
-    Ranks,
     action_for,
     run_all,
     runs_at_a_time,
 )
 from stem_torchrec.analysis.replay import ahead_figures, day_records
 from stem_torchrec.analysis.spread import Spread
+from stem_torchrec.analysis.training_process import Ranks, Watch, share_done, unwatched
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError
 from stem_torchrec.launch.launcher import default_num_workers, under_torchrun
@@ -43,7 +43,7 @@ Tell = Callable[[str], None]
 """Gets a line about what goes on."""
 
 
-def compare(request: Request, command: str, tell: Tell) -> Comparison:
+def compare(request: Request, command: str, tell: Tell, watch: Watch = unwatched) -> Comparison:
     """Train every combination with every seed where that is not done yet, and write the report.
 
     Raises:
@@ -62,7 +62,7 @@ def compare(request: Request, command: str, tell: Tell) -> Comparison:
         tell(f"add {SINGLE_TASK} to --models to see the gain of training tasks together")
 
     with locked("--out", request.out, Holder.this()):
-        return _run_and_report(request, command, plan, actions, nproc, tell)
+        return _run_and_report(request, command, plan, actions, nproc, tell, watch)
 
 
 def _run_and_report(
@@ -72,10 +72,12 @@ def _run_and_report(
     actions: Sequence[tuple[PlannedRun, Action]],
     nproc: int,
     tell: Tell,
+    watch: Watch,
 ) -> Comparison:
     progress = Progress(plan.runs, tell)
     ranks = Ranks(nproc, request.parallel)
-    finished = run_all(actions, request.config, ranks, progress.started, progress.ended)
+    with watch(f"{len(plan.runs)} runs", progress.share):
+        finished = run_all(actions, request.config, ranks, progress.started, progress.ended)
     failures = [outcome for outcome in finished if outcome.failure is not None]
     failed = [outcome.run for outcome in failures]
     rows = collect(plan, failed)
@@ -123,15 +125,26 @@ def over_days(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Spread]]:
 
 
 class Progress:
-    """A line as each run starts and ends."""
+    """A line as each run starts and ends, and how much of all is done."""
 
     def __init__(self, runs: Sequence[PlannedRun], tell: Tell) -> None:
         self._runs, self._tell = list(runs), tell
+        self._running: list[Path] = []
+        self._num_ended = 0
+
+    def share(self) -> float:
+        """Of the runs, 0 to 100; those under way count by their steps."""
+        done = self._num_ended + sum(share_done(run_dir) for run_dir in tuple(self._running))
+        return 100 * done / len(self._runs)
 
     def started(self, run: PlannedRun) -> None:
+        self._running.append(run.dir)
         self._tell(f"{self._place(run)}  started")
 
     def ended(self, outcome: Finished) -> None:
+        self._num_ended += 1
+        if outcome.run.dir in self._running:
+            self._running.remove(outcome.run.dir)
         place = self._place(outcome.run)
         if outcome.failure is not None:
             self._tell(f"{place}  failed: {outcome.failure}")

@@ -1,42 +1,36 @@
 """Running the runs of a comparison: each a command in a process of its own."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 
 from stem_torchrec import checkpoint
 from stem_torchrec.analysis.compare.plan import PlannedRun
+from stem_torchrec.analysis.training_process import (
+    Ranks,
+    Start,
+    end_trainings,
+    failure_of,
+    signals_as_exit,
+    start_training,
+)
 from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.reading import dump_config
 from stem_torchrec.errors import UserError
 from stem_torchrec.runs.records import last_test, read_records
 from stem_torchrec.runs.schema import selected_schema
 from stem_torchrec.stopping.parent_watch import ends_its_children
-from stem_torchrec.stopping.signals import stop_signals
 from stem_torchrec.training.finished_run import unfinished, unfinished_replay
 from stem_torchrec.training.settling import settled
 
-Action = Literal["keep", "resume", "overwrite"]
+Action = Literal["keep"] | Start
 _POLL_S = 0.1
-_ENDING_S = 30
-
-
-class Ranks(NamedTuple):
-    """How runs are started: ranks of each, runs at a time."""
-
-    nproc: int
-    parallel: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ def run_all(
         finished.append(outcome)
         ended(outcome)
 
-    with _signals_as_exit(), ends_its_children():
+    with signals_as_exit(), ends_its_children():
         try:
             while waiting or processes:
                 while waiting and len(processes) < ranks.parallel:
@@ -137,7 +131,7 @@ def run_all(
                 if processes:
                     time.sleep(_POLL_S)
         finally:
-            _terminate(list(processes))
+            end_trainings(list(processes))
     return finished
 
 
@@ -150,17 +144,11 @@ def runs_at_a_time(runs: Sequence[PlannedRun]) -> int:
 def _start(
     run: PlannedRun, action: Action, config: Path, ranks: Ranks
 ) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "stem_torchrec"]
-    command += ["train"] if run.days is None else ["replay", "--days", run.days]
-    command += ["--config", str(config), *run.overrides, "--nproc", str(ranks.nproc), f"--{action}"]
+    assert action != "keep"
+    command = ["train"] if run.days is None else ["replay", "--days", run.days]
     run.dir.parent.mkdir(parents=True, exist_ok=True)
     _start_file(run).write_text(json.dumps(ranks._asdict()) + "\n")
-    environment = dict(os.environ)
-    if ranks.parallel > 1:
-        share = (os.cpu_count() or 1) // (ranks.parallel * ranks.nproc)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
-    with run.log.open("ab" if action == "resume" else "wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    return start_training(run, action, config, ranks, command)
 
 
 def _start_file(run: PlannedRun) -> Path:
@@ -169,11 +157,8 @@ def _start_file(run: PlannedRun) -> Path:
 
 
 def _failure(run: PlannedRun, code: int, nproc: int) -> str | None:
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
-    if code > 0:
-        lines = run.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else f"exit code {code}"
+    if code != 0:
+        return failure_of(run, code)
     # The config file may have changed after the plan was made.
     difference = difference_of(run, nproc)
     if difference:
@@ -188,30 +173,3 @@ def _without_results(run: PlannedRun) -> str | None:
     if last_test(read_records(run.dir)) is None:
         return "it wrote no test record"
     return unfinished(run.dir)
-
-
-def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(_ENDING_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    """SIGTERM and SIGHUP; Python does so with Ctrl-C."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    handled = set(stop_signals()) - {signal.SIGINT}
-    before = {name: signal.signal(name, leave) for name in handled}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

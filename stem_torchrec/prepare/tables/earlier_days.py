@@ -209,8 +209,8 @@ def _refuse_changed_vocabularies(folder: Path, schema: Schema) -> None:
 
 
 def _refuse_other_description(before: Description, now: Description, folder: Path) -> None:
-    """Raise UserError at the first difference. Which days are valid and test may change: those of
-    the folder stay where they are."""
+    """Raise UserError at the first difference. Which days are valid and test may change, as those
+    of the folder stay where they are, and the files of side tables."""
     first = next(_differences("", _compared(before), _compared(now)), None)
     if first is not None:
         key, there, here = first
@@ -221,7 +221,8 @@ def _refuse_other_description(before: Description, now: Description, folder: Pat
 
 
 def _compared(description: Description) -> dict[str, Any]:
-    content = description.model_dump(mode="json", exclude={"split": set(SPLITS)})
+    excluded: dict[str, Any] = {"split": set(SPLITS), "tables": {"__all__": {"source"}}}
+    content = description.model_dump(mode="json", exclude=excluded)
     return content | {"features": {f["name"]: f for f in content["features"]}}
 
 

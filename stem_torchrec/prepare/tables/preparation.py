@@ -39,7 +39,12 @@ from stem_torchrec.prepare.tables.placing import order_sql, place_rows
 from stem_torchrec.prepare.tables.raw.checks import compressed, verify_compressed
 from stem_torchrec.prepare.tables.raw.files import RawFiles
 from stem_torchrec.prepare.tables.raw.rows import read_rows
-from stem_torchrec.prepare.tables.report import FEATURE_STATS, feature_report, rows_without
+from stem_torchrec.prepare.tables.report import (
+    FEATURE_STATS,
+    feature_report,
+    rows_without,
+    shares_of_id_0,
+)
 from stem_torchrec.prepare.tables.rows_to_prepare import RowsToPrepare
 
 _UNSEEN, _REPORT = "count unseen ids", "look at features"
@@ -99,9 +104,9 @@ class Preparation:
             ),
             *([Stage(_UNSEEN, self._count_unseen)] if self.description.split.by == "time" else []),
             *(Stage(f"write {split}", partial(self._write, split)) for split in SPLITS),
-            Stage(_REPORT, self._report),
             *([Stage("note days", self._note_days)] if self.rows.by_day else []),
             *([Stage("take over earlier days", self._take_over)] if self.rows.earlier else []),
+            Stage(_REPORT, self._report),
         ]
 
     @property
@@ -255,8 +260,10 @@ class Preparation:
         )
 
     def _report(self) -> dict[str, Any]:
-        """Of the rows that are prepared now, without earlier days."""
+        """Of all days; what tells of raw values only where all of them are here."""
         connection = self.database.connection
+        if self.rows.by_day:
+            return {FEATURE_STATS: shares_of_id_0(self.schema, self.folder)}
         without = rows_without(connection, self.description)
         report = feature_report(connection, self.schema, self.folder)
         return {FEATURE_STATS: report} | ({"without": without} if without else {})

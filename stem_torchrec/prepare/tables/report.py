@@ -23,14 +23,14 @@ def feature_report(
     ``null_share`` of train's rows, without a value; ``id_0_share`` by split, of the ids, where it
     has ids; ``constant``: it is the same in all rows of train, or missing in all.
     """
-    shares = _shares_of_id_0(schema, folder)
+    shares = shares_of_id_0(schema, folder)
     found: dict[str, dict[str, Any]] = {}
     for feature in schema.features:
         values, nulls, differing = _counted(connection, feature)
         found[feature.name] = {
             "values": values,
             "null_share": nulls,
-            **({"id_0_share": shares[feature.name]} if feature.name in shares else {}),
+            **shares.get(feature.name, {}),
             "constant": differing == 1,
         }
     return found
@@ -49,6 +49,23 @@ def rows_without(
             ).fetchall()
             found[name] = {SPLITS[split]: count for split, count in counted}
     return found
+
+
+def shares_of_id_0(schema: Schema, folder: Path) -> dict[str, dict[str, Any]]:
+    """``id_0_share`` alone: of the ids that are written, by feature and split; an empty bag has
+    none."""
+    found: dict[str, dict[str, float]] = {feature.name: {} for feature in schema.sparse}
+    for split in SPLITS:
+        rows = written_rows(folder, split)
+        if rows is None:
+            continue
+        with duckdb.connect() as connection:
+            connection.register("rows", rows)
+            asked = [_share_of_0(feature) for feature in schema.sparse]
+            shares = fetch_one(connection, f"SELECT {', '.join(asked)} FROM rows")
+        for name, share in zip(found, shares, strict=True):
+            found[name][split] = share
+    return {name: {"id_0_share": shares} for name, shares in found.items()}
 
 
 def _counted(connection: duckdb.DuckDBPyConnection, feature: Feature) -> tuple[int, float, int]:
@@ -71,22 +88,6 @@ def _counted(connection: duckdb.DuckDBPyConnection, feature: Feature) -> tuple[i
         lists = f"SELECT DISTINCT {name} FROM {rows} AND NOT ({missing}) LIMIT 2"
         [differing] = fetch_one(connection, f"SELECT count(*) FROM ({lists})")
     return values, nulls / all_rows if all_rows else 0.0, differing + (nulls > 0)
-
-
-def _shares_of_id_0(schema: Schema, folder: Path) -> dict[str, dict[str, float]]:
-    """Of the ids that are written, by feature and split; an empty bag has none."""
-    found: dict[str, dict[str, float]] = {feature.name: {} for feature in schema.sparse}
-    for split in SPLITS:
-        rows = written_rows(folder, split)
-        if rows is None or not found:
-            continue
-        with duckdb.connect() as connection:
-            connection.register("rows", rows)
-            asked = [_share_of_0(feature) for feature in schema.sparse]
-            shares = fetch_one(connection, f"SELECT {', '.join(asked)} FROM rows")
-        for name, share in zip(found, shares, strict=True):
-            found[name][split] = share
-    return found
 
 
 def _share_of_0(feature: Feature) -> str:

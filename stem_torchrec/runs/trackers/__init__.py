@@ -1,0 +1,1 @@
+"""Where a run's records are shown beside its own folder: TensorBoard, MLflow."""
