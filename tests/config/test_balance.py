@@ -15,7 +15,17 @@ from stem_torchrec.errors import UserError
 
 KEYS_OF_BEFORE = [
     *("rule", "boundary", "gram_rows", "gram_every"),
-    *("weights", "gamma", "rho", "beta", "matrix", "normalization", "cagrad_c", "torchjd_options"),
+    *(
+        "weights",
+        "gamma",
+        "rho",
+        "beta",
+        "matrix",
+        "floor",
+        "normalization",
+        "cagrad_c",
+        "torchjd_options",
+    ),
     *("lr", "logit_decay", "temperature", "window", "mu", "scale_mode", "fairgrad_alpha"),
 ]
 OWN_RULE = """
