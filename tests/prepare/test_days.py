@@ -198,6 +198,7 @@ def test_the_command_names_the_day(tmp_path: Path, capsys: pytest.CaptureFixture
         ),
         (["2024-01-03"], {"labels": {"buy": "price > 1"}}, "labels.buy is 'price > 1'"),
         (["2024-01-03"], {"split": {"by": "random"}}, "split.column is None, but .* with 'day'"),
+        (["2024-01-03"], {"tables": {"t": {"source": "x.csv", "on": "day"}}}, "tables.t is new, "),
         (["2024-01-03"], {"split": {"by": "day", "column": "day"}}, None),
     ],
 )
@@ -308,9 +309,15 @@ def test_transforms_stay_those_of_the_first_day_and_counts_go_on(tmp_path: Path)
         extend_files([write_days(tmp_path, [day])], folder)
     encoder = load_raw_encoder(folder)
     assert encoder.encoder.features[1].transform == before
+    assert not check_folder(folder).faults
     raw = pa.table({"user": [7] * 4, "price": [1.0] * 4, "item": ["10", "12", "b", "never"]})
     sold = encoder.encode(raw).column("sold").to_pylist()
     assert sold == pytest.approx([math.log1p(count) for count in (3, 1, 3, 0)])
+    counts = folder / "vocab/sold.parquet"
+    pq.write_table(pq.read_table(counts).slice(1), counts)
+    with pytest.raises(UserError, match=r"vocab/sold.parquet: is missing, or not what the last"):
+        extend_files([write_days(tmp_path, ["2024-01-05"])], folder)
+    assert check_folder(folder).faults
 
 
 @pytest.mark.slow

@@ -121,6 +121,11 @@ def days_so_far(
                 for owner in owners
                 if owner.encoding == "vocabulary"
             },
+            "counts": {
+                feature.name: file_digest(folder / VOCABULARY_FOLDER / f"{feature.name}.parquet")
+                for feature in description.features
+                if feature.transform == "count"
+            },
             "raw_rows": raw_rows + (before.raw_rows if before else 0),
             "skipped": {
                 reason: skipped.get(reason, 0) + (before.skipped.get(reason, 0) if before else 0)

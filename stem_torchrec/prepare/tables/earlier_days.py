@@ -43,6 +43,9 @@ class DaysSoFar(Frozen):
     forms: dict[str, int] = Field(description="see EarlierValues")
     text_tables: tuple[str, ...] = Field(description="see EarlierValues")
     rare: dict[str, str] = Field(description="SHA-256 of rare/FEATURE.parquet, by feature")
+    counts: dict[str, str] = Field(
+        {}, description="SHA-256 of vocab/FEATURE.parquet of transform count, by feature"
+    )
     raw_rows: int
     skipped: dict[str, int]
 
@@ -170,11 +173,13 @@ def read_days(folder: Place) -> DaysSoFar:
 
 
 def refuse_changed_counts(folder: Place, so_far: DaysSoFar) -> None:
-    """Raise UserError if the counts of values without an id are not those that were written."""
-    for feature, digest in so_far.rare.items():
-        file = folder / RARE_FOLDER / f"{feature}.parquet"
-        if not file.is_file() or file_digest(file) != digest:
-            raise UserError(f"{file}: is missing, or not what the last day has written")
+    """Raise UserError if the counts of values without an id, or those of transform ``count``, are
+    not what was written."""
+    for inside, digests in ((RARE_FOLDER, so_far.rare), (VOCABULARY_FOLDER, so_far.counts)):
+        for feature, digest in digests.items():
+            file = folder / inside / f"{feature}.parquet"
+            if not file.is_file() or file_digest(file) != digest:
+                raise UserError(f"{file}: is missing, or not what the last day has written")
 
 
 def _state(folder: Path) -> str:
@@ -214,9 +219,16 @@ def _refuse_other_description(before: Description, now: Description, folder: Pat
     first = next(_differences("", _compared(before), _compared(now)), None)
     if first is not None:
         key, there, here = first
+        # A whole part of the other description would hide what it is about.
+        parts = isinstance(there, dict) or isinstance(here, dict)
+        difference = (
+            f"{key} is {'missing' if here is None else 'new'}, but {str(folder)!r} was prepared "
+            f"with{'' if here is None else 'out'} it"
+            if parts
+            else f"{key} is {shown(here)}, but {str(folder)!r} was prepared with {shown(there)}"
+        )
         raise UserError(
-            f"--describe: {key} is {shown(here)}, but {str(folder)!r} was prepared with "
-            f"{shown(there)}; days are added with the description of the first one"
+            f"--describe: {difference}; days are added with the description of the first one"
         )
 
 
