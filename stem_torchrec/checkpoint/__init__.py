@@ -9,6 +9,7 @@ from stem_torchrec.checkpoint.choice import Choice, chosen_step, chosen_valid
 from stem_torchrec.checkpoint.continued import Before, load_continued
 from stem_torchrec.checkpoint.folders import (
     FOLDER,
+    add_to_manifest,
     epoch_of,
     has_published,
     newest,
@@ -38,6 +39,7 @@ __all__ = [
     "Saver",
     "Stateful",
     "about_owners",
+    "add_to_manifest",
     "best_step",
     "chosen_step",
     "chosen_valid",

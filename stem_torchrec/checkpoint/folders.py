@@ -44,6 +44,18 @@ def publish(aside: Place, final: Place, manifest: Manifest) -> None:
     publishing.publish(aside, final)
 
 
+def add_to_manifest(folder: Place, step: int, about: Mapping[str, Any]) -> None:
+    """Let the checkpoint of a step, if it is there, say more of itself.
+
+    Raises:
+        OSError, UserError: its manifest cannot be written, here or in a store.
+    """
+    for number, path, manifest in complete(folder):
+        if number == step:
+            write_manifest(path, manifest._replace(about={**manifest.about, **about}))
+            return
+
+
 def is_leftover(path: Place) -> bool:
     """Whether a folder beside the checkpoints is what a save or removal that was cut off has left.
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from stem_torchrec.config import Config
 from stem_torchrec.config.days import parse_day
-from stem_torchrec.config.reading import all_keys
+from stem_torchrec.config.keys import all_keys
 from stem_torchrec.errors import UserError, without_passwords
 from stem_torchrec.storage.place import Place, local_path, place_of
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from stem_torchrec.config import Config
-from stem_torchrec.config.reading import by_key
+from stem_torchrec.config.keys import by_key
 from stem_torchrec.errors import EnvironmentFailure, UserError
 from stem_torchrec.runs.trackers.tracker import End, Tracked
 from stem_torchrec.runs.trackers.trackers import Trackers

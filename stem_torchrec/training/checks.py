@@ -122,13 +122,14 @@ def check_data(config: Config, schema: Schema, splits: Sequence[str] | None = No
 def check_judgement(config: Config, schema: Schema) -> None:
     """Raise UserError if what judges the valid split can never have a value."""
     keep_best, patience = config.checkpoint.keep_best, config.eval.patience
+    waits = config.waits_for_valid and has_split(config.data.path, "valid")
     if keep_best is not None:
         _check_metric("checkpoint.keep_best", keep_best, config, schema)
-    elif config.eval.test_checkpoint == "best" and not config.waits_for_valid:
+    elif config.eval.test_checkpoint == "best" and not waits:
         raise UserError(
             "eval.test_checkpoint: 'best', but no best one is kept; set checkpoint.keep_best"
         )
-    if patience is not None:
+    if patience is not None or waits:
         key = "eval.patience" if config.eval.metric is None else "eval.metric"
         _check_metric(key, config.metric, config, schema)
     if config.optim.decay == "plateau":

@@ -1,5 +1,6 @@
 """When a run saves a checkpoint, what it says of the run, and what is kept of it in the end."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,8 @@ from stem_torchrec.storage.place import Place
 from stem_torchrec.training.position import Position
 from stem_torchrec.training.session import Session
 
+_log = logging.getLogger(__name__)
+
 
 def save_due(config: CheckpointConfig, step: int, last: bool, evaluated: Record | None) -> bool:
     """Whether a checkpoint follows this step; ``evaluated`` is its eval record, if it has one."""
@@ -27,14 +30,37 @@ def about_checkpoint(
     session: Session, position: Position, evaluated: Record | None
 ) -> dict[str, Any]:
     """What a checkpoint's manifest says; ``evaluated`` is the eval record of its step."""
-    config, name = session.config, session.config.checkpoint.keep_best
+    config = session.config
     return {
         **about_run(config, session.schema, session.table_sharding),
         **checkpoint.about_owners(session.recommender.model),
         "precision": about_precision(config),
         "epoch": position.epoch,
-        "metric": {"name": name, "value": checkpoint.metric_value(evaluated, name)},
+        "metric": _metric(config.checkpoint, evaluated),
     }
+
+
+def note_metric(session: Session, position: Position, evaluated: Record) -> None:
+    """Let the checkpoint that a run goes on from say how good it is. Collective.
+
+    It says nothing of that where the run was stopped between saving and evaluating.
+    """
+    config, step = session.config, position.step
+
+    def note() -> None:
+        folder, metric = config.run.dir / checkpoint.FOLDER, _metric(config.checkpoint, evaluated)
+        try:
+            checkpoint.add_to_manifest(folder, step, {"metric": metric})
+        except (OSError, UserError) as error:
+            _log.warning("the checkpoint of step %d does not say how good it is: %s", step, error)
+
+    if config.checkpoint.keep_best is not None:
+        session.ranks.on_first(note)
+
+
+def _metric(config: CheckpointConfig, evaluated: Record | None) -> dict[str, Any]:
+    name = config.keep_best
+    return {"name": name, "value": checkpoint.metric_value(evaluated, name)}
 
 
 class LastBalance:

@@ -49,5 +49,6 @@ def _judged(config: Config) -> Config:
     """With an end by patience, and the best weights kept."""
     patience = config.eval.patience or PATIENCE
     evaluate = config.eval.model_copy(update={"patience": patience})
-    checkpoint = config.checkpoint.model_copy(update={"keep_best": config.metric})
+    keep_best = config.checkpoint.keep_best or config.metric
+    checkpoint = config.checkpoint.model_copy(update={"keep_best": keep_best})
     return config.model_copy(update={"eval": evaluate, "checkpoint": checkpoint})

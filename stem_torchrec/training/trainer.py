@@ -27,6 +27,7 @@ from stem_torchrec.training.saving import (
     best_kept,
     failure_of,
     keep_last,
+    note_metric,
     save_due,
 )
 from stem_torchrec.training.session import Session
@@ -193,9 +194,12 @@ class Trainer:
         """
         position, total_steps = self.position, self.position.total_steps(self.config)
         batches = position.batches(total_steps)
-        self.patience.start(self.ranks.on_first(lambda: read_records(self.config.run.dir)))
+        records = self.ranks.on_first(lambda: read_records(self.config.run.dir))
+        self.patience.start(records)
+        for record in records:  # an evaluation may have come after its step's checkpoint
+            self.plateau.judge(record)
         if self.course.owes(position, total_steps):
-            self._judge()
+            note_metric(self.session, position, self._judge())
         self.session.recommender.train()
         self.throughput.resume()
         while position.step < total_steps and not self.patience.is_over:

@@ -7,7 +7,7 @@ import pytest
 
 from stem_torchrec.cli import _parser, main
 from stem_torchrec.cli.options import config_keys
-from stem_torchrec.config.reading import all_keys
+from stem_torchrec.config.keys import all_keys
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

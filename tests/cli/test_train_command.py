@@ -207,7 +207,7 @@ def test_plan_needs_no_device(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    from stem_torchrec.config.reading import all_keys
+    from stem_torchrec.config.keys import all_keys
 
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])

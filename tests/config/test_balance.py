@@ -9,7 +9,8 @@ import pytest
 from stem_torchrec.balancing.rules import rules
 from stem_torchrec.balancing.rules.multi_balance import MultiBalanceOptions, MultiBalanceRule
 from stem_torchrec.config import BalanceConfig, Config
-from stem_torchrec.config.reading import all_keys, dump_config, load_config, validate
+from stem_torchrec.config.keys import all_keys
+from stem_torchrec.config.reading import dump_config, load_config, validate
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError
 

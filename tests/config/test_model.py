@@ -11,7 +11,8 @@ import yaml
 from stem_torchrec.analysis.compare.plan import Request, make_plan
 from stem_torchrec.cli import main
 from stem_torchrec.config import Config, build_model
-from stem_torchrec.config.reading import all_keys, dump_config, load_config, validate
+from stem_torchrec.config.keys import all_keys
+from stem_torchrec.config.reading import dump_config, load_config, validate
 from stem_torchrec.errors import UserError
 from stem_torchrec.nn import MODELS, Inputs, StemNetOptions
 from tests.support.prepared import small_config, small_data

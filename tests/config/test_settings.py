@@ -7,7 +7,8 @@ import yaml
 from pydantic import BaseModel, Field
 
 from stem_torchrec.config import Config
-from stem_torchrec.config.reading import all_keys, dump_config, load_config, load_options, validate
+from stem_torchrec.config.keys import all_keys
+from stem_torchrec.config.reading import dump_config, load_config, load_options, validate
 from stem_torchrec.errors import UserError
 
 SMALL = {"run": {"dir": "runs/x"}, "data": {"path": "prepared/x"}}

@@ -24,7 +24,8 @@ from stem_torchrec.checkpoint.manifest import (
     write_manifest,
 )
 from stem_torchrec.config import Config
-from stem_torchrec.config.reading import all_keys, dump_config, load_config, load_file, validate
+from stem_torchrec.config.keys import all_keys
+from stem_torchrec.config.reading import dump_config, load_config, load_file, validate
 from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.tables.describe import Description

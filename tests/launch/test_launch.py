@@ -20,13 +20,8 @@ from stem_torchrec.cli.prepare import prepare_kuairand, prepare_synthetic
 from stem_torchrec.cli.prepare_files import prepare_csv, prepare_qk_video, prepare_tiktok
 from stem_torchrec.cli.train import train
 from stem_torchrec.config import Config
-from stem_torchrec.config.reading import (
-    all_keys,
-    keys_for,
-    load_config,
-    parse_options,
-    validate,
-)
+from stem_torchrec.config.keys import all_keys, keys_for
+from stem_torchrec.config.reading import load_config, parse_options, validate
 from stem_torchrec.launch.versions import misfit
 from stem_torchrec.prepare.engine.options import KuaiRandConfig, PrepareOptions, PublicSetOptions
 from stem_torchrec.prepare.synthetic.config import SyntheticConfig

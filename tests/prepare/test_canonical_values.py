@@ -134,8 +134,7 @@ def test_texts_of_delimited_files_neither_merge_nor_split(tmp_path: Path, texts:
 def test_one_late_value_decides_for_the_whole_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str, on_bad_row: str
 ) -> None:
-    for module in ("raw.files", "value_forms"):
-        monkeypatch.setattr(f"stem_torchrec.prepare.tables.{module}.SAMPLE_ROWS", 3)
+    monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3)
     rows = [["value", "y"], *([k % 4 + 7, k % 2] for k in range(40)), ["1", "2", "3"], [late, 1]]
     source = write_text(
         tmp_path / "raw.csv", rows if on_bad_row == "skip" else rows[:-2] + rows[-1:]

@@ -117,7 +117,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         ("ids of item", ", split, ids of user"),
         ("bags of tags", ", ids of item, ids of tags"),
         ("write train", ", collisions of item"),
-        ("count labels", ", write valid, write test"),
+        ("count labels", ", write test, look at features"),
     ],
 )
 def test_a_killed_process_is_gone_on_with_from_the_stage_it_was_in(

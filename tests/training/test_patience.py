@@ -8,7 +8,10 @@ import pytest
 import stem_torchrec as st
 from stem_torchrec.config.given import given_config
 from stem_torchrec.runs.records import Record
+from stem_torchrec.stopping.interruption import Stopped
+from stem_torchrec.training.evaluating import evaluate
 from stem_torchrec.training.patience import Patience
+from stem_torchrec.training.position import Position
 from tests.support.prepared import small_config, small_data
 
 EVERY_FIVE = {"train.max_steps": 30, "train.epochs": 3, "eval.every": 5}
@@ -87,6 +90,46 @@ def test_a_run_ends_and_goes_on_counting(config: Path, tmp_path: Path) -> None:
     assert again.step == 15
     further = st.train(config, existing="resume", **never, **{"eval.patience": 4})
     assert further.step == 25
+
+
+def test_an_evaluation_that_was_put_off_counts_as_if_it_had_not_been(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the evaluation of the best weights, and killed after it was made up for."""
+    keys = {**EVERY_FIVE, "train.max_steps": 20, "optim.lr": 0.1, "train.log_every": 5}
+    keys |= {"checkpoint.keep_best": "valid/logloss/click", "checkpoint.keep": 1}
+    keys |= {"optim.decay": "plateau", "optim.plateau_patience": 1, "eval.min_delta": 10.0}
+    keys |= {"optim.plateau_factor": 0.95}
+    whole = st.train(config, **keys, **{"run.dir": tmp_path / "whole"})
+    (best,) = (row["step"] for row in whole.metrics().to_pylist() if row["split"] == "test")
+    assert best < 20
+
+    def stopped(*arguments: Any) -> Record:
+        if arguments[2] == best:
+            raise Stopped
+        return evaluate(*arguments)
+
+    def killed(position: Position) -> int:
+        raise OSError(f"killed after step {position.step}")
+
+    keys |= {"run.dir": tmp_path / "run"}
+    with monkeypatch.context() as patched:
+        patched.setattr("stem_torchrec.training.course.evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt, match=f"after step {best}"):
+            st.train(config, **keys)
+    with monkeypatch.context() as patched:
+        patched.setattr(Position, "advance", killed)
+        with pytest.raises(OSError, match=f"killed after step {best}"):
+            st.train(config, existing="resume", **keys)
+    again = st.train(config, existing="resume", **keys)
+    assert sorted(_figures(again)) == sorted(_figures(whole))
+
+
+def _figures(run: st.Run) -> list[str]:
+    """Without what depends on the clock, and without what says that a checkpoint was saved."""
+    names = ("kind", "split", "step", "lr/dense", "logloss/click")
+    rows = run.metrics().select(names).to_pylist()
+    return [str(row) for row in rows if row["kind"] != "checkpoint"]
 
 
 @pytest.mark.parametrize("tested", ["best", "last"])

@@ -7,7 +7,9 @@ import pytest
 
 import stem_torchrec as st
 from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
 from stem_torchrec.runs.schema import selected_schema
+from stem_torchrec.training.checks import check_settings
 from stem_torchrec.training.settling import batch_size_for, settled
 from tests.support.prepared import small_data
 
@@ -40,6 +42,28 @@ def test_the_valid_split_ends_what_nothing_else_does(
     assert (config.train.epochs, config.eval.patience) == (epochs, patience)
     assert config.checkpoint.keep_best == keep_best
     assert config.metric == (keep_best or "valid/auc_mean")
+
+
+def test_what_is_kept_may_be_chosen_by_another_figure_than_the_end(data: Path) -> None:
+    keys = {"eval": {"metric": "valid/ne/like"}, "checkpoint": {"keep_best": "valid/auc/click"}}
+    config = of(data, **keys)
+    assert (config.metric, config.checkpoint.keep_best) == ("valid/ne/like", "valid/auc/click")
+
+
+def test_a_figure_without_a_value_is_refused_where_the_valid_split_ends_a_run(data: Path) -> None:
+    config = {"run": {"dir": "run"}, "data": {"path": str(data)}}
+    config |= {"eval": {"metric": "valid/auc/share"}}
+    with pytest.raises(UserError, match=r"eval\.metric: 'valid/auc/share'; tasks: click, like"):
+        check_settings(Config.model_validate(config), 1)
+
+
+def test_the_best_weights_are_tested_only_where_some_are_kept(tmp_path: Path) -> None:
+    data = small_data(tmp_path / "data")
+    (data / "valid").rename(tmp_path / "valid")
+    config = {"run": {"dir": "run"}, "data": {"path": str(data)}}
+    config |= {"eval": {"test_checkpoint": "best"}}
+    with pytest.raises(UserError, match=r"eval\.test_checkpoint: .*no best one is kept"):
+        check_settings(Config.model_validate(config), 1)
 
 
 def test_one_pass_without_a_valid_split(tmp_path: Path) -> None:

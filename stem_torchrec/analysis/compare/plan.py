@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from stem_torchrec.config import Config, ModelConfig, model_class
-from stem_torchrec.config.reading import Key, keys_in_use, load_config, parse_options
+from stem_torchrec.config.keys import Key
+from stem_torchrec.config.reading import keys_in_use, load_config, parse_options
 from stem_torchrec.distributed.balance import rule_for
 from stem_torchrec.errors import UserError, did_you_mean
 from stem_torchrec.runs.schema import selected_schema

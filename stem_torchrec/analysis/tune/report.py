@@ -13,7 +13,7 @@ from stem_torchrec.analysis.tune.plots import history, importance_bars, parallel
 from stem_torchrec.analysis.tune.space import Space, Value, own_values, text_of
 from stem_torchrec.analysis.tune.study import FAILURE, LAST_VALUE, SECONDS, Study
 from stem_torchrec.config import Config, metric_direction
-from stem_torchrec.config.reading import by_key
+from stem_torchrec.config.keys import by_key
 
 IMPORTANCE = (
     "The share of the differences between finished trials that each key explains (fANOVA). Few "

@@ -15,14 +15,8 @@ from yaml import YAMLError
 from stem_torchrec.config import Config
 from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.config.hints import unknown_key
-from stem_torchrec.config.reading import (
-    Key,
-    by_key,
-    keys_in_use,
-    load_config,
-    parse_options,
-    read_yaml,
-)
+from stem_torchrec.config.keys import Key, by_key
+from stem_torchrec.config.reading import keys_in_use, load_config, parse_options, read_yaml
 from stem_torchrec.errors import UserError, did_you_mean, shown
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from stem_torchrec.analysis.tune.trial import (
     run_trial,
 )
 from stem_torchrec.config import Config, metric_direction
-from stem_torchrec.config.reading import by_key, dump_config, load_config
+from stem_torchrec.config.keys import by_key
+from stem_torchrec.config.reading import dump_config, load_config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.distributed.ranks import check_devices, device_type
 from stem_torchrec.errors import UserError, WorkerError

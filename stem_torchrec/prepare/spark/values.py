@@ -66,11 +66,6 @@ def single(x: Column) -> Column:
     return F.when(x.rlike(_NUMBER), F.when(is_nan, nan).otherwise(x.try_cast("float")))
 
 
-def looks_odd(x: Column) -> Column:
-    """A number of which only the engine of one machine knows whether it is written shortest."""
-    return number(x).isNotNull() & _no_number(x)
-
-
 def hashed_id(x: Column, num_embeddings: int, *, is_text: bool) -> Column:
     """``row_hash.hashed_id`` of a bigint or of a text."""
     rest = _unsigned_rest(hashed(x, is_text=is_text), num_embeddings - 1)
