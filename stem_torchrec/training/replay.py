@@ -38,8 +38,14 @@ def replay_of(
 
     Raises:
         UserError: the range is none, the train split has no days, lacks one of the range or has
-            one twice; the horizon is not from 1 to the number of days.
+            one twice; the horizon is not from 1 to the number of days; the learning rates go by
+            plateaus.
     """
+    if config.optim.decay == "plateau":
+        raise UserError(
+            "optim.decay: 'plateau' goes by evaluations of the valid split, and a replay has none; "
+            "allowed in a replay: none, linear, cosine"
+        )
     chosen = _range(days if days is not None else config.data.days)
     files = split_files(config.data.path, "train")
     there = list(by_day(files, config.data.path / "train"))

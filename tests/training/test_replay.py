@@ -163,6 +163,12 @@ def test_gaps_folders_without_days_and_days_twice(folder: Path, tmp_path: Path) 
         replay_of(config, None)
 
 
+def test_a_replay_has_no_evaluations_for_plateaus(folder: Path) -> None:
+    config = config_of(folder, "no", "--optim.decay=plateau")
+    with pytest.raises(UserError, match=r"'plateau' goes by evaluations .* and a replay has none"):
+        replay_of(config, None)
+
+
 def test_keys_that_a_replay_has_of_its_own(folder: Path) -> None:
     config = config_of(folder, "no", "--train.epochs=3", "--checkpoint.keep_best=valid/auc_mean")
     settled, _, notes = replay_of(config, DAYS[0])
