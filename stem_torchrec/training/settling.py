@@ -1,5 +1,7 @@
 """How long to train, and on how many rows a step, where a run's config leaves that to its data."""
 
+import math
+
 from stem_torchrec.config import Config
 from stem_torchrec.data.manifest import check_split
 from stem_torchrec.data.schema import Schema
@@ -8,6 +10,7 @@ from stem_torchrec.training.session import has_split
 
 MOST_EPOCHS = 20
 PATIENCE = 2
+"""Passes without an improvement after which a run ends."""
 FEWEST_ROWS, MOST_ROWS = 256, 4096
 """Bounds of a batch that is chosen."""
 
@@ -22,17 +25,18 @@ def settled(config: Config, schema: Schema) -> Config:
     Raises:
         UserError: as ``check_split`` does.
     """
-    train = {}
-    if config.train.batch_size is None:
-        days = config.data.days_of("train")
-        rows = check_split(config.data.path, "train", schema, days).num_rows
-        train["batch_size"] = batch_size_for(rows)
-    if config.train.epochs is None:
-        train["epochs"] = 1
-        if config.waits_for_valid and has_split(config.data.path, "valid"):
-            train["epochs"] = MOST_EPOCHS
-            config = _judged(config)
-    return config.model_copy(update={"train": config.train.model_copy(update=train)})
+    train = config.train
+    if train.epochs is not None and train.batch_size is not None:
+        return config
+    rows = check_split(config.data.path, "train", schema, config.data.days_of("train")).num_rows
+    if train.batch_size is None:
+        train = train.model_copy(update={"batch_size": batch_size_for(rows)})
+    if train.epochs is None:
+        judged = config.waits_for_valid and has_split(config.data.path, "valid")
+        train = train.model_copy(update={"epochs": MOST_EPOCHS if judged else 1})
+        if judged:
+            config = _judged(config, rows / train.batch_rows)
+    return config.model_copy(update={"train": train})
 
 
 def batch_size_for(num_rows: int) -> int:
@@ -45,9 +49,15 @@ def batch_size_for(num_rows: int) -> int:
     return min(MOST_ROWS, max(FEWEST_ROWS, 1 << wanted.bit_length() - 1))
 
 
-def _judged(config: Config) -> Config:
-    """With an end by patience, and the best weights kept."""
-    patience = config.eval.patience or PATIENCE
+def _judged(config: Config, steps_of_a_pass: float) -> Config:
+    """With an end by patience, which counts evaluations, and the best weights kept.
+
+    Args:
+        steps_of_a_pass: of one rank; on several there are fewer.
+    """
+    every = config.eval.every
+    evaluations_of_a_pass = max(1, math.ceil(steps_of_a_pass / every)) if every else 1
+    patience = config.eval.patience or PATIENCE * evaluations_of_a_pass
     evaluate = config.eval.model_copy(update={"patience": patience})
     keep_best = config.checkpoint.keep_best or config.metric
     checkpoint = config.checkpoint.model_copy(update={"keep_best": keep_best})

@@ -31,6 +31,7 @@ def of(folder: Path, **keys: Any) -> Config:
         ({}, 20, 2, "valid/auc_mean"),
         ({"eval": {"patience": 5, "metric": "valid/ne/like"}}, 20, 5, "valid/ne/like"),
         ({"checkpoint": {"keep_best": "valid/auc/click"}}, 20, 2, "valid/auc/click"),
+        ({"eval": {"every": 2}}, 20, 2 * 4, "valid/auc_mean"),  # of 7.8 steps a pass
         ({"train": {"epochs": 3}}, 3, None, None),
         ({"train": {"max_steps": 7}}, 1, None, None),
     ],
