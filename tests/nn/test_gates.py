@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stem_torchrec.nn.fork import Handle
-from stem_torchrec.nn.gates import mix
+from stem_torchrec.nn.gates import _sums_by_products, mix, weighted_sums
 
 SIZES = [(2, 3, 2), (1, 2, 1), (0, 3, 2), (3, 2, 0), (2, 1, 1)]  # M_s, T, M_t
 B, H = 5, 4
@@ -118,3 +118,14 @@ def test_a_gate_may_leave_the_shared_gradient_in_factors(reach):
     torch.testing.assert_close(product, wanted[0])
     for mine, theirs in zip(found[1:], wanted[1:], strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 3)])
+def test_sums_by_products_are_those_term_by_term(sizes: tuple[int, ...]) -> None:
+    """As a GPU makes those of many experts."""
+    torch.manual_seed(0)
+    groups = [torch.randn(size, 5, 4) for size in sizes]
+    weights = torch.rand(3, 5, sum(sizes))
+    expected = torch.einsum("nbk,kbh->nbh", weights, torch.cat(groups))
+    torch.testing.assert_close(_sums_by_products(weights, groups), expected)
+    torch.testing.assert_close(weighted_sums(weights, groups), expected)
