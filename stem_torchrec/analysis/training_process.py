@@ -1,5 +1,6 @@
 """One training in a process of its own: the ``train`` command, its log, and its end."""
 
+import abc
 import os
 import signal
 import subprocess
@@ -8,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
+from stem_torchrec.config import Config
 from stem_torchrec.runs.records import read_records
 from stem_torchrec.stopping.signals import stop_signals
 
@@ -32,21 +34,27 @@ class Ranks(NamedTuple):
     parallel: int
 
 
-class Training(Protocol):
-    """One ``train`` command.
+class Training(abc.ABC):
+    """One ``train`` command, on a disk.
 
     Attributes:
+        config: what it comes to.
         overrides: ``--section.key=value`` each, the run's folder among them.
-        dir: the run's folder.
-        log: what the command prints.
     """
 
+    config: Config
+    overrides: Sequence[str]
+
     @property
-    def overrides(self) -> Sequence[str]: ...
+    def dir(self) -> Path:
+        """The run's folder."""
+        assert isinstance(self.config.run.dir, Path)
+        return self.config.run.dir
+
     @property
-    def dir(self) -> Path: ...
-    @property
-    def log(self) -> Path: ...
+    def log(self) -> Path:
+        """What the command prints."""
+        return self.dir.with_name(f"{self.dir.name}.log")
 
 
 def start_training(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from stem_torchrec.analysis.training_process import Training
 from stem_torchrec.config import Config, ModelConfig, model_class
 from stem_torchrec.config.keys import Key
 from stem_torchrec.config.reading import keys_in_use, load_config, parse_options
@@ -68,7 +69,7 @@ class Combination(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class PlannedRun(Training):
     """One ``train`` command, or ``replay`` where there are days."""
 
     combination: Combination
@@ -79,15 +80,6 @@ class PlannedRun:
     @property
     def seed(self) -> int:
         return self.config.run.seed
-
-    @property
-    def dir(self) -> Path:
-        assert isinstance(self.config.run.dir, Path)
-        return self.config.run.dir
-
-    @property
-    def log(self) -> Path:
-        return self.dir.with_name(f"{self.dir.name}.log")
 
     @property
     def label(self) -> str:

@@ -12,6 +12,7 @@ from stem_torchrec import checkpoint
 from stem_torchrec.analysis.training_process import (
     Ranks,
     Start,
+    Training,
     end_trainings,
     failure_of,
     start_training,
@@ -32,20 +33,11 @@ class OutOfTime(Exception):
 
 
 @dataclass(frozen=True)
-class TrialRun:
+class TrialRun(Training):
     """The ``train`` command of a trial; ``dir`` is beside its config and its log."""
 
     config: Config
     overrides: Sequence[str] = ()
-
-    @property
-    def dir(self) -> Path:
-        assert isinstance(self.config.run.dir, Path)
-        return self.config.run.dir
-
-    @property
-    def log(self) -> Path:
-        return self.dir.with_name(f"{self.dir.name}.log")
 
     @property
     def file(self) -> Path:
