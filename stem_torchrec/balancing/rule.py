@@ -182,7 +182,7 @@ def _finite_tasks(gram: Tensor) -> Tensor:
     """(T,) bool: the task's own product, and those with other finite tasks, are finite."""
     finite = gram.abs() < torch.inf
     own = finite.diagonal()
-    return own & (finite >= own).all(dim=1)  # of bools: finite, or the other task is not
+    return own & (finite | ~own).all(dim=1)
 
 
 def _are_finite(parts: Sequence[Tensor]) -> Tensor:

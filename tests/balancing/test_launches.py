@@ -65,13 +65,13 @@ def test_the_rule_and_its_bookkeeping(num_tasks: int) -> None:
     with Launches() as launches:
         applied.set_from_ranks(gram)
         applied.settle(left_out)
-    assert launches.count <= 76
+    assert launches.count <= 77
     assert applied.state_steps.tolist() == [1] * num_tasks
 
 
 @pytest.mark.parametrize("num_tasks", [2, 8])
 @pytest.mark.parametrize(
-    ("gram", "most"), [(ExpertsGram(), 84), (PooledGram(len(FEATURES) * DIM, 16), 94)]
+    ("gram", "most"), [(ExpertsGram(), 85), (PooledGram(len(FEATURES) * DIM, 16), 95)]
 )
 def test_a_balanced_step_over_one_with_equal_weights(gram: Gram, most: int, num_tasks: int) -> None:
     """A bound on the launches of a GPU, no more of them for more tasks."""
