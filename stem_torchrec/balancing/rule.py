@@ -131,7 +131,7 @@ def balance(
 
     A task takes part if it is labelled and its gradient is finite and not zero. One that does not
     has multiplier 0 and keeps its entries of the state. If no task takes part, or the rule's
-    result is not finite, the multipliers are 1 for every task with a finite gradient, the state
+    result is not finite in float32, the multipliers are 1 for every task with a finite gradient, the state
     stays as it was, and ``fallback`` is set.
 
     Not collective, no host sync; every rank passes bit-identical arguments and gets bit-identical
@@ -139,7 +139,7 @@ def balance(
 
     Args:
         gram: (T, T) float32 over the global batch.
-        losses: (T,) of the global batch.
+        losses: (T,) of the global batch; any where the rule does not need them.
         state: of ``rule.initial_state`` or the previous step.
         step: of the run, from 0.
         labelled: (T,) bool: some sample of the global batch has a label of the task. If None, a
