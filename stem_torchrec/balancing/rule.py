@@ -131,8 +131,8 @@ def balance(
 
     A task takes part if it is labelled and its gradient is finite and not zero. One that does not
     has multiplier 0 and keeps its entries of the state. If no task takes part, or the rule's
-    result is not finite in float32, the multipliers are 1 for every task with a finite gradient, the state
-    stays as it was, and ``fallback`` is set.
+    result is not finite in float32, the multipliers are 1 for every task with a finite gradient,
+    the state stays as it was, and ``fallback`` is set.
 
     Not collective, no host sync; every rank passes bit-identical arguments and gets bit-identical
     results.
