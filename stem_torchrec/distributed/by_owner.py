@@ -23,8 +23,8 @@ class ByOwner(nn.Module):
 
     Every owner's features are copied once, whatever the layout, in the order in which its experts
     read them. Splitting and joining beats FBGEMM's ``permute_multi_embedding`` (TorchRec's
-    ``regroup``), which on CPU copies element by element; on a GPU one strided copy of all owners
-    beats both, where features of one width have all owners side by side.
+    ``regroup``), which on CPU copies element by element; one strided copy of all owners beats both,
+    where features of one width have all owners side by side.
 
     Args:
         places: per owner, feature -> where it is among the tables' outputs.
@@ -48,7 +48,7 @@ class ByOwner(nn.Module):
     def forward(self, sums: KeyedTensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Sums by output name, and the ids they came from -> (B, C_o) by owner."""
         values = sums.values()
-        if values.is_cuda and self.is_grid(sums.keys()):
+        if self.is_grid(sums.keys()):
             of_owners = OutOfGrid.apply(values, len(sums.keys()), len(self._places))
             return dict(zip(self._places, of_owners, strict=True))
         pieces = self._pieces(sums)

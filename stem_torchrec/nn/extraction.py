@@ -94,7 +94,7 @@ class Extraction(nn.Module):
         if self.gate_input == "shared":
             return (shared.expand_as(tasks),)
         if len(shared) == 1 < len(tasks) and self.gates.mlp.hidden:
-            return tasks, shared[0]
+            return tasks, shared.squeeze(0)
         return (torch.cat([tasks, shared.expand_as(tasks)], dim=-1),)
 
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:
