@@ -78,7 +78,7 @@ def _distance(parts: Sequence[Tensor]) -> int | None:
         else 0
         for before, after in pairwise(parts)
     }
-    return distances.pop() if len(distances) == 1 and min(distances) > 0 else None
+    return int(min(distances)) if len(distances) == 1 and min(distances) > 0 else None
 
 
 class _AsTheyLie(torch.autograd.Function):
