@@ -48,9 +48,9 @@ def locked(
 ) -> Iterator[None]:
     """Hold the folder's lock; the folder is made.
 
-    ``folder/.lock`` is gone after the block, and after an error the folder, too, if it was made here
-    and holds nothing. After an error both stay if the holder's launcher may start another life, for
-    which it keeps the folder as long as that launcher lives.
+    ``folder/.lock`` is gone after the block; after an error the folder, too, if it was made here
+    and holds nothing. Both stay after an error if the holder's launcher may start another life,
+    for which it keeps the folder as long as that launcher lives.
 
     Args:
         name: key or option that names the folder, for messages.

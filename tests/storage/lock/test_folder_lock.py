@@ -133,10 +133,15 @@ def test_a_refused_job_leaves_no_empty_folder_behind(tmp_path: Path, holds: str)
     folder = tmp_path / "runs" / "new"
     if holds == "what was there":
         folder.mkdir(parents=True)
-    with pytest.raises(ValueError, match="refused"), locked("run.dir", folder, Holder.this()):
-        if holds == "a file":
-            (folder / "config.yaml").touch()
-        raise ValueError("refused")
+
+    def start() -> None:
+        with locked("run.dir", folder, Holder.this()):
+            if holds == "a file":
+                (folder / "config.yaml").touch()
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        start()
     assert folder.exists() == (holds != "nothing")
     assert not (folder / ".lock").exists()
 
