@@ -35,6 +35,8 @@ class Batch(Pipelineable):
     num_samples: int = 0
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        if self.labels.device == device:
+            return self
         return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":

@@ -21,10 +21,11 @@ class ByOwner(nn.Module):
     Tables pool by sum and bags of mean pooling are divided by their lengths here: TorchRec's
     row-wise mean is wrong where several tables serve one feature (it divides sums as well).
 
-    Every owner's features are copied once, whatever the layout, in the order in which its experts
-    read them. Splitting and joining beats FBGEMM's ``permute_multi_embedding`` (TorchRec's
-    ``regroup``), which on CPU copies element by element; on a GPU one strided copy of all owners
-    beats both, where features of one width have all owners side by side.
+    Every owner's features are copied once, in the order in which its experts read them; on a CPU
+    not at all where the tables lie owner by owner. Splitting and joining beats FBGEMM's
+    ``permute_multi_embedding`` (TorchRec's ``regroup``), which on CPU copies element by element.
+    One strided copy of all owners beats both, where features of one width have all owners side by
+    side.
 
     Args:
         places: per owner, feature -> where it is among the tables' outputs.
@@ -43,12 +44,15 @@ class ByOwner(nn.Module):
         self._width_of_key = {
             key: widths[name] for of_owner in places.values() for name, (key, _) in of_owner.items()
         }
+        self._widths = [sum(widths[name] for name in of_owner) for of_owner in places.values()]
         self._mean_bags = mean_bags
 
     def forward(self, sums: KeyedTensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Sums by output name, and the ids they came from -> (B, C_o) by owner."""
         values = sums.values()
-        if values.is_cuda and self.is_grid(sums.keys()):
+        if not values.is_cuda and self.is_by_owner(sums.keys()):
+            return dict(zip(self._places, values.split(self._widths, dim=1), strict=True))
+        if self.is_grid(sums.keys()):
             of_owners = OutOfGrid.apply(values, len(sums.keys()), len(self._places))
             return dict(zip(self._places, of_owners, strict=True))
         pieces = self._pieces(sums)
@@ -66,6 +70,11 @@ class ByOwner(nn.Module):
             )
             for owner, places in self._places.items()
         }
+
+    def is_by_owner(self, keys: Sequence[str]) -> bool:
+        """Whether columns are owner by owner, each owner's features in its order."""
+        in_order = [place for of_owner in self._places.values() for place in of_owner.values()]
+        return not self._mean_bags and [(key, 0) for key in keys] == in_order
 
     def is_grid(self, keys: Sequence[str]) -> bool:
         """Whether columns are F features by O owners by D, each owner's features in this order."""

@@ -113,15 +113,18 @@ class Optimizers:
         }
 
     def forget_gradients(self) -> None:
-        """Before a backward: gradients are not to add up over steps."""
-        self.stepped.zero_grad(set_to_none=True)
+        """Before a backward: tables' gradients are not to add up over steps; dense weights are
+        given theirs."""
+        if self._tables is not None:
+            self._tables.zero_grad(set_to_none=True)
 
     def step(self, left_out: Tensor) -> None:
         """What is not in the tables' backward, unless the () bool on the device is set."""
         guarded = [part for part in (self._dense, self._tables) if part is not None]
         for part in guarded:
             part.left_out = left_out
-        self.stepped.step()
+        for _, optimizer in self.stepped.optimizers:  # each alone: torch profiles joined ones twice
+            optimizer.step()
         for part in guarded:
             part.left_out = None
 
@@ -191,7 +194,8 @@ class Optimizers:
         ):
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = lr
-        self.fused.step()  # hands the learning rate to the kernels; changes no table
+        for kernel in self._kernels:
+            kernel.set_learning_rate(rates["embedding"])
         return rates
 
     def set_applied_steps(self, steps: int) -> None:

@@ -94,7 +94,7 @@ class Extraction(nn.Module):
         if self.gate_input == "shared":
             return (shared.expand_as(tasks),)
         if len(tasks) > 1 and self.gates.mlp.hidden:
-            return tasks, shared[0] if len(shared) == 1 else shared
+            return tasks, shared.squeeze(0) if len(shared) == 1 else shared
         return (torch.cat([tasks, shared.expand_as(tasks)], dim=-1),)
 
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:

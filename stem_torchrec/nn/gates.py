@@ -125,12 +125,13 @@ def weighted_sums(weights: Tensor, groups: Sequence[Tensor]) -> Tensor:
     """(N, B, K) weights of K terms, in groups of (M, B, H) -> (N, B, H) of the terms' type."""
     if weights.is_cuda and len(weights) * weights.shape[2] >= _SUMS_OF_PRODUCTS:
         return _sums_by_products(weights, groups)
-    first, *terms = (term for group in groups for term in group)
+    terms = (term for group in groups for term in group)
+    columns = weights.unsqueeze(-1).unbind(2)
+    (first, weight), *others = zip(terms, columns, strict=True)
     sums = first.new_empty(len(weights), *first.shape)
-    for out, weight in zip(sums, weights, strict=True):
-        torch.mul(first, weight[:, :1], out=out)
-        for k, term in enumerate(terms, start=1):
-            out.addcmul_(term, weight[:, k : k + 1])
+    torch.mul(first, weight, out=sums)
+    for term, weight in others:
+        sums.addcmul_(term, weight)
     return sums
 
 

@@ -181,8 +181,8 @@ class BatchedMlp(nn.Module):
             common: (B, I_2), columns that all K read after their own, which are fewer then; or a
                 copy for each, (K, B, I_2). There is a hidden layer.
         """
-        if x.dim() == 2:
-            x = x.expand(self.num, -1, -1)
+        if x.dim() == 2:  # of one perceptron, an expanded input's gradient would be summed up
+            x = x.unsqueeze(0) if self.num == 1 else x.expand(self.num, -1, -1)
         for k, layer in enumerate(self.hidden):
             assert isinstance(layer, BatchedLinear)
             x = layer(x) if k or common is None else layer.of_two(x, common)

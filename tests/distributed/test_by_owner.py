@@ -1,4 +1,4 @@
-"""The one copy of a GPU gives what splitting and joining gives."""
+"""One copy, and none, give what splitting and joining gives."""
 
 import pytest
 import torch
@@ -16,11 +16,35 @@ def by_owner(owners=OWNERS, widths=(4, 4), mean_bags=()):
     return ByOwner(places, names, mean_bags)
 
 
+def joined(sums):
+    """Of every owner, out of a grid of its features and owners."""
+    columns = sums.values().split(4, dim=1)
+    return {o: torch.cat(columns[k :: len(OWNERS)], dim=1) for k, o in enumerate(OWNERS)}
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_tables_owner_by_owner_are_not_copied(in_order):
+    places = {o: {name: (f"{name}@{o}", 0) for name in ("user", "item")} for o in OWNERS}
+    keys = [key for of_owner in places.values() for key, _ in of_owner.values()]
+    keys = keys if in_order else keys[::-1]
+    values = torch.randn(5, 6 * 4)
+    sums = KeyedTensor(keys, [4] * 6, values)
+    pooled = ByOwner(places, {"user": 4, "item": 4}, [])(sums, NO_IDS)
+    assert [*pooled] == [*OWNERS]
+    for owner, part in pooled.items():
+        expected = torch.cat([sums[key] for key, _ in places[owner].values()], dim=1)
+        assert torch.equal(part, expected)
+        shared = part.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+        assert shared is in_order
+
+
 def test_out_of_a_grid():
     values = torch.randn(5, 2 * 3 * 4, requires_grad=True)
     sums = KeyedTensor(["user", "item"], [12, 12], values)
-    pooled = by_owner()(sums, NO_IDS)
+    pooled = joined(sums)
     found = OutOfGrid.apply(values, 2, 3)
+    for part, expected in zip(by_owner()(sums, NO_IDS).values(), pooled.values(), strict=True):
+        assert torch.equal(part, expected)
     outgoing = [torch.randn(5, 8) for _ in OWNERS]
     for part, expected in zip(found, pooled.values(), strict=True):
         assert torch.equal(part, expected)

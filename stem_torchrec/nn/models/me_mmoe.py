@@ -6,14 +6,13 @@ B rows, C columns of a set of pooled features, N dense features, M experts of wi
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.gates import Gates, mix
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Columns, Inputs, joined
+from stem_torchrec.nn.inputs import Columns, Inputs, joined, stacked
 from stem_torchrec.nn.model import GatedOptions, Model, numbered_experts
 from stem_torchrec.nn.towers import Towers
 
@@ -87,4 +86,4 @@ class _ExpertsWithTables(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = [self.columns.pooled_width] * self.num + [self.columns.num_dense]
         *pooled, dense = x.split(sizes, 1)
-        return self.experts(torch.stack([joined(part, dense) for part in pooled]))
+        return self.experts(stacked([joined(part, dense) for part in pooled]))

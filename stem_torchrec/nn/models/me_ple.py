@@ -6,13 +6,12 @@ B rows, I inputs, T tasks.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.extraction import ExtractionStack
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs, joined
+from stem_torchrec.nn.inputs import Inputs, joined, stacked
 from stem_torchrec.nn.model import ExtractionOptions, Model
 from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
@@ -71,5 +70,5 @@ class MePle(Model):
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
         shared = joined(pooled[SHARED], dense)
-        own = torch.stack([joined(pooled[task], dense) for task in self.tasks])
+        own = stacked([joined(pooled[task], dense) for task in self.tasks])
         return self.towers(self.stack(self.fork, shared, lambda _: own))

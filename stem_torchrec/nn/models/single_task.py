@@ -6,12 +6,11 @@ B rows, I inputs, T tasks, H width of the last expert layer.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stem_torchrec.nn.experts import experts
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs, joined
+from stem_torchrec.nn.inputs import Inputs, joined, stacked
 from stem_torchrec.nn.model import ExpertOptions, Model
 from stem_torchrec.nn.towers import Towers
 
@@ -58,4 +57,4 @@ class SingleTask(Model):
 
     def forward(self, pooled: dict[str, Tensor], dense: Tensor) -> Tensor:
         inputs = [joined(pooled[task], dense) for task in self.tasks]
-        return self.towers(self.experts(torch.stack(inputs)))
+        return self.towers(self.experts(stacked(inputs)))

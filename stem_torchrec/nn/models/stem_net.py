@@ -15,7 +15,7 @@ from stem_torchrec.errors import did_you_mean
 from stem_torchrec.nn.decorrelation import DecorrelationWeight, decorrelation
 from stem_torchrec.nn.extraction import ExtractionStack, GateInput
 from stem_torchrec.nn.initial import initialise
-from stem_torchrec.nn.inputs import Inputs, joined, side_by_side
+from stem_torchrec.nn.inputs import Inputs, joined, side_by_side, stacked
 from stem_torchrec.nn.model import ExtractionOptions, Model
 from stem_torchrec.nn.owners import SHARED
 from stem_torchrec.nn.towers import Towers
@@ -107,7 +107,7 @@ class StemNet(Model):
                 if len(self.unspecific_columns):
                     parts.append(features.index_select(1, self.unspecific_columns))
                 streams.append(joined(*parts, dense))
-            return torch.stack(streams)
+            return stacked(streams)
 
         shared = joined(pooled[SHARED], dense)
         return self.towers(self.stack(self.fork, shared, task_streams))
