@@ -1,0 +1,214 @@
+"""Whether the optimizer or the place is why MultiBalance does not help: MMoE on prepared folders.
+
+    python benchmarks/multi_balance_places.py --name kuairand --data prepared/kuairand_slice \\
+        --config configs/kuairand_slice.yaml --out DIR --processes 2
+
+Every rule weights the tasks everywhere below the fork, in the tables alone, and feature by feature
+in each table alone (``weighted_training.py``), with every pair of optimizers of tables and of dense
+weights. An optimizer's learning rate is the one, ``--factors`` times a first guess, that is best on
+the valid split with equal weights and the first seed; all rules then train with it. ``DIR/seedN``
+of a data folder, where it exists, is the folder of that seed. Each training that has ended is a
+line of ``DIR/trainings.jsonl``; the same command goes on where it stopped. Writes the study of that
+name into ``multi_balance_places.json`` and prints its rows.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multi_balance import differences
+from pool import Job, at_best, lines_of, work_off
+from provenance import provenance
+from weighted_training import Learner, Place, Rates, learning_curve, load
+
+from stem_torchrec.balancing.rule import Rule, Situation, State
+from stem_torchrec.balancing.rules.equal import EqualRule
+from stem_torchrec.balancing.rules.mgda import MgdaRule
+from stem_torchrec.balancing.rules.multi_balance import MultiBalanceOptions, MultiBalanceRule
+from stem_torchrec.config import Config
+from stem_torchrec.config.reading import load_config
+from stem_torchrec.errors import UserError
+
+Record = dict[str, Any]
+PAIRS = ("adagrad adam", "sgd sgd", "sgd adam", "adam adam", "adagrad sgd", "adam sgd")
+"""Optimizers of tables and of dense weights, what tells most first."""
+PLACES: tuple[Place, ...] = ("everywhere", "tables", "features")
+
+
+class FullMgda(MgdaRule):
+    """Times the number of tasks, so that SGD steps as far as with equal weights."""
+
+    def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Any, State]:
+        weights, state = super().multipliers(situation, state, step)
+        return situation.active.sum() * weights, state
+
+
+RULES: dict[str, Rule[Any]] = {
+    "equal": EqualRule(),
+    "multi_balance": MultiBalanceRule(),
+    "raw Gram, floor": MultiBalanceRule(MultiBalanceOptions(matrix="gram", floor=0.5)),
+    "mgda": FullMgda(),
+}
+
+
+class Training(NamedTuple):
+    """One of a study."""
+
+    study: str
+    folder: Path
+    pair: str
+    rates: Rates
+    rule: str
+    place: Place
+    seed: int
+
+    @property
+    def key(self) -> str:
+        rates = f"{self.rates.tables:.3g} {self.rates.dense:.3g}"
+        of_data = f"{self.study}, {self.folder}, {self.pair} {rates}"
+        return f"{of_data}, {self.rule} {self.place}, seed{self.seed}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
+    lines = options.out / "trainings.jsonl"
+    do = partial(train, options)
+    queue = {"processes": options.processes, "limit_s": options.limit_s, "fork": True}
+    searched = {
+        training.key: training
+        for folder, pair in product(options.data, options.pairs)
+        for side, optimizer in sides(pair)
+        for training in candidates(options, folder, side, optimizer)
+    }
+    work_off([Job(key, t) for key, t in searched.items()], do, lines, **queue)
+    wanted = [
+        Training(options.name, folder, pair, rates, rule, place, seed)
+        for folder, pair in product(options.data, options.pairs)
+        if (rates := best_rates(options, folder, pair, lines_of(lines)))
+        for seed in range(options.seeds)
+        for rule, place in cells()
+    ]
+    wanted.sort(key=lambda training: (training.seed, options.pairs.index(training.pair)))
+    work_off([Job(t.key, t) for t in wanted], do, lines, **queue)
+    rows = summary(wanted, lines_of(lines))
+    result = {"settings": options.set, "factors": options.factors, "rows": rows}
+    write(options, result | {"provenance": provenance()})
+    for row in rows:
+        print(json.dumps(row))
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", required=True, help="of the study")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time; 0: in here")
+    parser.add_argument("--limit-s", type=float, help="begin no training after so many seconds")
+    parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value")
+    return parser.parse_args(arguments)
+
+
+def config_of(options: argparse.Namespace, folder: Path, seed: int) -> Config:
+    of_seed = folder / f"seed{seed}"
+    own = {"data.path": of_seed if of_seed.is_dir() else folder, "run.dir": "none"}
+    own |= {"run.seed": seed, "model.name": "mmoe"}
+    given = [*(f"{key}={value}" for key, value in own.items()), *options.set]
+    return load_config(options.config, [f"--{setting}" for setting in given])
+
+
+def candidates(
+    options: argparse.Namespace, folder: Path, side: str, optimizer: str
+) -> list[Training]:
+    """Equal weights and the first seed at the rates of one optimizer, of tables or dense weights;
+    beside it stands the config's Adagrad or Adam."""
+    pair = f"{optimizer} adam" if side == "tables" else f"adagrad {optimizer}"
+    base = base_rates(config_of(options, folder, seed=0), pair)._asdict()
+    return [
+        Training(options.name, folder, pair, Rates(**found), "equal", "everywhere", 0)
+        for factor in options.factors
+        for found in [base | {side: base[side] * factor}]
+    ]
+
+
+def base_rates(config: Config, pair: str) -> Rates:
+    """The config's are those of Adagrad for tables and of Adam for dense weights."""
+    of_tables, of_dense = pair.split()
+    tables = config.embedding.lr * {"adagrad": 1.0, "adam": 0.1, "sgd": 100.0}[of_tables]
+    return Rates(tables, config.optim.lr * {"adam": 1.0, "sgd": 100.0}[of_dense])
+
+
+def sides(pair: str) -> list[tuple[str, str]]:
+    return list(zip(Rates._fields, pair.split(), strict=True))
+
+
+def cells() -> list[tuple[str, Place]]:
+    """Rules with their places; equal weights are the same in all."""
+    others = [(rule, place) for rule in RULES for place in PLACES if rule != "equal"]
+    return [("equal", "everywhere"), *others]
+
+
+def train(options: argparse.Namespace, training: Training) -> Record:
+    """The figures of one training at its best epoch, by split."""
+    config = config_of(options, training.folder, training.seed)
+    data = load(config)
+    of_tables, of_dense = training.pair.split()
+    learner = Learner(
+        config, data, (of_tables, of_dense), training.rates, RULES[training.rule], training.place
+    )
+    return {"best": at_best(list(learning_curve(config, data, learner)))}
+
+
+def best_rates(
+    options: argparse.Namespace, folder: Path, pair: str, lines: Mapping[str, Record]
+) -> Rates | None:
+    """Each optimizer's that is best on the valid split; None before all have ended."""
+    chosen = {}
+    for side, optimizer in sides(pair):
+        searched = candidates(options, folder, side, optimizer)
+        if not all("best" in lines.get(t.key, {}) for t in searched):
+            return None
+        best = max(searched, key=lambda t: lines[t.key]["best"]["valid"]["auc_mean"])
+        chosen[side] = getattr(best.rates, side)
+    return Rates(**chosen)
+
+
+def summary(wanted: Sequence[Training], lines: Mapping[str, Record]) -> list[Record]:
+    """A row per folder, pair, rule and place, of the seeds that have ended."""
+    rows: list[Record] = []
+    ended: dict[tuple[Path, str, str, Place], dict[int, Record]] = {}
+    rates = {(t.folder, t.pair): t.rates for t in wanted}
+    for t in wanted:
+        if "best" in (line := lines.get(t.key, {})):
+            ended.setdefault((t.folder, t.pair, t.rule, t.place), {})[t.seed] = line["best"]
+    for (folder, pair, rule, place), by_seed in ended.items():
+        row: Record = {"data": folder.name, "optimizers": pair, "rule": rule, "place": place}
+        row |= {"rates": rates[folder, pair]._asdict(), "seeds": sorted(by_seed)}
+        equal = ended.get((folder, pair, "equal", "everywhere"), {})
+        rows.append(row | differences(by_seed, equal))
+    return rows
+
+
+def write(options: argparse.Namespace, result: Record) -> None:
+    """Beside the studies of other names."""
+    file = options.out / "multi_balance_places.json"
+    studies = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(studies | {options.name: result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
