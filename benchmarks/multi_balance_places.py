@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         for folder, pair in product(options.data, options.pairs)
         if (rates := best_rates(options, folder, pair, lines_of(lines)))
         for seed in range(options.seeds)
-        for rule, place in cells()
+        for rule, place in cells(options.rules)
     ]
     wanted.sort(key=lambda training: (training.seed, options.pairs.index(training.pair)))
     work_off([Job(t.key, t) for t in wanted], do, lines, **queue)
@@ -111,6 +111,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time; 0: in here")
@@ -152,9 +153,9 @@ def sides(pair: str) -> list[tuple[str, str]]:
     return list(zip(Rates._fields, pair.split(), strict=True))
 
 
-def cells() -> list[tuple[str, Place]]:
-    """Rules with their places; equal weights are the same in all."""
-    others = [(rule, place) for rule in RULES for place in PLACES if rule != "equal"]
+def cells(rules: Sequence[str]) -> list[tuple[str, Place]]:
+    """Rules with their places; equal weights are the same in all, and what others are held to."""
+    others = [(rule, place) for rule in rules for place in PLACES if rule != "equal"]
     return [("equal", "everywhere"), *others]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from multi_balance_places import cells, main
+from multi_balance_places import RULES, cells, main
 from torch import Tensor
 from weighted_training import Data, Learner, Place, Rates, load
 
@@ -113,7 +113,7 @@ def test_a_study_goes_on_where_it_stopped(
     main(arguments)
     studies = json.loads((tmp_path / "out" / "multi_balance_places.json").read_text())
     rows = studies["small"]["rows"]
-    assert [(row["rule"], row["place"]) for row in rows] == cells()
+    assert [(row["rule"], row["place"]) for row in rows] == cells(list(RULES))
     assert all(row["seeds"] == [0] for row in rows)
     assert all(len(row["weight"]) == 2 for row in rows[1:])
     assert rows[0]["gain"] == 0
