@@ -35,7 +35,7 @@ from stem_torchrec.config.reading import load_config
 from stem_torchrec.errors import UserError
 
 Record = dict[str, Any]
-PAIRS = ("adagrad adam", "sgd sgd", "sgd adam", "adam adam", "adagrad sgd", "adam sgd")
+PAIRS = ("adagrad adam", "sgd adam", "sgd sgd", "adam adam", "adagrad sgd", "adam sgd")
 """Optimizers of tables and of dense weights, what tells most first."""
 PLACES: tuple[Place, ...] = ("everywhere", "tables", "features")
 
@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     searched = {
         training.key: training
         for folder, pair in product(options.data, options.pairs)
-        for side, optimizer in sides(pair)
-        for training in candidates(options, folder, side, optimizer)
+        for side in Rates._fields
+        for training in candidates(options, folder, pair, side)
     }
     work_off([Job(key, t) for key, t in searched.items()], do, lines, **queue)
     wanted = [
@@ -128,17 +128,13 @@ def config_of(options: argparse.Namespace, folder: Path, seed: int) -> Config:
     return load_config(options.config, [f"--{setting}" for setting in given])
 
 
-def candidates(
-    options: argparse.Namespace, folder: Path, side: str, optimizer: str
-) -> list[Training]:
-    """Equal weights and the first seed at the rates of one optimizer, of tables or dense weights;
-    beside it stands the config's Adagrad or Adam."""
-    pair = f"{optimizer} adam" if side == "tables" else f"adagrad {optimizer}"
-    base = base_rates(config_of(options, folder, seed=0), pair)._asdict()
+def candidates(options: argparse.Namespace, folder: Path, pair: str, side: str) -> list[Training]:
+    """Equal weights and the first seed at the rates of one side, beside a first guess of the
+    other's."""
+    base = base_rates(config_of(options, folder, seed=0), pair)
+    tried = [base._replace(**{side: getattr(base, side) * factor}) for factor in options.factors]
     return [
-        Training(options.name, folder, pair, Rates(**found), "equal", "everywhere", 0)
-        for factor in options.factors
-        for found in [base | {side: base[side] * factor}]
+        Training(options.name, folder, pair, rates, "equal", "everywhere", 0) for rates in tried
     ]
 
 
@@ -147,10 +143,6 @@ def base_rates(config: Config, pair: str) -> Rates:
     of_tables, of_dense = pair.split()
     tables = config.embedding.lr * {"adagrad": 1.0, "adam": 0.1, "sgd": 100.0}[of_tables]
     return Rates(tables, config.optim.lr * {"adam": 1.0, "sgd": 100.0}[of_dense])
-
-
-def sides(pair: str) -> list[tuple[str, str]]:
-    return list(zip(Rates._fields, pair.split(), strict=True))
 
 
 def cells(rules: Sequence[str]) -> list[tuple[str, Place]]:
@@ -175,8 +167,8 @@ def best_rates(
 ) -> Rates | None:
     """Each optimizer's that is best on the valid split; None before all have ended."""
     chosen = {}
-    for side, optimizer in sides(pair):
-        searched = candidates(options, folder, side, optimizer)
+    for side in Rates._fields:
+        searched = candidates(options, folder, pair, side)
         if not all("best" in lines.get(t.key, {}) for t in searched):
             return None
         best = max(searched, key=lambda t: lines[t.key]["best"]["valid"]["auc_mean"])
