@@ -13,7 +13,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.storage.folder_choice import usable
 from stem_torchrec.storage.place import replace_text
 
-REQUEST = "predict.json"
+REQUEST = "_predict.json"  # readers of Parquet folders pass over names with _
 _ROW_GROUP_ROWS = 1 << 17
 _PARTIAL = ".partial"
 

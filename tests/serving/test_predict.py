@@ -56,6 +56,7 @@ def test_probabilities_are_those_of_evaluation(folder: Path, tmp_path: Path) -> 
     assert pq.read_metadata(tmp_path / "hour=3" / "b.parquet").num_rows == 251
     split = read(folder / "data" / "test")
     assert found["user_id"].equals(split["user_id"])
+    assert pq.read_table(tmp_path).num_rows == found.num_rows  # the folder is a Parquet data set
 
 
 def test_labels_are_not_needed_and_nothing_else_of_the_tasks(folder: Path, tmp_path: Path) -> None:

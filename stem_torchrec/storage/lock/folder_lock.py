@@ -48,8 +48,9 @@ def locked(
 ) -> Iterator[None]:
     """Hold the folder's lock; the folder is made.
 
-    ``folder/.lock`` is gone after the block. After an error it stays if the holder's launcher may
-    start another life, for which it keeps the folder as long as that launcher lives.
+    ``folder/.lock`` is gone after the block, and after an error the folder, too, if it was made here
+    and holds nothing. After an error both stay if the holder's launcher may start another life, for
+    which it keeps the folder as long as that launcher lives.
 
     Args:
         name: key or option that names the folder, for messages.
@@ -64,9 +65,10 @@ def locked(
     def refusal(other: Holder | None) -> Locked:
         return Locked(name, shown or folder, other)
 
-    file = None
+    file, is_made_here = None, False
     if isinstance(folder, Path):
         with usable(name, shown or folder):
+            is_made_here = not folder.exists()
             file = _take(folder, holder, mode, refusal)
     if file is None or isinstance(folder, StorePath):
         with leased(folder / LOCK, holder, refusal):
@@ -78,6 +80,9 @@ def locked(
         except BaseException:
             if holder.launcher is None:
                 _remove(folder)
+                if is_made_here:
+                    with suppress(OSError):  # unless something has been written
+                        folder.rmdir()
             raise
         _remove(folder)
 

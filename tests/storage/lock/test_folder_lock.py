@@ -128,6 +128,19 @@ def test_a_leftover_says_nothing(tmp_path: Path, how: str) -> None:
             pass
 
 
+@pytest.mark.parametrize("holds", ["nothing", "a file", "what was there"])
+def test_a_refused_job_leaves_no_empty_folder_behind(tmp_path: Path, holds: str) -> None:
+    folder = tmp_path / "runs" / "new"
+    if holds == "what was there":
+        folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match="refused"), locked("run.dir", folder, Holder.this()):
+        if holds == "a file":
+            (folder / "config.yaml").touch()
+        raise ValueError("refused")
+    assert folder.exists() == (holds != "nothing")
+    assert not (folder / ".lock").exists()
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "other")
