@@ -5,11 +5,11 @@
 
 Every rule weights the tasks everywhere below the fork, in the tables alone, and feature by feature
 in each table alone (``weighted_training.py``), with every pair of optimizers of tables and of dense
-weights. An optimizer's learning rate is the one, ``--factors`` times a first guess, that is best on
-the valid split with equal weights and the first seed; all rules then train with it. ``DIR/seedN``
-of a data folder, where it exists, is the folder of that seed. Each training that has ended is a
-line of ``DIR/trainings.jsonl``; the same command goes on where it stopped. Writes the study of that
-name into ``multi_balance_places.json`` and prints its rows.
+weights. Learning rates are those, ``--factors`` times a first guess, that are best on the valid
+split with equal weights and the first seed, the tables' first; all rules then train with them.
+``DIR/seedN`` of a data folder, where it exists, is the folder of that seed. Each training that has
+ended is a line of ``DIR/trainings.jsonl``; the same command goes on where it stopped. Writes the
+study of that name into ``multi_balance_places.json`` and prints its rows.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from in_memory import load
 from multi_balance import differences
 from pool import Job, at_best, lines_of, work_off
 from provenance import provenance
-from weighted_training import Learner, Place, Rates, learning_curve, load
+from weighted_training import Learner, Place, Rates, learning_curve
 
 from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.balancing.rules.equal import EqualRule
@@ -79,17 +80,18 @@ def main(arguments: list[str] | None = None) -> None:
     lines = options.out / "trainings.jsonl"
     do = partial(train, options)
     queue = {"processes": options.processes, "limit_s": options.limit_s, "fork": True}
-    searched = {
-        training.key: training
-        for folder, pair in product(options.data, options.pairs)
-        for side in Rates._fields
-        for training in candidates(options, folder, pair, side)
-    }
-    work_off([Job(key, t) for key, t in searched.items()], do, lines, **queue)
+    for side in Rates._fields:
+        searched = [
+            training
+            for folder, pair in product(options.data, options.pairs)
+            for training in candidates(options, folder, pair, side, lines_of(lines))
+        ]
+        work_off([Job(t.key, t) for t in searched], do, lines, **queue)
+    done = lines_of(lines)
     wanted = [
         Training(options.name, folder, pair, rates, rule, place, seed)
         for folder, pair in product(options.data, options.pairs)
-        if (rates := best_rates(options, folder, pair, lines_of(lines)))
+        if (rates := best_of(candidates(options, folder, pair, "dense", done), done))
         for seed in range(options.seeds)
         for rule, place in cells(options.rules)
     ]
@@ -128,14 +130,28 @@ def config_of(options: argparse.Namespace, folder: Path, seed: int) -> Config:
     return load_config(options.config, [f"--{setting}" for setting in given])
 
 
-def candidates(options: argparse.Namespace, folder: Path, pair: str, side: str) -> list[Training]:
-    """Equal weights and the first seed at the rates of one side, beside a first guess of the
-    other's."""
-    base = base_rates(config_of(options, folder, seed=0), pair)
-    tried = [base._replace(**{side: getattr(base, side) * factor}) for factor in options.factors]
+def candidates(
+    options: argparse.Namespace, folder: Path, pair: str, side: str, lines: Mapping[str, Record]
+) -> list[Training]:
+    """Equal weights and the first seed at rates of the tables, beside a first guess of the dense
+    weights'; or at rates of these beside the tables' best, none before it is known."""
+    base: Rates | None = base_rates(config_of(options, folder, seed=0), pair)
+    if side == "dense":
+        base = best_of(candidates(options, folder, pair, "tables", lines), lines)
     return [
-        Training(options.name, folder, pair, rates, "equal", "everywhere", 0) for rates in tried
+        Training(options.name, folder, pair, rates, "equal", "everywhere", 0)
+        for factor in options.factors
+        if base
+        for rates in [base._replace(**{side: getattr(base, side) * factor})]
     ]
+
+
+def best_of(searched: Sequence[Training], lines: Mapping[str, Record]) -> Rates | None:
+    """Those best on the valid split; None before all have ended."""
+    if not searched or not all("best" in lines.get(t.key, {}) for t in searched):
+        return None
+    best = max(searched, key=lambda t: lines[t.key]["best"]["valid"]["auc_mean"])
+    return best.rates
 
 
 def base_rates(config: Config, pair: str) -> Rates:
@@ -160,20 +176,6 @@ def train(options: argparse.Namespace, training: Training) -> Record:
         config, data, (of_tables, of_dense), training.rates, RULES[training.rule], training.place
     )
     return {"best": at_best(list(learning_curve(config, data, learner)))}
-
-
-def best_rates(
-    options: argparse.Namespace, folder: Path, pair: str, lines: Mapping[str, Record]
-) -> Rates | None:
-    """Each optimizer's that is best on the valid split; None before all have ended."""
-    chosen = {}
-    for side in Rates._fields:
-        searched = candidates(options, folder, pair, side)
-        if not all("best" in lines.get(t.key, {}) for t in searched):
-            return None
-        best = max(searched, key=lambda t: lines[t.key]["best"]["valid"]["auc_mean"])
-        chosen[side] = getattr(best.rates, side)
-    return Rates(**chosen)
 
 
 def summary(wanted: Sequence[Training], lines: Mapping[str, Record]) -> list[Record]:

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from in_memory import Data, load
 from multi_balance_places import RULES, cells, main
 from torch import Tensor
-from weighted_training import Data, Learner, Place, Rates, load
+from weighted_training import Learner, Place, Rates
 
 from stem_torchrec.balancing import Options, Rule, Situation, State
 from stem_torchrec.balancing.rules.equal import EqualRule
