@@ -21,12 +21,12 @@ class Found(NamedTuple):
     Attributes:
         gram: (T, T); zeros before the first.
         balanced: what the rule made of it; None before the first.
-        before: multipliers and state as they were before it, in its own step.
+        is_new: whether multipliers and state have yet to take it over, see ``settle``.
     """
 
     gram: Tensor
     balanced: Balanced | None = None
-    before: Sequence[Tensor] = ()
+    is_new: bool = False
 
 
 class AppliedRule(nn.Module):
@@ -38,6 +38,9 @@ class AppliedRule(nn.Module):
             alone. Give it a group of its own where something else reduces during the backward:
             collectives of one group have to come in the same order on every rank.
         gram_every: steps from one Gram matrix to the next; between them multipliers stay.
+
+    What a step finds is new until it is settled: multipliers and state are those from before it, so
+    that a step that is left out needs no copy of them.
 
     Attributes:
         multipliers: (T,) float32, what each task's gradient was last multiplied with.
@@ -117,7 +120,7 @@ class AppliedRule(nn.Module):
     def begin(self, step: int) -> None:
         """Before each step: its number, which seeds random rules and paces the Gram matrix."""
         self._step = step
-        self.found = self.found._replace(before=())
+        self.found = self.found._replace(is_new=False)
 
     def observe(self, losses: Tensor | Sequence[Tensor]) -> None:
         """Tell a rule that reads them this rank's T losses of the step, before the backward.
@@ -134,47 +137,70 @@ class AppliedRule(nn.Module):
     def set_from_ranks(self, local: Tensor) -> None:
         """Add this rank's part (T, T) of the Gram matrix to the others' and apply the rule.
 
-        Collective, with the observed losses in the same reduction.
+        Collective, with the observed losses in the same reduction if the rule needs them.
 
         Raises:
             RuntimeError: the rule needs losses and none were observed.
         """
-        if self._losses is None:
-            if self._rule.needs_losses:
-                raise RuntimeError(
-                    f"{type(self._rule).__name__} needs the losses: call observe(losses) between "
-                    "the forward and the backward"
-                )
-            # A rule that reads them all the same gets nothing usable, and says so.
-            self._losses = local.new_full((self.num_tasks,), torch.nan)
-        # A rank's gradient is W times its share; the mean over ranks takes one W of the two.
-        parts = torch.cat([local.flatten() / self.world_size, self._losses.to(local.dtype)])
-        mean = self._rank_mean(parts)
-        self.set_from(mean[: local.numel()].view_as(local), mean[local.numel() :])
+        losses = self._losses if self._rule.needs_losses else local.new_empty(0)
+        if losses is None:
+            raise RuntimeError(
+                f"{type(self._rule).__name__} needs the losses: call observe(losses) between the "
+                "forward and the backward"
+            )
+        if self.world_size > 1:
+            # A rank's gradient is W times its share; the mean over ranks takes one W of the two.
+            parts = [local.flatten() / self.world_size, losses.to(local.dtype)]
+            mean = self._rank_mean(torch.cat(parts))
+            local, losses = mean[: local.numel()].view_as(local), mean[local.numel() :]
+        self.set_from(local, losses)
 
     def set_from(self, gram: Tensor, losses: Tensor) -> None:
-        """Let the rule turn the global Gram matrix (T, T) and losses (T,) into multipliers."""
+        """Let the rule turn the global Gram matrix (T, T) and losses (T,) into multipliers.
+
+        They are new until ``settle``. Losses that the rule does not need are not looked at.
+        """
         state = {name: getattr(self, f"state_{name}") for name in self._state_names}
-        before = [value.clone() for value in self._changing()]
         balanced = self._balance(self._rule, gram, losses, state, self._step)
-        self.found = Found(gram if self.needs_gram else self.found.gram, balanced, before)
-        for name, value in balanced.state.items():
-            getattr(self, f"state_{name}").copy_(value)
-        self.multipliers.copy_(balanced.multipliers)
+        self.found = Found(gram if self.needs_gram else self.found.gram, balanced, is_new=True)
+
+    @property
+    def newest(self) -> Tensor:
+        """(T,) float32 multipliers of the step under way."""
+        balanced = self.found.balanced
+        if balanced is None or not self.found.is_new:
+            return self.multipliers
+        return balanced.multipliers
+
+    def settle(self, left_out: Tensor | None = None) -> None:
+        """After the backward: let multipliers and state be what this step found, if it did.
+
+        Args:
+            left_out: () bool, whether the step is left out, and they stay; looked at on the
+                device. None where no step ever is.
+        """
+        balanced = self.found.balanced
+        if balanced is not None and self.found.is_new:
+            new = {f"state_{name}": value for name, value in balanced.state.items()}
+            for name, value in {"multipliers": balanced.multipliers, **new}.items():
+                kept = self.get_buffer(name)
+                if left_out is None:
+                    kept.copy_(value)
+                else:
+                    torch.where(left_out, kept, value.to(kept.dtype), out=kept)
+        self.found = self.found._replace(is_new=False)
 
     @property
     def world_size(self) -> int:
         return self._group.size() if self._group is not None else 1
 
     def _rank_mean(self, local: Tensor) -> Tensor:
-        if self._group is None or self.world_size == 1:
-            return local
         dist.all_reduce(local, group=self._group)
         return local / self.world_size
 
     def last_state(self) -> dict[str, Any] | None:
         """What ``metrics`` reports on, on the host; None before the first Gram matrix."""
-        gram, balanced, _ = self.found
+        gram, balanced = self.found.gram, self.found.balanced
         if balanced is None:
             return None
         last = balanced._asdict() | {"gram": gram}
@@ -195,28 +221,15 @@ class AppliedRule(nn.Module):
         )
         self.found = Found(state["gram"].to(device), balanced)
 
-    def undo(self, left_out: Tensor) -> None:
-        """Take back what this step did to multipliers and state, where it made a Gram matrix.
-
-        Args:
-            left_out: () bool, whether to; looked at on the device.
-        """
-        for value, before in zip(self._changing(), self.found.before, strict=False):
-            value.copy_(torch.where(left_out, before, value))
-        self.found = self.found._replace(before=())
-
     def metrics(self) -> dict[str, Tensor]:
         """Figures of the last step with a Gram matrix, see ``report.py``; nothing before the first.
 
         Without those of gradients where the rule needs none.
         """
-        gram, balanced, _ = self.found
+        gram, balanced = self.found.gram, self.found.balanced
         if balanced is None:
             return {}
         return balance_metrics(gram, balanced) if self.needs_gram else rule_metrics(balanced)
-
-    def _changing(self) -> list[Tensor]:
-        return [self.multipliers, *(getattr(self, f"state_{name}") for name in self._state_names)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As ``nn.Module`` does, but ``half()`` and its like leave the state's precision."""

@@ -84,6 +84,7 @@ class Balancer(AppliedRule):
             self.set_from_ranks(
                 gradients.inner_products() if self.needs_gram else torch.diag(gradients.sizes())
             )
+            self.settle()
         self._losses = None
         self._step += 1
         return self.multipliers

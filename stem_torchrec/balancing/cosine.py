@@ -15,5 +15,9 @@ def gradient_norms(gram: Tensor) -> Tensor:
 def cosines(gram: Tensor) -> Tensor:
     """(T, T) cosine matrix C; rows and columns of a zero gradient are 0, C_tt included."""
     norms = gradient_norms(gram)
-    inverse = torch.where(norms > 0, norms, torch.inf).reciprocal()
-    return (gram * inverse.unsqueeze(1) * inverse.unsqueeze(0)).clamp(-1.0, 1.0)
+    return over_norms(gram, torch.where(norms > 0, norms, torch.inf))
+
+
+def over_norms(gram: Tensor, norms: Tensor) -> Tensor:
+    """``cosines`` where the norms (T,) are known, of a zero gradient any number but 0."""
+    return (gram / norms / norms.unsqueeze(1)).clamp(-1.0, 1.0)

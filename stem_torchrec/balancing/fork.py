@@ -28,6 +28,7 @@ def forked(
     *values: Tensor,
     keep: int = 0,
     gates: list[GateGradient] | None = None,
+    guarded: bool = False,
 ) -> tuple[Tensor, ...]:
     """Each value (...) once per task, (T, ...), without a copy.
 
@@ -37,8 +38,10 @@ def forked(
     Args:
         keep: how many values, from the first, ``weigh`` is given too.
         gates: where a gate leaves the last value's gradient in factors.
+        guarded: whatever is not finite makes the whole step be left out. A task that is not, and
+            has multiplier 0, may then go into the sums, which a GPU would have to copy it to avoid.
     """
-    found = _Fork.apply(weigh, num_tasks, keep, gates, *values)
+    found = _Fork.apply(weigh, num_tasks, keep, gates, guarded, *values)
     assert isinstance(found, tuple)
     return found
 
@@ -51,9 +54,10 @@ class _Fork(torch.autograd.Function):
         num_tasks: int,
         keep: int,
         gates: list[GateGradient] | None,
+        guarded: bool,
         *values: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.weigh, ctx.gates = weigh, gates
+        ctx.weigh, ctx.gates, ctx.guarded = weigh, gates, guarded
         ctx.save_for_backward(*values[:keep])
         return tuple(value.expand(num_tasks, *value.shape) for value in values)
 
@@ -67,11 +71,15 @@ class _Fork(torch.autograd.Function):
         # Products and sums of gradients are no place for autocast's lower precision.
         with torch.autocast(gradients[0].device.type, enabled=False):
             multipliers = ctx.weigh(by_task, *ctx.saved_tensors)
-            return None, None, None, None, *(part.combined(multipliers) for part in by_task)
+            if not ctx.guarded:
+                by_task = [part.taking_part(multipliers) for part in by_task]
+            return *[None] * 5, *(part.combined(multipliers) for part in by_task)
 
 
 class BalancedFork(AppliedRule):
     """Hands each task its own view of a trunk and adds the gradients up as a rule says.
+
+    For a train step that is left out as a whole where a gradient is not finite.
 
     One ordinary backward runs: at the fork all T gradients meet, their Gram matrix is summed over
     ranks, the rule turns it into multipliers a_t, and sum_t a_t g_t goes on to the trunk and the
@@ -112,7 +120,7 @@ class BalancedFork(AppliedRule):
             self.features = features
         gates: list[GateGradient] = []
         weigh = partial(self._weigh, trunk)
-        x, y = forked(weigh, num_tasks, features, outputs, keep=1, gates=gates)
+        x, y = forked(weigh, num_tasks, features, outputs, keep=1, gates=gates, guarded=True)
         return Forked(Handle(features, outputs), Handle(x, y, gates))
 
     @contextmanager
@@ -130,4 +138,4 @@ class BalancedFork(AppliedRule):
             return torch.eye(len(self.multipliers), device=self.multipliers.device)[self._only]
         if self._gram is not None and self.is_due:
             self.set_from_ranks(self._gram(trunk, features, Gradients(*by_task)))
-        return self.multipliers
+        return self.newest

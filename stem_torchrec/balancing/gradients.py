@@ -11,6 +11,7 @@ from torch import Tensor
 from stem_torchrec.nn.exact import exact, float32_products
 from stem_torchrec.nn.fork import GateGradient
 from stem_torchrec.nn.gates import weighted_sums
+from stem_torchrec.nn.mlp import num_parts
 
 
 class TaskGradients(Protocol):
@@ -24,8 +25,12 @@ class TaskGradients(Protocol):
         """(T, ..., number, H) of the first rows."""
         ...
 
+    def taking_part(self, multipliers: Tensor) -> "TaskGradients":
+        """The same, 0 for a task with a_t = 0: one that is NaN then leaves no trace in a sum."""
+        ...
+
     def combined(self, multipliers: Tensor) -> Tensor:
-        """sum_t a_t g_t; a task with a_t = 0 leaves no trace, be its gradient NaN."""
+        """sum_t a_t g_t."""
         ...
 
     def sizes(self) -> Tensor:
@@ -57,8 +62,11 @@ class Whole:
     def rows(self, number: int) -> Tensor:
         return self._gradients[..., :number, :]
 
+    def taking_part(self, multipliers: Tensor) -> "Whole":
+        return Whole(taking_part(self._gradients, multipliers))
+
     def combined(self, multipliers: Tensor) -> Tensor:
-        flat = exact(taking_part(self._gradients, multipliers).flatten(start_dim=1))
+        flat = exact(self._gradients.flatten(start_dim=1))
         with float32_products():
             combined = multipliers.to(flat.dtype) @ flat
         return combined.view(self._gradients.shape[1:]).to(self._gradients.dtype)
@@ -77,27 +85,37 @@ class Factored:
         self._weights, self._mixture = factors
 
     def inner_products(self) -> Tensor:
-        pairs = _row_products(exact(self._weights)) * _row_products(exact(self._mixture))
-        return pairs.sum(dim=0)
+        weights, mixture = (part.transpose(0, 1) for part in (self._weights, self._mixture))
+        return (_products(weights) * _products(mixture)).sum(dim=0)
 
     def rows(self, number: int) -> Tensor:
         weights = self._weights[:, :number].transpose(1, 2).unsqueeze(-1)
         return (weights * self._mixture[:, None, :number]).to(self._mixture.dtype)
 
+    def taking_part(self, multipliers: Tensor) -> "Factored":
+        parts = (taking_part(part, multipliers) for part in (self._weights, self._mixture))
+        return Factored(GateGradient(*parts))
+
     def combined(self, multipliers: Tensor) -> Tensor:
-        weights = taking_part(self._weights, multipliers) * multipliers.view(-1, 1, 1)
-        mixture = taking_part(self._mixture, multipliers)
-        return weighted_sums(weights.permute(2, 1, 0), [mixture])
+        weights = self._weights * multipliers.view(-1, 1, 1)
+        return weighted_sums(weights.permute(2, 1, 0), [self._mixture])
 
     def sizes(self) -> Tensor:
         return _sizes(self._weights) * _sizes(self._mixture)
 
 
-def inner_products(gradients: Tensor) -> Tensor:
-    """(T, ...) -> (T, T), in float32 at least."""
-    flat = exact(gradients.flatten(start_dim=1))
-    with float32_products():
-        return flat @ flat.t()
+def inner_products(gradients: Tensor, parts: int | None = None) -> Tensor:
+    """(T, ...) -> (T, T), in float32 at least.
+
+    Args:
+        parts: in which the numbers of a gradient are gone through, side by side: all of them are
+            one tile for a GPU's matrix product, through which it walks alone. As many as suit the
+            device if None.
+    """
+    flat = gradients.flatten(start_dim=1)
+    if parts is None:
+        parts = num_parts(flat.shape[1]) if flat.is_cuda else 1
+    return _products(flat.unflatten(1, (parts, -1)).transpose(0, 1)).sum(dim=0)
 
 
 def taking_part(gradients: Tensor, multipliers: Tensor) -> Tensor:
@@ -115,7 +133,10 @@ def _sizes(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values.flatten(start_dim=1), 1, dim=1, dtype=dtype)
 
 
-def _row_products(values: Tensor) -> Tensor:
-    """(T, B, N) -> (B, T, T)."""
+def _products(values: Tensor) -> Tensor:
+    """(N, T, K) -> (N, T, T) inner products over K, in float32 at least."""
+    if values.is_cuda and values.dtype == torch.bfloat16:  # summed in float32 without a copy in it
+        return torch.bmm(values, values.transpose(1, 2), out_dtype=torch.float32)
+    values = exact(values)
     with float32_products():
-        return torch.bmm(values.transpose(0, 1), values.permute(1, 2, 0))
+        return torch.bmm(values, values.transpose(1, 2))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stem_torchrec.balancing.gradients import Gradients, inner_products
+from stem_torchrec.nn.mlp import BatchedMlp
 
 
 class Gram(Protocol):
@@ -39,7 +40,8 @@ class PooledGram:
 
     The T gradients at the fork are pulled through the trunk for the first ``rows`` rows of the
     local batch alone: rows are shuffled, and the matrix is scaled up to the whole batch. With
-    ``rows`` null it is exact. Dropout of the trunk is left out.
+    ``rows`` null it is exact. Dropout of the trunk is left out. A gradient that is not finite in
+    other rows is not seen here: it goes on, and the step is left out.
 
     Args:
         width: columns of x that are pooled features; the rest are dense features.
@@ -55,18 +57,17 @@ class PooledGram:
         rows = min(batch, self._rows or batch)
         pulled = _pull(trunk, features[:rows], gradients.outputs.rows(rows))
         pooled = pulled + gradients.features.rows(rows)
-        gram = inner_products(pooled[..., : self._width]) * (batch / rows)
-        if rows == batch:
-            return gram
-        # Nothing but NaN where a value outside these rows is not finite.
-        return gram + 0.0 * NoGram()(trunk, features, gradients)
+        gram = inner_products(pooled[..., : self._width])
+        return gram if rows == batch else gram * (batch / rows)
 
 
 def _pull(trunk: nn.Module, features: Tensor, at_outputs: Tensor) -> Tensor:
     """(T, B, I) gradients of the trunk's input from (T, M, B, H) ones of its output.
 
-    One forward, a backward per task; no weight gets a gradient.
+    One forward; a backward per task, or one for all through perceptrons; no weight gets a gradient.
     """
+    if isinstance(trunk, BatchedMlp):
+        return trunk.input_gradients(features, at_outputs)
     training = trunk.training
     trunk.eval()
     lowered = at_outputs.dtype == torch.bfloat16  # as the outputs were that they are gradients of

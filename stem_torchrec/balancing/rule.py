@@ -5,6 +5,7 @@ what the tasks share is Σ_t α_t g_t.
 """
 
 import abc
+from collections.abc import Sequence
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ class Situation(NamedTuple):
     Attributes:
         gram: (T, T) float64, symmetric, 0 in the rows and columns of tasks that are not active.
             For a rule that needs no Gram matrix it may be any with a positive diagonal.
-        losses: (T,) float64; 0 for tasks that are not active.
+        losses: (T,) float64; 0 for tasks that are not active, NaN for a rule that needs none.
         active: (T,) bool: labelled somewhere in the global batch, gradient finite and not zero.
 
     >>> import torch
@@ -130,7 +131,7 @@ def balance(
 
     A task takes part if it is labelled and its gradient is finite and not zero. One that does not
     has multiplier 0 and keeps its entries of the state. If no task takes part, or the rule's
-    result is not finite, the multipliers are 1 for every task with a finite gradient, the state
+    result is not finite in float32, the multipliers are 1 for every task with a finite gradient, the state
     stays as it was, and ``fallback`` is set.
 
     Not collective, no host sync; every rank passes bit-identical arguments and gets bit-identical
@@ -138,7 +139,7 @@ def balance(
 
     Args:
         gram: (T, T) float32 over the global batch.
-        losses: (T,) of the global batch.
+        losses: (T,) of the global batch; any where the rule does not need them.
         state: of ``rule.initial_state`` or the previous step.
         step: of the run, from 0.
         labelled: (T,) bool: some sample of the global batch has a label of the task. If None, a
@@ -150,34 +151,44 @@ def balance(
     tensor([0.7500, 0.2500])
     """
     gram = gram.detach().double()
+    zero = gram.new_zeros(())  # with a number in its place each choice makes one of its own
     finite = _finite_tasks(gram)
     active = finite & (gram.diagonal() > 0)
     if labelled is not None:
         active = active & labelled
     pairs = active.unsqueeze(0) & active.unsqueeze(1)
     situation = Situation(
-        gram=torch.where(pairs, 0.5 * (gram + gram.T), 0.0),
-        losses=torch.where(active, losses.detach().double(), 0.0),
+        gram=torch.where(pairs, gram.lerp(gram.T, 0.5), zero),
+        losses=torch.where(active, losses.detach().double(), zero)
+        if rule.needs_losses
+        else torch.full_like(gram[0], torch.nan),
         active=active,
     )
     found, proposed = rule.multipliers(situation, state, step)
-    multipliers = torch.where(active, found, 0.0).float()
-    usable = active.any() & torch.isfinite(multipliers).all()
-    for name, old in state.items():
-        changed = torch.where(_rows(active, old), proposed[name], old)
-        usable = usable & torch.isfinite(changed).all()
-    next_state = {
-        name: torch.where(_rows(active & usable, old), proposed[name], old)
-        for name, old in state.items()
+    multipliers = torch.where(active, found, zero)
+    changed = {
+        name: torch.where(_rows(active, old), proposed[name], old) for name, old in state.items()
     }
-    equal = finite.to(multipliers.dtype)
-    return Balanced(torch.where(usable, multipliers, equal), next_state, active, ~usable)
+    usable = active.any() & _are_finite([multipliers, *changed.values()])
+    return Balanced(
+        torch.where(usable, multipliers, finite.to(multipliers.dtype)).float(),
+        {name: torch.where(usable, changed[name], old) for name, old in state.items()},
+        active,
+        ~usable,
+    )
 
 
 def _finite_tasks(gram: Tensor) -> Tensor:
     """(T,) bool: the task's own product, and those with other finite tasks, are finite."""
-    own = torch.isfinite(gram.diagonal())
-    return own & (torch.isfinite(gram) | ~own.unsqueeze(0)).all(dim=1)
+    finite = gram.abs() < torch.inf
+    own = finite.diagonal()
+    return own & (finite | ~own).all(dim=1)
+
+
+def _are_finite(parts: Sequence[Tensor]) -> Tensor:
+    """() bool: all numbers are, as float32, too."""
+    numbers = torch.cat([part.flatten() for part in parts if part.is_floating_point()])
+    return torch.linalg.vector_norm(numbers, torch.inf) < torch.finfo(torch.float32).max
 
 
 def _rows(tasks: Tensor, like: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ from torch import Tensor
 def project_on_simplex(values: Tensor, active: Tensor) -> Tensor:
     """The nearest point with entries >= 0 that sum to 1, inactive entries 0.
 
-    Sorts, then shifts by the largest of the candidate thresholds (Held, Wolfe & Crowder, 1974;
-    Duchi et al., ICML 2008, figure 1). No host sync.
+    All entries are shifted by one threshold (Held, Wolfe & Crowder, 1974; Duchi et al., ICML 2008,
+    figure 1): of the sums of the largest entries, less 1, over their number, the largest. The
+    entries are not sorted for that, but all pairs compared, which a GPU does in fewer launches. No
+    host sync.
 
     Args:
         values: (T,) floating point.
@@ -17,16 +19,14 @@ def project_on_simplex(values: Tensor, active: Tensor) -> Tensor:
     Returns:
         (T,) of the same dtype.
     """
-    lowest = torch.where(active, values, -torch.inf)
-    ordered = lowest.sort(descending=True).values
-    inside = ordered > -torch.inf
-    size = values.shape[0]
-    # A product with a triangle of ones: cumsum has no deterministic CUDA kernel.
-    ones = torch.ones(size, size, dtype=values.dtype, device=values.device).tril()
-    sums = ones @ torch.where(inside, ordered, 0.0)
-    counts = torch.arange(1, size + 1, dtype=values.dtype, device=values.device)
-    threshold = torch.where(inside, (sums - 1.0) / counts, -torch.inf).max()
-    return torch.where(active, (values - threshold).clamp_min(0.0), 0.0)
+    # Far below every entry; a power of two, so that its multiples are exact.
+    out = -(torch.finfo(values.dtype).tiny ** -0.5)
+    entries = torch.where(active, values, out)
+    # [s, t]: whether entry t is among the largest, those from s on. No cumsum and no sort: the
+    # first has no deterministic CUDA kernel, the second several.
+    largest = (entries >= entries.unsqueeze(1)).to(values.dtype)
+    threshold = ((largest @ entries - 1.0) / largest.sum(dim=1)).max()
+    return (entries - threshold).clamp_min(0.0)
 
 
 def softmax_over(values: Tensor, active: Tensor) -> Tensor:

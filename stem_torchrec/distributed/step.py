@@ -45,8 +45,8 @@ class TrainStep:
         recommender: sharded.
         gradients: a batch's, as ``ForwardBackward`` makes them. Collective.
         precision: of the model's products; those of its forward are the dense step's own affair.
-        undo: called after each step with the () bool of a step that is left out, for what its
-            forward changed.
+        settle: called after each step with the () bool of a step that is left out: what its
+            backward found out is kept now, or not.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class TrainStep:
         ranks: Ranks,
         inputs: Inputs,
         precision: DensePrecision = FLOAT32,
-        undo: Callable[[Tensor], None] | None = None,
+        settle: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._recommender = recommender
         self._gradients = gradients
         self._optimizers = optimizers
         self._ranks = ranks
-        self._undo = undo
+        self._settle = settle
         self._inputs = inputs
         self._precision = precision
 
@@ -79,8 +79,8 @@ class TrainStep:
         self._inputs.exchange_next()
         if not (self._optimizers.need_gradients and bool(found.skipped)):
             self._update(found)
-        if self._undo is not None:
-            self._undo(found.skipped)
+        if self._settle is not None:
+            self._settle(found.skipped)
         self._inputs.end()
         return StepOutput(batch, found.dense, found.skipped)
 

@@ -88,13 +88,13 @@ class Extraction(nn.Module):
         return self._next_shared(forked.shared, own_out), mixed
 
     def _gate_input(self, shared: Tensor, tasks: Tensor) -> tuple[Tensor, ...]:
-        """Columns of each gate, and common ones after them where all gates read one copy."""
+        """Columns of each gate, and after them the shared ones, one copy for all gates or each."""
         if self.gate_input == "task":
             return (tasks,)
         if self.gate_input == "shared":
             return (shared.expand_as(tasks),)
-        if len(shared) == 1 < len(tasks) and self.gates.mlp.hidden:
-            return tasks, shared[0]
+        if len(tasks) > 1 and self.gates.mlp.hidden:
+            return tasks, shared[0] if len(shared) == 1 else shared
         return (torch.cat([tasks, shared.expand_as(tasks)], dim=-1),)
 
     def _next_shared(self, shared: Handle, own_out: Tensor) -> Tensor:

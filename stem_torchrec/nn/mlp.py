@@ -5,6 +5,7 @@ K perceptrons, B rows, widths I -> ... -> O.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -73,15 +74,17 @@ class BatchedLinear(Owned):
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
 
     def of_two(self, own: Tensor, common: Tensor) -> Tensor:
-        """``forward`` of own columns (K, B, I_1) with common ones (B, I_2) after them.
+        """``forward`` of own columns (K, B, I_1), common ones, (B, I_2) or (K, B, I_2), after them.
 
-        A product each, of which that of the common columns is one for all K maps: side by side
-        they would be written, and their gradient too, K times.
+        A product each, of which that of one copy of the common columns is one for all K maps: side
+        by side they would be written, and their gradient too, K times.
         """
-        of_own, of_common = self.weight.split([own.shape[2], common.shape[1]], dim=1)
+        of_own, of_common = self.weight.split([own.shape[2], common.shape[-1]], dim=1)
+        found = torch.baddbmm(self.bias.unsqueeze(1), own, of_own)
+        if common.dim() == 3:
+            return torch.baddbmm(found, common, of_common)
         columns = common @ of_common.transpose(0, 1).flatten(1)
-        by_map = columns.unflatten(1, (len(own), -1)).transpose(0, 1)
-        return by_map + torch.baddbmm(self.bias.unsqueeze(1), own, of_own)
+        return columns.unflatten(1, (len(own), -1)).transpose(0, 1) + found
 
 
 class NarrowProduct(torch.autograd.Function):
@@ -175,8 +178,8 @@ class BatchedMlp(nn.Module):
         """(K, B, I), or (B, I) that all K read, -> (K, B, O).
 
         Args:
-            common: (B, I_2), columns that all K read after their own, which are fewer then; there
-                is a hidden layer.
+            common: (B, I_2), columns that all K read after their own, which are fewer then; or a
+                copy for each, (K, B, I_2). There is a hidden layer.
         """
         if x.dim() == 2:
             x = x.expand(self.num, -1, -1)
@@ -185,3 +188,38 @@ class BatchedMlp(nn.Module):
             x = layer(x) if k or common is None else layer.of_two(x, common)
             x = self.dropout(x.relu_())
         return in_float32(self.last, x) if self.last is not None else x
+
+    @torch.no_grad()
+    def input_gradients(self, x: Tensor, at_outputs: Tensor) -> Tensor:
+        """T gradients (T, K, B, O) of the outputs, pulled through at once: (T, B, I) of the input.
+
+        As T backwards of ``forward`` without dropout, in two operations per layer instead of 2 T.
+
+        Args:
+            x: (B, I), which all K read.
+            at_outputs: of the type in which the outputs were made, as products here are.
+        """
+        dtype = at_outputs.dtype
+        layers = [*self.hidden, *([] if self.last is None else [self.last])]
+        weights = [layer.weight.to(dtype) for layer in layers]
+        values, activations = x.to(dtype).expand(self.num, -1, -1), []
+        for layer, weight in zip(self.hidden, weights, strict=False):
+            assert isinstance(layer, BatchedLinear)
+            values = torch.baddbmm(layer.bias.to(dtype).unsqueeze(1), values, weight).relu_()
+            activations.append(values)
+        found = at_outputs.transpose(0, 1)  # tasks beside rows: (K, T, B, O)
+        if self.last is not None:
+            found = _by_weights(found, weights.pop())
+        for weight, active in zip(reversed(weights), reversed(activations), strict=True):
+            found = _by_weights(_through_relu(found, active.unsqueeze(1)), weight)
+        return (found[0] if self.num == 1 else found.sum(dim=0)).to(x.dtype)
+
+
+_through_relu = partial(torch.ops.aten.threshold_backward, threshold=0)
+"""(gradient of a ReLU's output, that output) -> gradient of its input."""
+
+
+def _by_weights(gradients: Tensor, weight: Tensor) -> Tensor:
+    """(K, T, B, O) gradients of an affine map's output, (K, I, O) weights -> (K, T, B, I)."""
+    found = torch.bmm(gradients.flatten(1, 2), weight.transpose(1, 2))
+    return found.unflatten(1, gradients.shape[1:3])

@@ -88,7 +88,7 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     planned = plan_on_first_rank(config, named, ranks)
     model = shard(config, named, planned, ranks)
     optimizers = Optimizers(config, model)
-    undo = fork.undo if fork is not None else None
+    settle = fork.settle if fork is not None else None
     if config.train.compile == "on":
         compile_model(recommender.model)
         if fork is not None:
@@ -103,7 +103,7 @@ def build(config: Config, ranks: Ranks, schema: Schema | None = None) -> Session
     inputs = input_pipeline(
         config.distributed.pipeline, recommender, ranks.device, exchanges=not local
     )
-    step = TrainStep(recommender, gradients, optimizers, ranks, inputs, precision, undo)
+    step = TrainStep(recommender, gradients, optimizers, ranks, inputs, precision, settle)
     splits = ranks.on_first(lambda: _splits(config.data.path))
     return Session(
         config, schema, ranks, model, recommender, optimizers, step, fork, planned.report, splits

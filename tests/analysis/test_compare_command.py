@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stem_torchrec.analysis import training_process
 from stem_torchrec.checkpoint.manifest import Manifest, write_manifest
 from stem_torchrec.cli import main
+from tests.support.forked import commands_are_forked
 from tests.support.prepared import TASKS, small_config, small_data
 
 COMBINATIONS = ("stem_net equal model.gate_input=both", "stem_net equal model.gate_input=task")
@@ -32,6 +35,12 @@ class Comparison:
 
     def run_dir(self, gate_input: str, seed: int) -> Path:
         return self.out / "runs" / f"stem_net-equal-model.gate_input={gate_input}-seed{seed}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked() -> Iterator[None]:
+    with commands_are_forked(training_process):
+        yield
 
 
 @pytest.fixture(scope="module")

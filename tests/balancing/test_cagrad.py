@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from stem_torchrec.balancing.rules.cagrad import CaGradOptions, CaGradRule, worst_case_weights
@@ -30,10 +31,15 @@ class Inner:
     def oracle(self) -> float:
         """The best of several starts of a sequential quadratic program."""
         size = len(self.mean)
+        gram, products, radius = self.gram.numpy(), self.products.numpy(), float(self.radius)
         values = []
+
+        def value(w: NDArray[np.float64]) -> float:
+            return float(products @ w + radius * np.sqrt(max(w @ gram @ w, 0)))
+
         for start in (self.mean.numpy(), *np.eye(size)[: min(size, 8)] * 0.5 + 0.5 / size):
             found = minimize(
-                lambda w: self(torch.from_numpy(w)),
+                value,
                 start,
                 method="SLSQP",
                 bounds=[(0, 1)] * size,

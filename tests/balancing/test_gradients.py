@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stem_torchrec.balancing.gradients import Factored, Whole
+from stem_torchrec.balancing.gradients import Factored, Whole, inner_products
 from stem_torchrec.balancing.gram import _pull
 from stem_torchrec.nn.fork import GateGradient
 
@@ -44,7 +44,8 @@ def test_a_task_that_is_not_finite_is_marked_and_leaves_no_trace(which):
         assert spoilt.sizes().isfinite().tolist() == [True, False, True]
         assert expected.sizes().isfinite().all()
         assert (expected.sizes() > 0).all()
-        torch.testing.assert_close(spoilt.combined(multipliers), expected.combined(multipliers))
+        found = spoilt.taking_part(multipliers).combined(multipliers)
+        torch.testing.assert_close(found, expected.combined(multipliers))
 
 
 def test_products_of_bfloat16_gradients_are_float32():
@@ -59,6 +60,32 @@ def test_products_of_bfloat16_gradients_are_float32():
         assert gram.dtype == torch.float32
         torch.testing.assert_close(gram, expected.inner_products().float(), rtol=1e-5, atol=1e-5)
         assert found.combined(torch.ones(T)).dtype == mixture.dtype
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_inner_products_in_parts(parts):
+    torch.manual_seed(0)
+    gradients = torch.randn(T, 4, 6)
+    found = inner_products(gradients, parts)
+    torch.testing.assert_close(found, gradients.flatten(1) @ gradients.flatten(1).T)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpus_products_are_those_of_the_cpu(dtype):
+    torch.manual_seed(0)
+    weights, mixture = torch.rand(T, 4096, M), torch.randn(T, 4096, 64).to(dtype)
+    for part, on_gpu in (
+        (Whole(mixture), Whole(mixture.cuda())),
+        (
+            Factored(GateGradient(weights, mixture)),
+            Factored(GateGradient(weights.cuda(), mixture.cuda())),
+        ),
+    ):
+        expected = part.inner_products()
+        close = {"rtol": 1e-5, "atol": 1e-4 * float(expected.max())}
+        torch.testing.assert_close(on_gpu.inner_products().cpu(), expected, **close)
 
 
 def test_the_trunk_is_gone_through_as_its_outputs_were_made():

@@ -58,6 +58,60 @@ def test_equals_the_formula_over_ten_steps(matrix, floor, beta):
         np.testing.assert_allclose(found[step].numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
+def step_by_definition(gram, active, average, weights, steps, options):
+    """The formula on the active tasks alone, in float64; what is left out stays."""
+    norms = np.sqrt(np.diag(gram)[active])
+    uniform = np.full(len(norms), 1 / len(norms))
+    used = gram[np.ix_(active, active)]
+    if options.matrix == "cosine":
+        used = np.clip(used / np.outer(norms, norms), -1, 1)
+    steps[active] += 1
+    average[active] += options.gamma * (norms - average[active])
+    before = projected(weights[active])
+    size = options.beta or 1 / np.abs(used).sum(axis=1).max()
+    moved = before - size * (used @ (before + options.rho * uniform))
+    least = options.floor * uniform
+    weights[active] = least + (1 - options.floor) * projected((moved - least) / (1 - options.floor))
+    multipliers = np.zeros(len(gram))
+    unbiased = average[active] / (1 - (1 - options.gamma) ** steps[active])
+    multipliers[active] = len(norms) * weights[active] * unbiased / norms
+    return multipliers
+
+
+@pytest.mark.parametrize("num_tasks", [2, 8])
+@pytest.mark.parametrize(
+    "options",
+    [MultiBalanceOptions(), MultiBalanceOptions(0.3, beta=0.2, matrix="gram", floor=0.4)],
+)
+def test_tasks_come_and_go_and_break(options, num_tasks):
+    """Unlabelled, with a gradient of zero or NaN: state to 1e-12 of the formula over 60 steps."""
+    generator = np.random.default_rng(0)
+    rule = MultiBalanceRule(options)
+    state = rule.initial_state(num_tasks)
+    average, weights, steps = (value.numpy().copy() for value in state.values())
+    for step in range(60):
+        rows = generator.normal(size=(num_tasks, 20)) * generator.lognormal(size=(num_tasks, 1))
+        rows += step % 3 * generator.normal(size=20)
+        out = generator.random(num_tasks) < 0.3
+        if step % 4 == 1:
+            rows[out] = 0.0
+        gram = rows @ rows.T
+        if step % 4 == 2:
+            gram[out] = gram[:, out] = np.nan
+        active = np.ones(num_tasks, dtype=bool) if step % 4 == 0 else ~out
+        labelled = torch.from_numpy(active) if step % 4 == 3 else None
+        given = torch.from_numpy(gram)
+        found = balance(rule, given, torch.ones(num_tasks), state, step, labelled=labelled)
+        state = found.state
+        if active.any():
+            expected = step_by_definition(gram, active, average, weights, steps, options)
+            np.testing.assert_allclose(found.multipliers.numpy(), expected, rtol=1e-6, atol=1e-7)
+        else:
+            assert found.fallback
+        for value, expected in zip(state.values(), (average, weights, steps), strict=True):
+            np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("floor", [0.0, 0.25, 0.9])
 def test_no_weight_is_below_the_floor(floor):
     """The task with by far the largest gradient has none of the weight without a floor."""

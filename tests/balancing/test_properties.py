@@ -16,7 +16,7 @@ GRADIENTS = st.builds(
     st.sampled_from([1.0, 30.0, 1e3]),
     st.integers(0, 10_000),
 )
-QUICK = settings(deadline=None, max_examples=40, derandomize=True)
+QUICK = settings(deadline=None, max_examples=25, derandomize=True)
 
 
 @pytest.mark.parametrize("name", EVERY_RULE)

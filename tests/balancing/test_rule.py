@@ -158,7 +158,7 @@ def no_sync(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 8])
+@pytest.mark.parametrize("num_tasks", [1, 8])
 def test_no_value_is_read(make, num_tasks):
     """Fake tensors have no values: reading one (``.item()``, ``if``, a mask as index) raises."""
     with FakeTensorMode():
@@ -166,7 +166,7 @@ def test_no_value_is_read(make, num_tasks):
     assert all(isinstance(value, FakeTensor) for value in found)
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 8])
+@pytest.mark.parametrize("num_tasks", [1, 8])
 def test_everything_is_on_the_grams_device(make, num_tasks):
     """On the meta device an operand left on the CPU raises."""
     found = step_with_metrics(make, num_tasks, "meta")

@@ -26,8 +26,17 @@ def name_of(case: tuple[Shape, Shape]) -> str:
 
 
 @pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("case", QUICK, ids=name_of)
+@pytest.mark.parametrize("case", QUICK[::2], ids=name_of)
 def test_resumed_elsewhere(
+    folder: Path, alone: Any, pair: Processes, case: tuple[Shape, Shape], tables: str
+) -> None:
+    assert_goes_on(folder, case, tables, {1: here(alone), 2: there(pair)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", OPTIMIZERS)
+@pytest.mark.parametrize("case", QUICK[1::2], ids=name_of)
+def test_resumed_the_other_way(
     folder: Path, alone: Any, pair: Processes, case: tuple[Shape, Shape], tables: str
 ) -> None:
     assert_goes_on(folder, case, tables, {1: here(alone), 2: there(pair)})

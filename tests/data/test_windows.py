@@ -1,9 +1,8 @@
 """Several threads that share the reading: the same batches, a bound, an end and errors."""
 
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from stem_torchrec.data.shares import EpochSequence, Interval
 from stem_torchrec.data.windows import WindowReader
 from stem_torchrec.errors import UserError
 from tests.data.test_reader import SCHEMA, equal, rows_of, write_split
+from tests.support.forked import Forked
 
 
 def worker_threads() -> list[threading.Thread]:
@@ -150,25 +150,26 @@ def test_an_error_is_the_one_of_a_single_thread(path: Path, workers: int) -> Non
     assert not worker_threads()
 
 
-def test_nothing_is_left_of_a_killed_process(path: Path) -> None:
+def read_on(path: Path) -> None:
+    reader = ParquetReader(path, "train", SCHEMA, batch_size=4, workers=2)
+    next(reader.epoch(0))
+    print("reading", flush=True)
+    while True:
+        list(reader.epoch(0))
+
+
+def test_nothing_is_left_of_a_killed_process(path: Path, tmp_path: Path) -> None:
     """Threads end with their process, whatever ends it, and share no memory with others."""
-    script = (
-        "import sys; from tests.data.test_reader import SCHEMA, ParquetReader\n"
-        "reader = ParquetReader(sys.argv[1], 'train', SCHEMA, batch_size=4, workers=2)\n"
-        "batches = reader.epoch(0); next(batches); print('reading', flush=True)\n"
-        "while True: list(reader.epoch(0))\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        assert child.stdout.readline() == "reading\n"
-        own = Path(f"/proc/{child.pid}")
-        children = (own / "task" / str(child.pid) / "children").read_text()
-        shared = [line for line in (own / "maps").read_text().splitlines() if "/dev/shm" in line]
-        child.kill()
-        assert child.wait() == -signal.SIGKILL
+    log = tmp_path / "log"
+    child = Forked.logged(log, read_on, path)
+    while "reading\n" not in log.read_text():
+        assert child.poll() is None, log.read_text()
+        time.sleep(0.01)
+    own = Path(f"/proc/{child.pid}")
+    children = (own / "task" / str(child.pid) / "children").read_text()
+    shared = [line for line in (own / "maps").read_text().splitlines() if "/dev/shm" in line]
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
     assert not children.split()
     assert not shared
 

@@ -87,7 +87,7 @@ def test_owners_whose_table_serves_the_same_features_are_joined(owners, expected
 
 
 def train_share(ranks, config):
-    """Twenty steps on this rank's share of the rows, or on all of them."""
+    """Steps on this rank's share of the rows, or on all of them."""
     steps = rows_of_steps()
     if ranks.world_size == 1:
         return train_on(ranks, config, [batch_of(join_rows(parts)) for parts in steps])
@@ -156,7 +156,9 @@ def test_one_width_is_the_same_however_it_is_given(tmp_path, alone, layout):
     assert_bit_equal(one, other)
 
 
-@pytest.mark.parametrize("sharding", ["row_wise", "column_wise"])
+@pytest.mark.parametrize(
+    "sharding", ["row_wise", pytest.param("column_wise", marks=pytest.mark.slow)]
+)
 def test_balancing_of_parameters_is_that_of_separate_tables(tmp_path, pair, sharding):
     def config(layout):
         balance = {"rule": "mgda", "boundary": "parameters"}

@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.faults import observed
 from tests.faults.events import events, phase_of
 from tests.faults.observed import RANKS
+from tests.support.forked import Forked
 from tests.support.prepared import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +42,10 @@ class Result(NamedTuple):
 
 
 class Job:
-    """A 2-rank run in a process of its own."""
+    """A 2-rank run in a process of its own.
+
+    Unless ``forked``, interpreters are started for it and for its ranks, as for a user's.
+    """
 
     def __init__(
         self,
@@ -50,26 +55,25 @@ class Job:
         restarts: int = 0,
         options: Sequence[str] = (),
         fault: str = "none -1 0",
-        forked: bool = False,
+        forked: bool = True,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.run_dir = folder, folder / "run"
         config = small_config(folder / "config.yaml", data, self.run_dir)
         self._out = (folder / "out").open("w")
-        words = [sys.executable, "-m", "tests.faults.observed", config, folder, restarts]
-        words += [*OPTIONS, *options]
+        words = [str(word) for word in (config, folder, restarts, *OPTIONS, *options)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "FAULT": fault}
+        self.process: subprocess.Popen[bytes] | Forked
+        if forked:
+            out = self._out.fileno()
+            self.process = Forked(observed.main, words, stdout=out, stderr=out, env=environment)
+            return
         self.process = subprocess.Popen(
-            [str(word) for word in words],
+            [sys.executable, "-m", "tests.faults.observed", *words],
             cwd=ROOT,
             stdout=self._out,
             stderr=subprocess.STDOUT,
-            env=os.environ
-            | {
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "FAULT": fault,
-                "FORKED": str(int(forked)),
-            },
+            env=environment | {"PYTHONPATH": str(ROOT)},
         )
 
     def __enter__(self) -> "Job":

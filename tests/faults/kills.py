@@ -25,11 +25,9 @@ def undisturbed(folder: Path, data: Path) -> Result:
         return job.result()
 
 
-def disturbed(
-    folder: Path, data: Path, num_kills: int, chance: random.Random, *, forked: bool = True
-) -> Result:
+def disturbed(folder: Path, data: Path, num_kills: int, chance: random.Random) -> Result:
     """A job that is killed so often and then left alone."""
-    with Job(folder, data, restarts=1000, forked=forked) as job:
+    with Job(folder, data, restarts=1000) as job:
         return job.result(kill_often(job, num_kills, chance))
 
 

@@ -5,11 +5,9 @@ train --nproc 2 --max-restarts RESTARTS``, with ``--resume`` if the folder holds
 
 Each rank writes its events (``tests.faults.events``) to the folder ``LOG``. ``FAULT="hang 1 5"`` or
 ``"throw 1 5"`` lets rank 1 hang or fail after step 5, ``"slow 1 5"`` wait after each step from then
-on. With ``FORKED=1`` a life is forked from a process that has imported everything, which saves most
-of a start; all else is the same.
+on.
 """
 
-import multiprocessing
 import os
 import sys
 import time
@@ -85,7 +83,7 @@ def _fault(step: int) -> None:
     if rank != os.environ["RANK"] or step < int(when):
         return
     if what == "slow":
-        time.sleep(0.1)
+        time.sleep(0.3)
     elif step == int(when) and what == "throw":
         raise ValueError("this rank broke")
     elif step == int(when):
@@ -100,15 +98,6 @@ def rows_of(batch: Any) -> int:
     return found
 
 
-def _fork_lives() -> None:
-    """Imports take longer than the whole short run."""
-    from stem_torchrec.launch import launcher
-
-    spawned = launcher.LaunchConfig
-    launcher.LaunchConfig = lambda **keys: spawned(**keys | {"start_method": "forkserver"})
-    multiprocessing.set_forkserver_preload(["stem_torchrec.cli.workers", "tests.faults.observed"])
-
-
 def main(arguments: list[str]) -> int:
     from stem_torchrec.config.reading import load_config
     from stem_torchrec.errors import UserError, WorkerError
@@ -116,8 +105,6 @@ def main(arguments: list[str]) -> int:
 
     config, log, restarts, *options = arguments
     loaded = load_config(Path(config), options)
-    if os.environ.get("FORKED") == "1":
-        _fork_lives()
     try:
         run_workers(
             RANKS,

@@ -20,7 +20,7 @@ def killed_and_damaged(
     folder: Path, data: Path, choose: Callable[[list[Path]], list[Path]]
 ) -> tuple[Result, list[str]]:
     """The job's result after a kill of all ranks, and the names of the damaged checkpoints."""
-    with Job(folder, data, restarts=5, forked=True) as job:
+    with Job(folder, data, restarts=5) as job:
         place: int | None = 0
         for _ in range(3):
             assert place is not None

@@ -18,7 +18,7 @@ from tests.support.prepared import small_config
 
 
 def test_killed_ranks_come_back(tmp_path: Path, data: Path, expected: Result) -> None:
-    with Job(tmp_path, data, restarts=10, forked=True) as job:
+    with Job(tmp_path, data, restarts=10) as job:
         result = job.result(kill_often(job, 3, random.Random(3)))
     assert result.kills
     assert differences(result, expected) == [], result.log
@@ -36,15 +36,17 @@ def test_sigterm_saves_and_resume_ends_as_if_nothing_had_been(
     last = max(stopped.rows)
     assert last < 32
     assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
-    with Job(tmp_path, data, forked=True) as job:
+    with Job(tmp_path, data) as job:
         assert differences(job.result(), expected) == []
 
 
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_launcher_takes_its_ranks_along(
-    tmp_path: Path, data: Path, expected: Result
+    tmp_path: Path, data: Path, expected: Result, *, forked: bool
 ) -> None:
     """They save first: nothing is lost."""
-    with Job(tmp_path, data, fault="slow 1 5") as job:  # half a second is a run's length
+    # Half a second is a run's length.
+    with Job(tmp_path, data, fault="slow 1 5", forked=forked) as job:
         job.wait_for("step", after=10)
         ranks = [process_name(events(tmp_path, rank)[-1].process) for rank in range(RANKS)]
         job.process.kill()
@@ -56,7 +58,7 @@ def test_a_killed_launcher_takes_its_ranks_along(
     assert last < 32
     assert (job.run_dir / "checkpoints" / f"step_{last}").is_dir()
     assert not (job.run_dir / ".lock").exists()
-    with Job(tmp_path, data, forked=True) as job:
+    with Job(tmp_path, data) as job:
         assert differences(job.result(), expected) == []
 
 
@@ -78,7 +80,7 @@ def test_a_second_job_is_refused_and_changes_nothing(
 
 def test_a_hung_rank_ends_the_job_with_every_ranks_stack(tmp_path: Path, data: Path) -> None:
     options = ["--distributed.timeout_s", "8"]
-    with Job(tmp_path, data, options=options, fault="hang 1 5", forked=True) as job:
+    with Job(tmp_path, data, options=options, fault="hang 1 5") as job:
         result = job.result()
     assert result.code == 1
     assert "a step has not ended within distributed.timeout_s = 8 s" in result.log

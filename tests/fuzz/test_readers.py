@@ -34,7 +34,7 @@ from stem_torchrec.runs.records import METRICS, has_evaluation, read_records
 from tests.fuzz.mutations import TOKENS, as_json, as_lines, as_yaml, files
 from tests.support.steps import SCHEMA
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "120"))
 SEED = os.environ.get("FUZZ_SEED")
 LONGEST_MESSAGE = 20_000
 

@@ -167,10 +167,11 @@ def test_autocast_leaves_logits_in_float32():
     torch.testing.assert_close(logits, mlp(x), rtol=0, atol=0.02)
 
 
-def test_common_columns_are_columns_of_each() -> None:
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5, 3)], ids=["one copy", "a copy for each"])
+def test_common_columns_are_columns_of_each(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     mlp = BatchedMlp(3, 10, (6, 4), 2)
-    own, common = torch.randn(3, 5, 7, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    own, common = torch.randn(3, 5, 7, requires_grad=True), torch.randn(shape, requires_grad=True)
     inputs = [own, common, *mlp.parameters()]
     beside = mlp(torch.cat([own, common.expand(3, -1, -1)], dim=-1))
     found = mlp(own, common)
@@ -178,3 +179,20 @@ def test_common_columns_are_columns_of_each() -> None:
     outgoing = torch.randn_like(found)
     expected = torch.autograd.grad(beside, inputs, outgoing)
     torch.testing.assert_close(torch.autograd.grad(found, inputs, outgoing), expected)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@pytest.mark.parametrize("width_out", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_input_gradients_are_those_of_a_backward_for_each(
+    num: int, width_out: int | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    mlp = BatchedMlp(num, 7, (6, 4), width_out)
+    x = torch.randn(5, 7, requires_grad=True)
+    at_outputs = torch.randn(2, num, 5, width_out or 4).to(dtype)
+    expected = torch.stack([torch.autograd.grad(mlp(x), x, g)[0] for g in at_outputs.float()])
+    found = mlp.input_gradients(x, at_outputs)
+    assert found.dtype == x.dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

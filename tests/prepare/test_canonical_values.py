@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stem_torchrec.config.careful_yaml import careful_load
 from stem_torchrec.errors import UserError
 from stem_torchrec.prepare.engine.canonical_values import (
     canonical,
@@ -45,26 +46,51 @@ slow_machine = settings(
 )
 
 
-def prepared(source: Path, out: Path, text: str = DESCRIPTION) -> dict[str, Any]:
-    """What the vocabulary, the hash and the groups make of the column ``value``."""
+def prepared(
+    source: Path, out: Path, text: str = DESCRIPTION, *, columns: int = 1, grouped: int = 0
+) -> list[dict[str, Any]]:
+    """What the vocabulary and the hash make of the columns ``value_0``, ``value_1``, ...; of the
+    grouped one what the groups do, too."""
     kind = "parquet" if source.suffix == ".parquet" else "delimited"
-    described = describe(text, format={"type": kind})
+    parts = [careful_load(of_column(text, k)) for k in range(columns)]
+    described = describe(
+        of_column(text, grouped),
+        features=[feature for part in parts for feature in part["features"]],
+        format={"type": kind},
+    )
     options = PrepareOptions(threads=1)
     prepare_files([source], described, out, options=options, overwrite=True)
     rows = rows_of(out, "train")
-    found = {name: [row[name] for row in rows] for name in ("value", "hashed", "group")}
-    return found | {"vocabulary": vocabulary(out, "value")}
+    found = [
+        {name: [row[f"{name}_{k}"] for row in rows] for name in ("value", "hashed")}
+        | {"vocabulary": vocabulary(out, f"value_{k}")}
+        for k in range(columns)
+    ]
+    found[grouped]["group"] = [row["group"] for row in rows]
+    return found
 
 
-def write_csv(path: Path, values: list[Any]) -> Path:
+def of_column(text: str, number: int) -> str:
+    """The description, of ``value_N`` where it says ``value``."""
+    for word in ("value", "hashed", "many"):
+        text = text.replace(word, f"{word}_{number}")
+    return text
+
+
+def write_csv(path: Path, *columns: list[Any]) -> Path:
+    names = [f"value_{k}" for k in range(len(columns))]
     with path.open("w", newline="") as file:
-        rows = [["" if v is None else v, k % 2] for k, v in enumerate(values)]
-        csv.writer(file, quoting=csv.QUOTE_MINIMAL).writerows([["value", "y"], *rows])
+        rows = [
+            [*("" if v is None else v for v in values), k % 2]
+            for k, values in enumerate(zip(*columns, strict=True))
+        ]
+        csv.writer(file, quoting=csv.QUOTE_MINIMAL).writerows([[*names, "y"], *rows])
     return path
 
 
-def write_parquet(path: Path, values: pa.Array) -> Path:
-    pq.write_table(pa.table({"value": values, "y": [k % 2 for k in range(len(values))]}), path)
+def write_parquet(path: Path, *columns: pa.Array) -> Path:
+    named = {f"value_{k}": column for k, column in enumerate(columns)}
+    pq.write_table(pa.table(named | {"y": [k % 2 for k in range(len(columns[0]))]}), path)
     return path
 
 
@@ -72,15 +98,20 @@ SMALL = st.lists(st.none() | st.integers(-128, 127), min_size=2, max_size=12)
 
 
 @slow_machine
-@given(values=SMALL.filter(lambda values: any(v is not None for v in values)))
-def test_integers_of_any_type_and_format(tmp_path: Path, values: list[int | None]) -> None:
+@given(
+    values=SMALL.filter(lambda values: any(v is not None for v in values)),
+    grouped=st.integers(0, 6),
+)
+def test_integers_of_any_type_and_format(
+    tmp_path: Path, values: list[int | None], grouped: int
+) -> None:
     out, path = tmp_path / "out", tmp_path / "raw.parquet"
-    expected = prepared(write_csv(tmp_path / "raw.csv", values), out)
-    assert expected["hashed"] == [hashed_id(v, 1_000_003) for v in values]
-    assert expected["group"] == values
-    assert set(expected["vocabulary"]) == {v for v in values if v is not None}
     floats = [None if v is None else float(v) for v in values]
-    assert prepared(write_csv(tmp_path / "raw.csv", floats), out) == expected
+    expected, of_floats = prepared(write_csv(tmp_path / "raw.csv", values, floats), out, columns=2)
+    assert expected["hashed"] == [hashed_id(v, 1_000_003) for v in values]
+    assert expected.pop("group") == values
+    assert set(expected["vocabulary"]) == {v for v in values if v is not None}
+    assert of_floats == expected
     types = [pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.decimal128(21, 2), pa.string()]
     arrays = [pa.array(values, pa.int64()).cast(t) for t in types]
     texts = pa.array([None if v is None else str(v) for v in values])
@@ -88,8 +119,11 @@ def test_integers_of_any_type_and_format(tmp_path: Path, values: list[int | None
     arrays.append(pa.array([float("nan") if v is None else v for v in values], pa.float64()))
     if all(v is None or v >= 0 for v in values):
         arrays.append(pa.array(values, pa.uint64()))
-    for array in arrays:
-        assert prepared(write_parquet(path, array), out) == expected, array.type
+    source = write_parquet(path, *arrays)
+    found = prepared(source, out, columns=len(arrays), grouped=grouped)
+    assert found[grouped].pop("group") == values, arrays[grouped].type
+    for array, of_array in zip(arrays, found, strict=True):
+        assert of_array == expected, array.type
 
 
 TRICKY = [
@@ -110,27 +144,45 @@ def is_number(text: str) -> bool:
         return False
 
 
-@settings(slow_machine, max_examples=12)
-@given(texts=st.lists(st.sampled_from(TRICKY), min_size=2, max_size=8, unique=True))
-def test_texts_of_delimited_files_neither_merge_nor_split(tmp_path: Path, texts: list[str]) -> None:
-    rows = texts * 2
-    found = prepared(write_csv(tmp_path / "raw.csv", rows), tmp_path / "out", OF_TEXTS)
-    read = [without_zero_fraction(t) for t in rows] if all(map(is_number, texts)) else rows
-    values = [canonical(text) for text in read]
-    is_integer = all(isinstance(value, int) for value in values)
-    expected = {value if is_integer else str(value) for value in values}
-    assert set(found["vocabulary"]) == expected
-    assert found["hashed"] == [hashed_id(value, 1_000_003) for value in values]
-    assert len(set(found["group"])) == len(set(values))
+SEVERAL_COLUMNS = st.integers(2, 8).flatmap(
+    lambda size: st.lists(
+        st.lists(st.sampled_from(TRICKY), min_size=size, max_size=size, unique=True),
+        min_size=4,
+        max_size=4,
+    )
+)
+
+
+@settings(slow_machine, max_examples=4)
+@given(columns=SEVERAL_COLUMNS)
+def test_texts_of_delimited_files_neither_merge_nor_split(
+    tmp_path: Path, columns: list[list[str]]
+) -> None:
+    columns = [texts * 2 for texts in columns]
+    source = write_csv(tmp_path / "raw.csv", *columns)
+    found = prepared(source, tmp_path / "out", OF_TEXTS, columns=4)
+    for rows, of_rows in zip(columns, found, strict=True):
+        read = [without_zero_fraction(t) for t in rows] if all(map(is_number, rows)) else rows
+        values = [canonical(text) for text in read]
+        is_integer = all(isinstance(value, int) for value in values)
+        expected = {value if is_integer else str(value) for value in values}
+        assert set(of_rows["vocabulary"]) == expected
+        assert of_rows["hashed"] == [hashed_id(value, 1_000_003) for value in values]
+        assert len(set(of_rows.get("group", values))) == len(set(values))
     # The same texts in Parquet are texts as they are.
-    path = write_parquet(tmp_path / "raw.parquet", pa.array(rows))
-    found = prepared(path, tmp_path / "out", OF_TEXTS)
-    assert found["hashed"] == [hashed_id(text, 1_000_003) for text in rows]
-    assert len(set(found["group"])) == len(found["vocabulary"]) == len(texts)
+    path = write_parquet(tmp_path / "raw.parquet", *map(pa.array, columns))
+    found = prepared(path, tmp_path / "out", OF_TEXTS, columns=4, grouped=1)
+    for rows, of_rows in zip(columns, found, strict=True):
+        assert of_rows["hashed"] == [hashed_id(text, 1_000_003) for text in rows]
+        assert len(set(of_rows.get("group", rows))) == len(of_rows["vocabulary"]) == len(set(rows))
 
 
-@pytest.mark.parametrize("late", ["007", "0x1F", "1_23", "x", "1.5", "18446744073709551615"])
-@pytest.mark.parametrize("on_bad_row", ["fail", "skip"])
+LATE = ["007", "0x1F", "1_23", "x", "1.5", "18446744073709551615"]
+
+
+@pytest.mark.parametrize(
+    ("late", "on_bad_row"), [*((late, "fail") for late in LATE), ("007", "skip"), ("1.5", "skip")]
+)
 def test_one_late_value_decides_for_the_whole_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str, on_bad_row: str
 ) -> None:
@@ -187,7 +239,7 @@ def test_a_table_shared_by_integers_floats_and_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("inf"), 2.0**53 + 2])
 def test_floats_that_have_lost_digits_are_refused(tmp_path: Path, value: float) -> None:
     path = write_parquet(tmp_path / "raw.parquet", pa.array([1.0, value]))
-    with pytest.raises(UserError, match=r"row 2: id of 'value': .* a float holds exactly"):
+    with pytest.raises(UserError, match=r"row 2: id of 'value_0': .* a float holds exactly"):
         prepared(path, tmp_path / "out")
     with pytest.raises(ValueError, match="lost digits"):
         canonical(value)

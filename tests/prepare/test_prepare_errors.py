@@ -1,9 +1,8 @@
 """Bad raw data and descriptions: one readable message, nothing written, nothing lost in silence."""
 
 import hashlib
-import os
-import subprocess
-import sys
+import resource
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from stem_torchrec.errors import EnvironmentFailure, UserError, WorkKept
 from stem_torchrec.prepare.tables.prepare_files import PrepareOptions, prepare_files
 from stem_torchrec.prepare.tables.raw import rows as raw_rows
 from tests.prepare.raw_tables import describe, files_under, rows_of
+from tests.support.forked import Forked
 
 DESCRIPTION = """
 features:
@@ -79,23 +79,34 @@ BAD_ROWS: list[tuple[str | bytes, str, str]] = [
 ]
 
 
+@pytest.fixture
+def _typed_by_three_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3)
+
+
+@pytest.mark.usefixtures("_typed_by_three_rows")
 @pytest.mark.parametrize(("line", "message", "reason"), BAD_ROWS)
 def test_bad_row_is_named_and_leaves_nothing(
-    tmp_path: Path, line: str | bytes, message: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, line: str | bytes, message: str, reason: str
 ) -> None:
-    # Rows 1 to 3 give the types.
-    monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 3)
     source = write(tmp_path, lines(row4=line))
     with pytest.raises(UserError, match=message):
         prepare_files([source], describe(DESCRIPTION), tmp_path / "sets" / "out")
     assert files_under(tmp_path / "sets") == set()
+
+
+@pytest.mark.usefixtures("_typed_by_three_rows")
+def test_bad_rows_that_are_skipped_are_counted_by_reason(tmp_path: Path) -> None:
+    bad = [line if isinstance(line, bytes) else line.encode() for line, _, _ in BAD_ROWS]
+    good = lines()
+    source = write(tmp_path, [*good[:4], *bad, *good[5:]])
     options = PrepareOptions(on_bad_row="skip")
     stats = prepare_files(
         [source], describe(DESCRIPTION), tmp_path / "sets" / "out", options=options
     )
-    assert stats["skipped"] == {reason: 1}
+    assert stats["skipped"] == Counter(reason for _, _, reason in BAD_ROWS)
     assert stats["samples"] == {"train": 7, "valid": 1, "test": 1}
-    assert stats["raw_rows"] == 10
+    assert stats["raw_rows"] == 9 + len(bad)
     assert files_under(tmp_path / "sets") == {"out"}
 
 
@@ -288,6 +299,11 @@ def test_exhausted_machine(
     assert files_under(tmp_path / "sets") == set()
 
 
+def main_in_little_room(command: list[str]) -> int | None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
+    return main(command)
+
+
 @pytest.mark.parametrize("source_kind", ["csv", "synthetic"])
 def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path, source_kind: str) -> None:
     """A limit on the size of files stands in for the disk: the system refuses the write alike."""
@@ -298,21 +314,13 @@ def test_full_disk_is_named_and_the_partial_output_goes(tmp_path: Path, source_k
     command = ["prepare", "csv", "--source", str(source), "--describe", str(file)]
     if source_kind == "synthetic":
         command = ["prepare", "synthetic", "--train_rows", "100000"]
-    code = (
-        "import resource, sys; from stem_torchrec.cli import main; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)); sys.exit(main(sys.argv[1:]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--out", str(tmp_path / "sets" / "out")],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "is full: up to " in done.stderr
-    assert "GiB are needed, " in done.stderr
+    log = tmp_path / "log"
+    command += ["--out", str(tmp_path / "sets" / "out")]
+    assert Forked.logged(log, main_in_little_room, command).wait(60) == 1, log.read_text()
+    errors = log.read_text()
+    assert "Traceback" not in errors
+    assert "is full: up to " in errors
+    assert "GiB are needed, " in errors
     assert files_under(tmp_path / "sets") == set()
 
 
@@ -329,11 +337,14 @@ def compress(path: Path, codec: str, content: bytes) -> bytes:
 @pytest.mark.parametrize(("ending", "codec"), [("gz", "gzip"), ("zst", "zstd")])
 @pytest.mark.parametrize("on_bad_row", ["fail", "skip"])
 def test_damaged_compression_is_never_a_short_file(
-    tmp_path: Path, ending: str, codec: str, on_bad_row: str
+    tmp_path: Path, ending: str, codec: str, on_bad_row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DuckDB takes a cut zstd file for a short one and does not look at gzip's checksum."""
-    # Longer than the heads that are read before the work begins.
-    rows = [HEADER, *(GOOD.format(day=k % 10) + noise(k) for k in range(50_000))]
+    # The files are longer than the heads that are read before the work begins.
+    for module in ("disk_need", "raw.headers"):
+        monkeypatch.setattr(f"stem_torchrec.prepare.tables.{module}._HEAD_BYTES", 2**14)
+    monkeypatch.setattr("stem_torchrec.prepare.tables.raw.files.SAMPLE_ROWS", 100)
+    rows = [HEADER, *(GOOD.format(day=k % 10) + noise(k) for k in range(5000))]
     good, bad = tmp_path / f"a.csv.{ending}", tmp_path / f"b.csv.{ending}"
     content = compress(good, codec, "\n".join(rows).encode())
     options = PrepareOptions.model_validate({"on_bad_row": on_bad_row})
@@ -353,7 +364,7 @@ def test_damaged_compression_is_never_a_short_file(
         prepare_files(sources, describe(DESCRIPTION), out, options=options)
     bad.write_bytes(content)
     stats = prepare_files(sources, describe(DESCRIPTION), out, options=options)
-    assert stats["raw_rows"] == 100_000
+    assert stats["raw_rows"] == 10_000
 
 
 @pytest.mark.parametrize(

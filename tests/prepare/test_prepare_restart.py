@@ -3,23 +3,25 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import duckdb
 import pytest
 
 from stem_torchrec.cli import main
 from stem_torchrec.errors import UserError
+from stem_torchrec.prepare import engine
 from stem_torchrec.prepare.engine.building import building
 from stem_torchrec.prepare.engine.prepared import prepared_folder
+from stem_torchrec.prepare.engine.stages import Stage, StageLog
+from stem_torchrec.prepare.engine.working_database import Resources, working_database
 from tests.prepare.raw_tables import files_under, write_text
+from tests.support.forked import Forked
 from tests.support.kuairand_release import Source
 
-ROOT = Path(__file__).parents[2]
 DESCRIPTION = """
 features:
   - {name: user, side: user}
@@ -31,56 +33,40 @@ user: user
 split: {by: random}
 min_count: 2
 """
-# Ends the process in the middle of a stage: its work is done, and not recorded.
-KILLED = """
-import os, signal, sys
-from stem_torchrec.cli import main
-from stem_torchrec.prepare.engine import building, prepared
-from stem_torchrec.prepare.engine.stages import Stage, StageLog
-
-wanted, *command = sys.argv[1:]
-run_stage, compute_stats = StageLog._run, prepared.compute_stats
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def run_and_die(log, stage):
-    is_wanted = stage.name.startswith(wanted)
-    run_stage(log, Stage(stage.name, lambda: (stage.run(), die())) if is_wanted else stage)
-
-StageLog._run = run_and_die
-if wanted == "count labels":
-    prepared.compute_stats = lambda *_, **__: die()
-if wanted == "exchange":
-    building.exchanged = lambda *_: die()
-main(command)
-"""
-ENDLESS = """
-import sys
-from pathlib import Path
-from stem_torchrec.prepare.engine.working_database import Resources, working_database
-
-try:
-    with working_database(Path(sys.argv[1]), Resources()) as database:
-        print("begins", flush=True)
-        database.connection.execute("SELECT sum(hash(range)) FROM range(10000000000000)")
-except KeyboardInterrupt:
-    sys.exit(7)
-"""
 
 
-def child(code: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def killed(wanted: str, command: list[str]) -> None:
+    """Ends the process in the middle of a stage: its work is done, and not recorded."""
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run_and_die(log: StageLog, stage: Stage) -> None:
+        is_wanted = stage.name.startswith(wanted)
+        run_stage(log, Stage(stage.name, lambda: (stage.run(), die())) if is_wanted else stage)
+
+    run_stage, StageLog._run = StageLog._run, run_and_die  # type: ignore[method-assign]
+    if wanted == "count labels":
+        engine.prepared.compute_stats = lambda *_, **__: die()  # type: ignore[assignment]
+    if wanted == "exchange":
+        engine.building.exchanged = lambda *_: die()  # type: ignore[assignment]
+    main(command)
+
+
+def endless(folder: Path) -> int:
+    try:
+        with working_database(folder, Resources()) as database:
+            print("begins", flush=True)
+            database.connection.execute("SELECT sum(hash(range)) FROM range(10000000000000)")
+    except KeyboardInterrupt:
+        return 7
+    return 0
 
 
 def killed_in(stage: str, command: Sequence[str]) -> None:
-    process = child(KILLED, stage, *command)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, errors
+    with NamedTemporaryFile() as log:
+        process = Forked.logged(Path(log.name), killed, stage, list(command))
+        assert process.wait(120) == -signal.SIGKILL, log.read().decode()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -207,16 +193,16 @@ def test_a_database_that_was_damaged_is_made_anew(
 def test_a_signal_keeps_finished_stages_and_says_so(
     tmp_path: Path, number: signal.Signals, read: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_csv(tmp_path / "raw.csv", 700_000)
-    command = csv_command(tmp_path, "out")
-    process = child("import sys; from stem_torchrec.cli import main; sys.exit(main())", *command)
+    write_csv(tmp_path / "raw.csv", 250_000)
+    command, log = csv_command(tmp_path, "out"), tmp_path / "log"
+    process = Forked.logged(log, main, command)
     folder = tmp_path / "sets" / ".out.building"
     while not (folder / ("request" if read else "work/work.duckdb")).exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.wait(60) == 128 + number
+    errors = log.read_text()
     assert "Traceback" not in errors
     if not read:
         assert errors.splitlines()[-1] == f"stopped by {number.name}; nothing is left"
@@ -233,16 +219,17 @@ def test_a_signal_keeps_finished_stages_and_says_so(
 
 @pytest.mark.usefixtures("ordinary_signals")
 def test_a_signal_ends_a_query_that_would_go_on_for_hours(tmp_path: Path) -> None:
-    process = child(ENDLESS, str(tmp_path))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begins\n"
+    log = tmp_path / "log"
+    process = Forked.logged(log, endless, tmp_path)
+    while "begins\n" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     try:
-        _, errors = process.communicate(timeout=60)
+        assert process.wait(60) == 7, log.read_text()
     finally:
         process.kill()
-    assert process.returncode == 7, errors
 
 
 def test_what_is_no_mistake_of_the_user_keeps_finished_stages(

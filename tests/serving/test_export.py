@@ -38,6 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor(folder / "fp32")
+
+
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "fp32", tmp_path / "copied"))
@@ -51,8 +56,7 @@ def notes(out: Path) -> dict:
     return json.loads((out / "export.json").read_text())["notes"]
 
 
-def test_raw_rows_have_the_runs_probabilities(folder: Path) -> None:
-    predictor = Predictor(folder / "fp32")
+def test_raw_rows_have_the_runs_probabilities(folder: Path, predictor: Predictor) -> None:
     assert predictor.inputs == ("user", "shop", "tags", "price")
     expected = st.load_run(folder / "run").predict("test")
     table = raw_rows(folder)
@@ -72,7 +76,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_data(tmp_path_factory.mktemp("export") / "data")
 
 
-def test_metrics_are_the_runs_at_fp32_and_near_them_below(folder: Path, tmp_path: Path) -> None:
+def test_metrics_are_the_runs_at_fp32_and_near_them_below(
+    folder: Path, predictor: Predictor, tmp_path: Path
+) -> None:
     sizes = [notes(folder / "fp32")["bytes"]["tables"]]
     for precision in ("fp16", "int8"):
         assert export(folder / "run", tmp_path / precision, "--tables", precision) == 0
@@ -80,7 +86,7 @@ def test_metrics_are_the_runs_at_fp32_and_near_them_below(folder: Path, tmp_path
     assert max(sizes[1:]) < sizes[0]
     run, ours = (notes(folder / "fp32")["metrics"][of]["ne"]["click"] for of in ("run", "export"))
     assert ours == pytest.approx(run, abs=1e-6)
-    expected = Predictor(folder / "fp32").predict(raw_rows(folder))
+    expected = predictor.predict(raw_rows(folder))
     found = Predictor(tmp_path / "int8").predict(raw_rows(folder))
     np.testing.assert_allclose(found["click"], expected["click"], atol=5e-3)
     assert not found.equals(expected)
@@ -138,8 +144,7 @@ def test_nothing_is_a_pickle(folder: Path) -> None:
                 assert archive.read(name)[:2] not in (b"PK", b"\x80\x02"), name
 
 
-def test_what_was_never_seen_and_what_is_missing(folder: Path) -> None:
-    predictor = Predictor(folder / "fp32")
+def test_what_was_never_seen_and_what_is_missing(predictor: Predictor) -> None:
     nothing = predictor.predict([{"user": None, "shop": None, "tags": None, "price": None}])
     strange = {"user": "12345", "shop": "seen", "tags": "new|newer", "price": float("nan")}
     assert predictor.predict([strange]).num_rows == nothing.num_rows == 1
@@ -158,9 +163,9 @@ def test_what_was_never_seen_and_what_is_missing(folder: Path) -> None:
         ([7], "row 0 is a int"),
     ],
 )
-def test_wrong_rows_are_named(folder: Path, rows: object, message: str) -> None:
+def test_wrong_rows_are_named(predictor: Predictor, rows: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Predictor(folder / "fp32").predict(rows)
+        predictor.predict(rows)
 
 
 def test_unknown_columns_are_named_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,8 +178,8 @@ def test_unknown_columns_are_named_once(folder: Path, caplog: pytest.LogCaptureF
     ]
 
 
-def test_threads_share_it(folder: Path) -> None:
-    predictor, table = Predictor(folder / "fp32"), raw_rows(folder)
+def test_threads_share_it(folder: Path, predictor: Predictor) -> None:
+    table = raw_rows(folder)
     expected, found = predictor.predict(table), []
 
     def ask() -> None:

@@ -80,13 +80,19 @@ def afterwards():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
-for case in (leave_in_time, among_many_descriptors, hangup, left_ignored, outlast_the_grace,
-             second_signal, the_same_signal_twice, hang, rest, afterwards):
-    child = os.fork()
-    if child == 0:
-        case()
-        os._exit(0)
-    print(case.__name__, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def end(*cases):
+    children = {}
+    for case in cases:
+        children[case] = os.fork()
+        if children[case] == 0:
+            case()
+            os._exit(0)
+    for case, child in children.items():
+        print(case.__name__, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+end(hang)  # alone: its stacks are written in pieces
+end(leave_in_time, among_many_descriptors, hangup, left_ignored, outlast_the_grace, second_signal,
+    the_same_signal_twice, rest, afterwards)
 """
 
 

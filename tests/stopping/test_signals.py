@@ -6,12 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 
 from stem_torchrec.checkpoint import saved_steps
+from stem_torchrec.checkpoint.files import Reader
 from stem_torchrec.cli import main
+from stem_torchrec.launch.launcher import run_workers
 from stem_torchrec.stopping.signals import NOTE
+from tests.support.forked import Forked
 from tests.support.prepared import small_config, small_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,23 +30,26 @@ def handles(process: int, number: signal.Signals) -> bool:
 
 
 def stopped_after(
-    wait_s: float, number: signal.Signals, *words: object
-) -> subprocess.CompletedProcess[str]:
-    """A training command that gets a signal so long after it would take one."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stem_torchrec", "train", *map(str, words)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    wait_s: float, number: signal.Signals, log: Path, words: list[str], *, forked: bool
+) -> int:
+    """The exit code of a training command that gets a signal so long after it would take one."""
+    process: Forked | subprocess.Popen[bytes]
+    if forked:
+        process = Forked.logged(log, main, words)
+    else:
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stem_torchrec", *words],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=output,
+            )
     while not handles(process.pid, signal.SIGTERM):
         time.sleep(0.01)
     time.sleep(wait_s)
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -54,89 +62,69 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("nproc", "number", "wait_s"),
+    ("nproc", "number", "wait_s", "forked"),
     [
-        (1, signal.SIGTERM, 0.0),
-        (1, signal.SIGINT, 3.0),
-        (2, signal.SIGINT, 0.0),
-        (2, signal.SIGTERM, 5.0),
-        (2, signal.SIGHUP, 1.0),
+        (1, signal.SIGTERM, 0.0, True),
+        (1, signal.SIGINT, 0.5, True),
+        (2, signal.SIGINT, 0.0, True),
+        (2, signal.SIGTERM, 2.0, True),
+        (2, signal.SIGHUP, 1.0, False),
     ],
 )
 @pytest.mark.usefixtures("ordinary_signals")
 def test_a_resume_may_be_stopped_as_it_starts(
-    config: Path, nproc: int, number: signal.Signals, wait_s: float
+    config: Path, tmp_path: Path, nproc: int, number: signal.Signals, wait_s: float, *, forked: bool
 ) -> None:
+    """Imports are part of the start where it is not forked."""
     saved = saved_steps(config.parent / "run" / "checkpoints")
-    words = ["--config", config, "--resume", "--nproc", nproc, "--train.epochs", 1000]
-    result = stopped_after(wait_s, number, *words)
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
-    assert "stopped by a signal" in result.stderr
+    words = ["train", "--config", str(config), "--resume", "--train.epochs", "1000"]
+    log = tmp_path / "log"
+    code = stopped_after(wait_s, number, log, [*words, "--nproc", str(nproc)], forked=forked)
+    shown = log.read_text()
+    assert code == 0, shown
+    assert "Traceback" not in shown
+    assert "stopped by a signal" in shown
     last = saved_steps(config.parent / "run" / "checkpoints")[-1]
     assert last >= saved[-1]
-    goes_on = ["--resume", "--train.epochs", "1000", "--train.max_steps", str(last + 1)]
-    assert main(["train", "--config", str(config), *goes_on]) == 0
+    assert main([*words, "--train.max_steps", str(last + 1)]) == 0
     assert saved_steps(config.parent / "run" / "checkpoints")[-1] == last + 1
 
 
-WORKERS = """
-import os, signal, sys, time
-from torch.distributed.elastic.agent.server import api
-from stem_torchrec.launch.launcher import run_workers
-
-def work():
+def work() -> str:
     time.sleep(100)
     return "not stopped"
 
-def signalled(self, group):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return meet(self, group)
 
-if __name__ == "__main__":
-    meet, api.SimpleElasticAgent._rendezvous = api.SimpleElasticAgent._rendezvous, signalled
+def workers_of_a_signalled_job() -> None:
+    def signalled(self: Any, group: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return meet(self, group)
+
+    meet, SimpleElasticAgent._rendezvous = SimpleElasticAgent._rendezvous, signalled
     print(run_workers(2, work))
-"""
 
 
 def test_workers_that_start_after_the_signal_get_it(tmp_path: Path) -> None:
-    (tmp_path / "workers.py").write_text(WORKERS)
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", tmp_path / "workers.py"],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert result.stdout.splitlines()[-1] == "None"
+    log = tmp_path / "log"
+    assert Forked.logged(log, workers_of_a_signalled_job).wait(90) == 0
+    assert log.read_text().splitlines()[-1] == "None"
 
 
-SIGNALLED_AS_IT_LOADS = """
-import os, signal, sys
-from stem_torchrec.checkpoint.files import Reader
-from stem_torchrec.cli import main
-from stem_torchrec.stopping.signals import NOTE
+def main_signalled_as_it_loads(words: list[str]) -> int | None:
+    def signalled(self: Any, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, *arguments)
 
-def signalled(self, *arguments):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return read(self, *arguments)
-
-read, Reader.read_data = Reader.read_data, signalled
-sys.exit(main(sys.argv[1:]))
-"""
+    read, Reader.read_data = Reader.read_data, signalled  # type: ignore[method-assign]
+    return main(words)
 
 
 def test_no_library_takes_the_signal_for_an_error_of_its_own(config: Path, tmp_path: Path) -> None:
     """DCP catches whatever comes out of a load, and gathers it as a rank's failure."""
-    (tmp_path / "signalled.py").write_text(SIGNALLED_AS_IT_LOADS)
-    words = ["train", "--config", config, "--resume", "--train.epochs", 1000]
-    result = subprocess.run(
-        [sys.executable, tmp_path / "signalled.py", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
-    assert result.stderr.splitlines()[-1] == NOTE
+    words = ["train", "--config", str(config), "--resume", "--train.epochs", "1000"]
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        streams = {"stdout": out.fileno(), "stderr": err.fileno()}
+        process = Forked(main_signalled_as_it_loads, words, **streams)
+    code, shown = process.wait(120), (tmp_path / "err").read_text()
+    assert (code, "Traceback" in shown) == (0, False), shown
+    assert shown.splitlines()[-1] == NOTE

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from stem_torchrec.balancing.cosine import cosines, gradient_norms
+from stem_torchrec.balancing.cosine import over_norms
 from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.balancing.simplex import project_on_simplex
 from stem_torchrec.nn.options import MAX_FACTOR, Options
@@ -72,26 +72,35 @@ class MultiBalanceRule(Rule[MultiBalanceOptions]):
     def multipliers(self, situation: Situation, state: State, step: int) -> tuple[Tensor, State]:
         """(T,) α, and the next u, λ and k."""
         gram, _, active = situation
-        norms = gradient_norms(gram)
+        gamma = self.options.gamma
+        # Of a task that is left out a norm, too: one that can be divided by.
+        norms = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
         steps = state["steps"] + 1
-        average = (1 - self.options.gamma) * state["norm_average"] + self.options.gamma * norms
-        unbiased = average / (1 - (1 - self.options.gamma) ** steps.to(gram.dtype))
+        average = state["norm_average"].lerp(norms, gamma)
+        unbiased = average / (1 - (1 - gamma) ** steps.to(gram.dtype))
 
-        matrix = cosines(gram) if self.options.matrix == "cosine" else gram
-        num_active = active.sum()
-        start = active.to(gram.dtype) / num_active.clamp_min(1)
+        number = active.sum(dtype=gram.dtype)
+        start = active / number
         # With tasks missing, what is left of λ need not sum to 1: step from the nearest point.
         weights = project_on_simplex(state["weights"], active)
-        descent = matrix @ (weights + self.options.rho * start)
-        if self.options.beta is None:
-            largest = matrix.abs().sum(dim=1).max()
-            descent = descent / torch.where(largest > 0, largest, 1.0)
-        else:
-            descent = self.options.beta * descent
-        floor = self.options.floor
-        least = floor * start
-        above = project_on_simplex((weights - descent - least) / (1 - floor), active)
-        weights = least + (1 - floor) * above
+        matrix = over_norms(gram, norms) if self.options.matrix == "cosine" else gram
+        weights = self._above_floor(self._moved(weights, start, matrix), start, active)
 
-        multipliers = num_active * weights * unbiased / norms
+        multipliers = number * weights * unbiased / norms
         return multipliers, {"norm_average": average, "weights": weights, "steps": steps}
+
+    def _moved(self, weights: Tensor, start: Tensor, matrix: Tensor) -> Tensor:
+        """λ - β (C λ + ρ C λ0)."""
+        descent = matrix @ weights.add(start, alpha=self.options.rho)
+        if self.options.beta is not None:
+            return weights.sub(descent, alpha=self.options.beta)
+        largest = torch.linalg.vector_norm(matrix, 1, dim=1).max()
+        return weights.addcdiv(descent, largest, value=-1.0)
+
+    def _above_floor(self, weights: Tensor, start: Tensor, active: Tensor) -> Tensor:
+        """The nearest point of the simplex with all active entries >= f λ0."""
+        floor = self.options.floor
+        if floor == 0:
+            return project_on_simplex(weights, active)
+        least = floor * start
+        return least + (1 - floor) * project_on_simplex((weights - least) / (1 - floor), active)

@@ -130,10 +130,15 @@ def compute_stats(
         each dense feature in train.
     """
     labels = {task.name: task.label_column for task in schema.tasks}
-    counts = {split: _count(_rows(folder, [split]), labels) for split in _written_splits(folder)}
+    splits, named = _written_splits(folder), {"users": user_column, "items": item_column}
+    with duckdb.connect() as connection:
+        counts = {split: _count(connection, _rows(folder, [split]), labels) for split in splits}
+        distinct = _distinct(connection, _rows(folder, splits), named)
+        dense = [feature.name for feature in schema.dense]
+        scales = _scales(connection, _rows(folder, ["train"]), dense)
     total = {name: [sum(c[name][k] for c in counts.values()) for k in (0, 1)] for name in labels}
     return {
-        **_distinct(_rows(folder, list(counts)), {"users": user_column, "items": item_column}),
+        **distinct,
         "samples": {split: count["rows"][0] for split, count in counts.items()},
         "fields": len(schema.features),
         "tasks": list(labels),
@@ -142,7 +147,7 @@ def compute_stats(
             split: {name: _ratio(*count[name]) for name in labels}
             for split, count in counts.items()
         },
-        **_scales(_rows(folder, ["train"]), [feature.name for feature in schema.dense]),
+        **scales,
         "observed": {name: total[name][0] for name in labels},
         "observed_by_split": {
             split: {name: count[name][0] for name in labels} for split, count in counts.items()
@@ -172,33 +177,40 @@ def _rows(folder: Path, splits: list[str]) -> ds.Dataset:
     return ds.dataset(files, format="parquet")
 
 
-def _query(rows: ds.Dataset, expressions: list[str], threads: int | None = None) -> list[float]:
-    with duckdb.connect(config={} if threads is None else {"threads": threads}) as connection:
-        connection.register("rows", rows)
-        [found] = connection.execute(f"SELECT {', '.join(expressions)} FROM rows").fetchall()
+def _query(
+    connection: duckdb.DuckDBPyConnection, rows: ds.Dataset, expressions: list[str]
+) -> list[float]:
+    connection.register("rows", rows)
+    [found] = connection.execute(f"SELECT {', '.join(expressions)} FROM rows").fetchall()
     return [value or 0 for value in found]
 
 
-def _count(rows: ds.Dataset, labels: Mapping[str, str]) -> dict[str, list[int]]:
+def _count(
+    connection: duckdb.DuckDBPyConnection, rows: ds.Dataset, labels: Mapping[str, str]
+) -> dict[str, list[int]]:
     """Per task [observed labels, positive ones]; ``rows`` holds [number of rows]."""
     expressions = ["count(*)"]
     for column in labels.values():
         expressions += [f"count({quoted(column)})", f"sum({quoted(column)})"]
-    rows_found, *pairs = map(int, _query(rows, expressions))
+    rows_found, *pairs = map(int, _query(connection, rows, expressions))
     return {"rows": [rows_found]} | {
         name: pairs[2 * k : 2 * k + 2] for k, name in enumerate(labels)
     }
 
 
-def _distinct(rows: ds.Dataset, columns: Mapping[str, str | None]) -> dict[str, int]:
+def _distinct(
+    connection: duckdb.DuckDBPyConnection, rows: ds.Dataset, columns: Mapping[str, str | None]
+) -> dict[str, int]:
     named = {key: column for key, column in columns.items() if column is not None}
     if not named:
         return {}
     expressions = [f"count(DISTINCT {quoted(column)})" for column in named.values()]
-    return dict(zip(named, map(int, _query(rows, expressions)), strict=True))
+    return dict(zip(named, map(int, _query(connection, rows, expressions)), strict=True))
 
 
-def _scales(rows: ds.Dataset, columns: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+def _scales(
+    connection: duckdb.DuckDBPyConnection, rows: ds.Dataset, columns: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
     if not columns:
         return {}
     expressions = []
@@ -206,7 +218,8 @@ def _scales(rows: ds.Dataset, columns: Sequence[str]) -> dict[str, dict[str, dic
         value = f"coalesce(nullif({quoted(column)}::DOUBLE, 'nan'::DOUBLE), 0)"
         expressions += [f"{name}({value})" for name in ("avg", "stddev_pop", "min", "max")]
     # In one order: sums of floats in another differ in their last digits, and stats.json with them.
-    found = _query(rows, expressions, threads=1)
+    connection.execute("SET threads = 1").fetchall()
+    found = _query(connection, rows, expressions)
     scales = [Scale(*map(float, found[k : k + 4])) for k in range(0, len(found), 4)]
     return {DENSE_STATS: {c: s._asdict() for c, s in zip(columns, scales, strict=True)}}
 

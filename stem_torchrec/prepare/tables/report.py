@@ -55,16 +55,16 @@ def shares_of_id_0(schema: Schema, folder: Path) -> dict[str, dict[str, Any]]:
     """``id_0_share`` alone: of the ids that are written, by feature and split; an empty bag has
     none."""
     found: dict[str, dict[str, float]] = {feature.name: {} for feature in schema.sparse}
-    for split in SPLITS:
-        rows = written_rows(folder, split)
-        if rows is None:
-            continue
-        with duckdb.connect() as connection:
+    asked = [_share_of_0(feature) for feature in schema.sparse]
+    with duckdb.connect() as connection:
+        for split in SPLITS:
+            rows = written_rows(folder, split)
+            if rows is None:
+                continue
             connection.register("rows", rows)
-            asked = [_share_of_0(feature) for feature in schema.sparse]
-            shares = fetch_one(connection, f"SELECT {', '.join(asked)} FROM rows")
-        for name, share in zip(found, shares, strict=True):
-            found[name][split] = share
+            [shares] = connection.execute(f"SELECT {', '.join(asked)} FROM rows").fetchall()
+            for name, share in zip(found, shares, strict=True):
+                found[name][split] = share
     return {name: {"id_0_share": shares} for name, shares in found.items()}
 
 
