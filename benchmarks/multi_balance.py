@@ -163,12 +163,15 @@ def differences(by_seed: Mapping[int, Record], equal: Mapping[int, Record]) -> R
     record: Record = {"auc_mean": mean([by_seed[s]["test"]["auc_mean"] for s in seeds])}
     above = [by_seed[s]["test"]["auc_mean"] - equal[s]["test"]["auc_mean"] for s in seeds]
     record |= {"gain": mean(above), "gain_std": stdev(above) if len(seeds) > 1 else 0.0}
-    record["gain_by_task"] = {
-        task: mean([by_seed[s]["test"]["auc"][task] - equal[s]["test"]["auc"][task] for s in seeds])
+    gains = {
+        task: [by_seed[s]["test"]["auc"][task] - equal[s]["test"]["auc"][task] for s in seeds]
         for task in by_seed[seeds[0]]["test"]["auc"]
     }
+    record["gain_by_task"] = {task: mean(of_seeds) for task, of_seeds in gains.items()}
+    if len(seeds) > 1:
+        record["gain_std_by_task"] = {task: stdev(of_seeds) for task, of_seeds in gains.items()}
     balance = [by_seed[s]["test"].get("balance", {}) for s in seeds]
-    for name in ("weight", "cosine", "gradient_norm"):
+    for name in ("weight", "cosine", "gradient_norm", "conflict_share", "lowest_cosine"):
         if all(name in figures for figures in balance):
             by_task = zip(*(figures[name] for figures in balance), strict=True)
             record[name] = [mean(values) for values in by_task]
