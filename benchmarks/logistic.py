@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from stem_torchrec.data.schema import Feature, Schema, load_schema
+from stem_torchrec.data.schema import SPLITS, Feature, Schema, load_schema
 from stem_torchrec.training.evaluation import Joined, evaluation
 
 Row = dict[str, Any]
@@ -32,13 +32,19 @@ def logistic_regression(
     """Figures on valid and test at the strength that is best on valid."""
     schema = load_schema(data)
     tasks = tasks or schema.task_names
-    inputs = {split: one_hot(data / split, schema) for split in ("train", "valid", "test")}
-    labels = {
-        split: np.stack([_column(data / split, task) for task in tasks], axis=1) for split in inputs
-    }
+    inputs, labels = inputs_and_labels(data, schema, tasks)
     found = [{"C": strength} | _figures(inputs, labels, tasks, strength) for strength in strengths]
     best = max(found, key=lambda row: row["valid"]["auc_mean"])
     return best | {"valid_by_C": {row["C"]: row["valid"]["auc_mean"] for row in found}}
+
+
+def inputs_and_labels(data: Path, schema: Schema, tasks: Sequence[str]) -> tuple[Row, Row]:
+    """Of each split the one-hot columns, and the labels (rows, T), NaN for null."""
+    inputs = {split: one_hot(data / split, schema) for split in SPLITS}
+    labels = {
+        split: np.stack([column(data / split, task) for task in tasks], axis=1) for split in SPLITS
+    }
+    return inputs, labels
 
 
 def one_hot(folder: Path, schema: Schema) -> sparse.csr_matrix:
@@ -62,22 +68,26 @@ def _columns(folder: Path, feature: Feature) -> sparse.csr_matrix:
     return sparse.csr_matrix((shares, ids, offsets), shape=(len(column), feature.num_embeddings))
 
 
-def _column(folder: Path, name: str) -> np.ndarray[Any, Any]:
+def column(folder: Path, name: str) -> np.ndarray[Any, Any]:
+    """(rows,) of a split, NaN for null."""
     return pq.read_table(folder, columns=[name])[name].to_numpy().astype(np.float64)
 
 
 def _figures(inputs: Row, labels: Row, tasks: Sequence[str], strength: float) -> Row:
+    logits = logits_of(inputs, labels["train"], strength)
+    return {split: _evaluated(tasks, logits[split], labels[split]) for split in logits}
+
+
+def logits_of(inputs: Row, train_labels: Any, strength: float) -> dict[str, Any]:
+    """(rows, T) logits of valid and test, each task fitted to its train labels (rows, T)."""
     logits: dict[str, list[np.ndarray[Any, Any]]] = {"valid": [], "test": []}
-    for index in range(len(tasks)):
-        of_task, seen = labels["train"][:, index], ~np.isnan(labels["train"][:, index])
+    for index in range(train_labels.shape[1]):
+        of_task, seen = train_labels[:, index], ~np.isnan(train_labels[:, index])
         model = LogisticRegression(C=strength, max_iter=1000)
         model.fit(inputs["train"][seen], of_task[seen])
         for split, columns in logits.items():
             columns.append(model.decision_function(inputs[split]))
-    return {
-        split: _evaluated(tasks, np.stack(columns, axis=1), labels[split])
-        for split, columns in logits.items()
-    }
+    return {split: np.stack(columns, axis=1) for split, columns in logits.items()}
 
 
 def _evaluated(tasks: Sequence[str], logits: Any, labels: Any) -> Row:

@@ -12,18 +12,16 @@ command goes on where it stopped. Writes ``multi_balance.json`` and prints it as
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from pool import Job, at_best, learning_curve, lines_of, work_off
+from pool import Job, as_command, at_best, learning_curve, lines_of, work_off
 from provenance import provenance
 
 from stem_torchrec.config.reading import load_config
-from stem_torchrec.errors import UserError
 
 Record = dict[str, Any]
 Settings = dict[str, str]
@@ -179,8 +177,4 @@ def differences(by_seed: Mapping[int, Record], equal: Mapping[int, Record]) -> R
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    as_command(main)

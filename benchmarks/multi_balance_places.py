@@ -14,7 +14,6 @@ study of that name into ``multi_balance_places.json`` and prints its rows.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 from in_memory import load
 from multi_balance import differences
-from pool import Job, at_best, lines_of, work_off
+from pool import Job, as_command, at_best, lines_of, work_off
 from provenance import provenance
 from weighted_training import Learner, Place, Rates, learning_curve
 
@@ -33,7 +32,6 @@ from stem_torchrec.balancing.rules.mgda import MgdaRule
 from stem_torchrec.balancing.rules.multi_balance import MultiBalanceOptions, MultiBalanceRule
 from stem_torchrec.config import Config
 from stem_torchrec.config.reading import load_config
-from stem_torchrec.errors import UserError
 
 Record = dict[str, Any]
 PAIRS = ("adagrad adam", "sgd adam", "sgd sgd", "adam adam", "adagrad sgd", "adam sgd")
@@ -202,8 +200,4 @@ def write(options: argparse.Namespace, result: Record) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    as_command(main)

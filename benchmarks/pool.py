@@ -7,6 +7,7 @@ training that leaves no run folder: every split's figures after every epoch.
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from stem_torchrec.config import Config
+from stem_torchrec.errors import UserError
 from stem_torchrec.stopping.parent_watch import ends_its_children
 
 if TYPE_CHECKING:
@@ -75,6 +77,15 @@ def work_off(
             outcome = record.get("failure") or f"{record['seconds']:.1f} s"
             say(f"{number} of {len(left)}: {key}: {outcome}")
     return {key: record for key, record in done.items() if "failure" not in record}
+
+
+def as_command(main: Callable[[], None]) -> None:
+    """Run ``main``; where a key or a value is not allowed, its message and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def lines_of(file: Path) -> dict[str, Record]:

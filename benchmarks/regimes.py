@@ -15,14 +15,13 @@ both of what is there.
 import argparse
 import fcntl
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pool import Job, at_best, learning_curve, lines_of, work_off
+from pool import Job, as_command, at_best, learning_curve, lines_of, work_off
 from provenance import provenance
 from regimes_grid import (
     DATA,
@@ -277,8 +276,4 @@ def with_gains(cells: list[Record]) -> list[Record]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    as_command(main)
