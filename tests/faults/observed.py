@@ -16,9 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stem_torchrec.stopping.parent_watch import POLL_S
 from tests.faults.events import Log
 
 RANKS = 2
+SLOW_S = 2 * POLL_S
+"""A killed launcher is missed before a step has ended."""
 
 
 def observed_worker(log: Path, config: Any, existing: Any) -> Any:
@@ -83,7 +86,7 @@ def _fault(step: int) -> None:
     if rank != os.environ["RANK"] or step < int(when):
         return
     if what == "slow":
-        time.sleep(0.3)
+        time.sleep(SLOW_S)
     elif step == int(when) and what == "throw":
         raise ValueError("this rank broke")
     elif step == int(when):

@@ -45,7 +45,8 @@ def test_a_killed_launcher_takes_its_ranks_along(
     tmp_path: Path, data: Path, expected: Result, *, forked: bool
 ) -> None:
     """They save first: nothing is lost."""
-    # Half a second is a run's length.
+    # The system tells the ranks, too (torch asks it for SIGINT): in short steps they would have
+    # stopped by that, before they look whether their launcher is there.
     with Job(tmp_path, data, fault="slow 1 5", forked=forked) as job:
         job.wait_for("step", after=10)
         ranks = [process_name(events(tmp_path, rank)[-1].process) for rank in range(RANKS)]
