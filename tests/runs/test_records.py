@@ -3,7 +3,7 @@
 import json
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,19 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stem_torchrec.runs.records import METRICS, Recorder, defined
+
+
+@pytest.fixture
+def writers_end() -> Callable[[], None]:
+    """Wait until TensorBoard's threads of this test have met the full disk, which ends them."""
+    before = set(threading.enumerate())
+
+    def wait() -> None:
+        for thread in set(threading.enumerate()) - before:
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+    return wait
 
 
 @contextmanager
@@ -25,7 +38,7 @@ def room_of(size: int) -> Iterator[None]:
 
 
 def test_what_a_full_disk_does_not_take_comes_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, writers_end: Callable[[], None]
 ) -> None:
     records = [{"kind": "train", "step": step, "qps": 1.0} for step in range(1, 6)]
     with Recorder(tmp_path, active=True) as recorder:
@@ -36,6 +49,7 @@ def test_what_a_full_disk_does_not_take_comes_later(
             recorder.write(records[2])
             with pytest.raises(OSError, match="File too large"):
                 recorder.upload()
+            writers_end()
         assert "records are not written yet" in caplog.text
         recorder.write(records[3])
         recorder.write(records[4])
@@ -50,13 +64,14 @@ def test_what_a_full_disk_does_not_take_comes_later(
 
 
 def test_a_disk_that_is_full_at_the_start_takes_the_records_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, writers_end: Callable[[], None]
 ) -> None:
     hook = threading.excepthook
     records = [{"kind": "train", "step": step, "qps": 1.0} for step in (1, 2)]
     with room_of(0):
         recorder = Recorder(tmp_path, active=True)
         recorder.write(records[0])
+        writers_end()
     with recorder:
         recorder.write(records[1])
     assert recorder.failure is None
