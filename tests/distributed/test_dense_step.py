@@ -9,22 +9,23 @@ from stem_torchrec.nn.losses import Labelled
 MOST = torch.finfo(torch.float32).max
 
 
-def output() -> DenseOutput:
-    """Numbers as large as there are, and a part without any."""
+def output(size: float) -> DenseOutput:
+    """Numbers of one size, and a part without any."""
     return DenseOutput(
-        losses=torch.tensor([MOST, 1.0]),
+        losses=torch.tensor([size, 1.0]),
         logits=torch.zeros(3, 2),
         target=Labelled(torch.zeros(3, 2), torch.ones(3, 2)),
         total_weights=torch.ones(2),
-        pooled={"shared": torch.full((3, 50), -MOST), "click": torch.full((3, 50), MOST)},
-        weights=[torch.full((7, 33), MOST), torch.empty(0)],
+        pooled={"shared": torch.full((3, 50), -size), "click": torch.full((3, 50), size)},
+        weights=[torch.full((7, 33), size), torch.empty(0)],
     )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("part", ["losses", "pooled", "weights"])
-def test_one_number_that_is_not_finite(part: str, bad: float) -> None:
-    found = output()
+@pytest.mark.parametrize("size", [1.0, MOST], ids=["ordinary", "sums overflow"])
+def test_one_number_that_is_not_finite(size: float, part: str, bad: float) -> None:
+    found = output(size)
     assert bool(found.is_finite())
     numbers = {"losses": found.losses, "pooled": found.pooled["click"], "weights": found.weights[0]}
     numbers[part].view(-1)[-1] = bad
