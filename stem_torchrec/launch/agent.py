@@ -11,7 +11,12 @@ from typing import Any
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.launcher import api
 
-from stem_torchrec.launch.failures import comes_again, error_of
+from stem_torchrec.launch.failures import (
+    all_failures,
+    comes_again,
+    error_of,
+    killed_by_signals,
+)
 from stem_torchrec.launch.node_address import give_up_lost_peers
 from stem_torchrec.stopping.parent_watch import ends_its_children
 from stem_torchrec.stopping.passing_on import PassedOn, passing_on_signals
@@ -54,8 +59,16 @@ def _agent_class(passed_on: PassedOn) -> type[LocalElasticAgent]:
             passed_on.workers_have_started()
             return started
 
-        def _monitor_workers(self, *arguments: Any, **options: Any) -> Any:
-            result = super()._monitor_workers(*arguments, **options)
+        def _monitor_workers(self, group: Any) -> Any:
+            context = self._pcontext
+            killed = killed_by_signals(context)
+            result = super()._monitor_workers(group)
+            if result.is_failed():
+                found = {failure.local_rank: failure for failure in result.failures.values()}
+                result.failures = {
+                    group.workers[rank].global_rank: failure
+                    for rank, failure in all_failures(context, found, killed).items()
+                }
             errors = [error_of(rank, failure) for rank, failure in result.failures.items()]
             if any(comes_again(error) for error in errors):
                 self._do_not_restart()
