@@ -30,6 +30,7 @@ from stem_torchrec.balancing.rule import Rule, Situation, State
 from stem_torchrec.balancing.rules.equal import EqualRule
 from stem_torchrec.balancing.rules.mgda import MgdaRule
 from stem_torchrec.balancing.rules.multi_balance import MultiBalanceOptions, MultiBalanceRule
+from stem_torchrec.balancing.rules.static import StaticOptions, StaticRule
 from stem_torchrec.config import Config
 from stem_torchrec.config.reading import load_config
 
@@ -53,6 +54,28 @@ RULES: dict[str, Rule[Any]] = {
     "raw Gram, floor": MultiBalanceRule(MultiBalanceOptions(matrix="gram", floor=0.5)),
     "mgda": FullMgda(),
 }
+
+
+def rule_of(name: str) -> Rule[Any]:
+    """One of ``RULES``; or ``static:W:W``, those weights by task.
+
+    Raises:
+        ValueError: there is none of the name, or a weight is not allowed.
+    """
+    if name in RULES:
+        return RULES[name]
+    kind, *weights = name.split(":")
+    if kind != "static":
+        raise ValueError(f"{name!r}; there are {', '.join(RULES)} and static:W:W")
+    return StaticRule(StaticOptions(tuple(float(weight) for weight in weights)))
+
+
+def rule_name(name: str) -> str:
+    try:
+        rule_of(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 class Training(NamedTuple):
@@ -111,7 +134,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--rules", nargs="+", type=rule_name, default=list(RULES))
     parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time; 0: in here")
@@ -171,7 +194,7 @@ def train(options: argparse.Namespace, training: Training) -> Record:
     data = load(config)
     of_tables, of_dense = training.pair.split()
     learner = Learner(
-        config, data, (of_tables, of_dense), training.rates, RULES[training.rule], training.place
+        config, data, (of_tables, of_dense), training.rates, rule_of(training.rule), training.place
     )
     return {"best": at_best(list(learning_curve(config, data, learner)))}
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from in_memory import Data, load
-from multi_balance_places import RULES, cells, main
+from multi_balance_places import RULES, cells, main, rule_of
 from torch import Tensor
 from weighted_training import Learner, Place, Rates
 
@@ -121,3 +121,19 @@ def test_a_study_goes_on_where_it_stopped(
     capsys.readouterr()
     main(arguments)
     assert "of" not in capsys.readouterr().out.partition("{")[0]
+
+
+def test_weights_of_ones_own(prepared: tuple[Config, Data]) -> None:
+    plain, weighed = (
+        stepped(prepared, rule_of("static:1:1")),
+        stepped(prepared, rule_of("static:2:0")),
+    )
+    assert plain.balancing.steps[0]["weight"].tolist() == [[1.0, 1.0]]
+    assert weighed.balancing.steps[0]["weight"].tolist() == [[2.0, 0.0]]
+
+
+@pytest.mark.parametrize("rule", ["static", "static:a", "static:-1:1", "mgd"])
+def test_a_rule_that_there_is_not(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--name", "n", "--data", "d", "--config", "c", "--out", "o", "--rules", rule])
+    assert "argument --rules" in capsys.readouterr().err
