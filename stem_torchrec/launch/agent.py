@@ -69,9 +69,9 @@ def _agent_class(passed_on: PassedOn) -> type[LocalElasticAgent]:
                     group.workers[rank].global_rank: failure
                     for rank, failure in all_failures(context, found, killed).items()
                 }
-            errors = [error_of(rank, failure) for rank, failure in result.failures.items()]
-            if any(comes_again(error) for error in errors):
-                self._do_not_restart()
+                first = next(iter(result.failures.items()))
+                if comes_again(error_of(*first)):
+                    self._do_not_restart()
             return result
 
     return Agent
