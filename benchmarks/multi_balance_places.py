@@ -134,7 +134,13 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--rules", nargs="+", type=rule_name, default=list(RULES))
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        type=rule_name,
+        default=list(RULES),
+        help=f"of {', '.join(map(repr, RULES))} (all, if left out) and static:W:W, weights by task",
+    )
     parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time; 0: in here")
